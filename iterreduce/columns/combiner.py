@@ -1,0 +1,411 @@
+"""The combiner: rows folded into one accumulator record per key, in one pass and without sorting.
+
+A `Fold` takes batches of rows, in canonical order, and holds a record for every key that it met; `result` hands the
+keys and their records out in canonical order (ascending hash). Records are not finished values: they travel, and
+another fold merges them. Three stores, chosen from the keys: integers that lie close together are found by address,
+other keys of a single number in a table in hash order, everything else in a `KeyStore`. All give the same bits: rows
+are folded in row order whatever the store.
+
+Rows go through in pieces, first all slots of a piece, then each aggregator over the piece, so that what lies between
+stays in the second-level cache and memory does not grow with the rows. It is not an exchange: it knows of no ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from iterreduce.columns import hashing
+from iterreduce.columns.aggregators import Output
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.fused import Fused, fused_sum
+from iterreduce.columns.hashing import hash_words, key_words, unhash_words
+from iterreduce.columns.jit import kernel
+from iterreduce.columns.keycodec import is_word_key
+from iterreduce.columns.keystore import KeyStore
+from iterreduce.columns.keytable import OrderedTable
+from iterreduce.columns.numbering import estimate_distinct, is_dense, keys_of_words
+from iterreduce.columns.ordering import hash_order
+from iterreduce.columns.ragged import Array
+from iterreduce.columns.schema import Schema
+from iterreduce.errors import UsageError
+
+PIECE = 4096  # rows between slots and accumulators: 32 KB of hashes, slots and each value column
+ADDRESS_KINDS = "biumM"  # keys whose words can be addresses
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Keys in canonical order, with the accumulator record of each."""
+
+    hashes: Array  # uint64 (m,), ascending
+    keys: Batch  # m rows
+    records: Array  # int64 (m, W), C-contiguous
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def slice(self, lo: int, hi: int) -> Folded:
+        """Rows ``lo`` to ``hi``, sharing memory."""
+        return Folded(self.hashes[lo:hi], self.keys.slice(lo, hi), self.records[lo:hi])
+
+
+class Layout:
+    """The outputs of a fold side by side in one record, from word ``first`` of a row on."""
+
+    def __init__(self, outputs: Sequence[Output], first: int):
+        self.outputs, self.width = tuple(outputs), 0
+        self._at: list[tuple[Output, int, int]] = []  # output, offset in a row of the store, offset in a record
+        for output in outputs:
+            if output.bound.words is None:
+                raise UsageError(f'output "{output.name}" needs all rows of a key together: it cannot be combined')
+            self._at.append((output, first + self.width, self.width))
+            self.width += output.bound.words
+
+    def fill(self, rows: Array) -> None:
+        """Write identities into all rows of a store."""
+        for output, offset, _ in self._at:
+            output.bound.fill(rows, offset)
+
+    def update(self, store: Array, slots: Array, rows: Batch) -> None:
+        """Fold each row into its slot."""
+        for output, offset, _ in self._at:
+            values, valid = output.read(rows)
+            output.bound.update(store, offset, slots, values, valid)
+
+    def merge(self, store: Array, slots: Array, partial: Array) -> None:
+        """Fold each partial record into its slot."""
+        for output, offset, at in self._at:
+            output.bound.merge(store, offset, slots, partial, at)
+
+
+class Store(Protocol):
+    """Where keys and records are held. ``add`` and ``merge`` return the rows done: fewer than all if it gives up."""
+
+    @property
+    def nbytes(self) -> int: ...
+    def add(self, keys: Batch, rows: Batch) -> int: ...
+    def merge(self, part: Folded) -> int: ...
+    def result(self) -> Folded: ...
+    def clear(self) -> None: ...
+
+
+@kernel
+def _gather_records(store: Any, rows: Any, out: Any) -> None:
+    """Copy the words behind the first of these rows of a store."""
+    one, width = np.uint64(1), np.uint64(out.shape[1])
+    for i in range(len(rows)):
+        row = np.uint64(rows[i])
+        for k in range(width):
+            out[i, k] = store[row, k + one]
+
+
+def _records(store: Array, rows: Array, width: int) -> Array:
+    out = np.empty((len(rows), width), np.int64)
+    _gather_records(store, rows, out)
+    return out
+
+
+class HashedStore:
+    """Keys of a single number, in a table in hash order that also holds the records."""
+
+    def __init__(self, schema: Schema, outputs: Sequence[Output]):
+        self.schema, self.name, self.layout = schema, next(iter(schema)), Layout(outputs, 1)
+        self.table = OrderedTable(self.layout.width, self.layout.fill)
+        self.fused = fused_sum(outputs)
+        self._hashes, self._slots = np.empty(PIECE, np.uint64), np.empty(PIECE, np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return self.table.nbytes + self._hashes.nbytes + self._slots.nbytes
+
+    def clear(self) -> None:
+        self.table.clear()
+
+    def add(self, keys: Batch, rows: Batch) -> int:
+        column, valid = keys[self.name], keys.valid(self.name)
+        if not self.table.homes:
+            self.table.reserve(estimate_distinct(column), hash_words(key_words(column[:PIECE])))
+        if self.fused is not None and valid is None and self.fused.takes(column, rows):
+            self._add_fused(self.fused, column, rows)
+            return len(rows)
+        for lo in range(0, len(rows), PIECE):
+            piece = rows if len(rows) <= PIECE else rows.slice(lo, lo + PIECE)
+            words, mask = key_words(column[lo : lo + PIECE]), None if valid is None else valid[lo : lo + PIECE]
+            self._add_piece(hash_words(words, self._hashes[: len(words)]), mask, piece)
+        return len(rows)
+
+    def _add_fused(self, fused: Fused, column: Array, rows: Batch) -> None:
+        done, words = 0, key_words(column)
+        while True:
+            done = fused.add_hashed(self.table, words, rows, done)
+            if done == len(words):
+                return
+            left = words[done : done + PIECE]
+            self.table.make_room(hash_words(left), self._expected(words[done:]))
+
+    def _expected(self, words: Array) -> int:
+        return max(2 * self.table.used, estimate_distinct(words)) if len(words) > PIECE else 0
+
+    def _add_piece(self, hashes: Array, valid: Array | None, rows: Batch) -> None:
+        done, slots = 0, self._slots[: len(hashes)]
+        while True:
+            now = self.table.insert(hashes, valid, slots)
+            if now == len(hashes):
+                self.layout.update(self.table.words, slots, rows if not done else rows.slice(done, len(rows)))
+                return
+            if now:
+                self.layout.update(self.table.words, slots[:now], rows.slice(done, done + now))
+            done, hashes, slots = done + now, hashes[now:], slots[now:]
+            valid = None if valid is None else valid[now:]
+            self.table.make_room(hashes)
+
+    def merge(self, part: Folded) -> int:
+        n, valid = len(part), part.keys.valid(self.name)
+        if not self.table.homes:
+            self.table.reserve(n, part.hashes)
+        slots, done = np.empty(n, np.int64) if n > PIECE else self._slots[:n], 0
+        while done < n:
+            mask = None if valid is None else valid[done:]
+            now = self.table.insert(part.hashes[done:], mask, slots[done:])
+            self.layout.merge(self.table.words, slots[done : done + now], part.records[done : done + now])
+            done += now
+            if done < n:
+                self.table.make_room(part.hashes[done:], max(n, 2 * self.table.used))
+        return n
+
+    def result(self) -> Folded:
+        hashes, rows, null_at = self.table.scan()
+        keys = keys_of_words(self.schema, unhash_words(hashes), null_at)
+        return Folded(hashes, keys, _records(self.table.words, rows, self.layout.width))
+
+    def take_over(self, other: Folded) -> None:
+        """Start with what another store held."""
+        self.merge(other)
+
+
+@kernel
+def _addresses(words: Any, valid: Any, low: Any, store: Any, slots: Any) -> int:
+    """Rows by address, marked as held; the rows done: it stops at a key out of range. The last row is the null key's."""
+    null = np.uint64(store.shape[0] - 1)
+    for i in range(len(words)):
+        at = np.uint64(words[i] - low)
+        if valid is not None and not valid[i]:
+            at = null
+        elif at >= null:
+            return i
+        store[at, 0] = 0
+        slots[i] = at
+    return len(words)
+
+
+class AddressedStore:
+    """Integers in ``[low, high]``: the record of key ``k`` stands at ``k - low``."""
+
+    def __init__(self, schema: Schema, outputs: Sequence[Output], low: int, high: int):
+        self.schema, self.name, self.layout = schema, next(iter(schema)), Layout(outputs, 1)
+        self.low, self.high = low, high
+        self.words = np.empty((high - low + 2, 1 + self.layout.width), np.int64)
+        self.fused = fused_sum(outputs)
+        self._slots = np.empty(PIECE, np.int64)
+        self._held: tuple[Array, Array, Array] | None = None  # addresses, their hashes and order, of the last result
+        self.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes + self._slots.nbytes
+
+    def clear(self) -> None:
+        self.words[:, 0] = -1
+        self.layout.fill(self.words)
+
+    def add(self, keys: Batch, rows: Batch) -> int:
+        column, valid = keys[self.name], keys.valid(self.name)
+        if self.fused is not None and valid is None and self.fused.takes(column, rows):
+            return self.fused.add_addressed(self.words, key_words(column), rows, self.low)
+        for lo in range(0, len(rows), PIECE):
+            piece = rows if len(rows) <= PIECE else rows.slice(lo, lo + PIECE)
+            words, mask = key_words(column[lo : lo + PIECE]), None if valid is None else valid[lo : lo + PIECE]
+            slots = self._slots[: len(words)]
+            done = _addresses(words, mask, np.int64(self.low), self.words, slots)
+            self.layout.update(self.words, slots[:done], piece if done == len(piece) else piece.slice(0, done))
+            if done < len(words):
+                return lo + done
+        return len(rows)
+
+    def merge(self, part: Folded) -> int:
+        words, valid, slots = key_words(part.keys[self.name]), part.keys.valid(self.name), np.empty(len(part), np.int64)
+        done = _addresses(words, valid, np.int64(self.low), self.words, slots)
+        self.layout.merge(self.words, slots[:done], part.records[:done])
+        return done
+
+    def result(self) -> Folded:
+        held = np.flatnonzero(self.words[:, 0] == 0)
+        null = len(held) > 0 and held[-1] == len(self.words) - 1
+        hashes, rows = self._in_order(held[:-1] if null else held)
+        if not null:
+            return self._folded(hashes, rows, -1)
+        at = int(np.searchsorted(hashes, hashing.NULL_HASH))
+        return self._folded(np.insert(hashes, at, hashing.NULL_HASH), np.insert(rows, at, len(self.words) - 1), at)
+
+    def _folded(self, hashes: Array, rows: Array, null_at: int) -> Folded:
+        keys = keys_of_words(self.schema, rows + self.low, null_at)
+        return Folded(hashes, keys, _records(self.words, rows, self.layout.width))
+
+    def _in_order(self, held: Array) -> tuple[Array, Array]:
+        """Hashes and addresses in canonical order; a loop that meets the same keys again orders them once."""
+        if self._held is None or not np.array_equal(self._held[0], held):
+            hashes = hash_words(held + self.low)
+            order = hash_order(hashes)
+            self._held = held, hashes[order], held[order]
+        return self._held[1], self._held[2]
+
+
+class GeneralStore:
+    """Keys of any other kind, numbered in order of arrival, with the record of key ``k`` in row ``k``."""
+
+    def __init__(self, schema: Schema, outputs: Sequence[Output]):
+        self.schema, self.layout, self.keys = schema, Layout(outputs, 0), KeyStore(schema)
+        self.records = np.empty((0, self.layout.width), np.int64)
+        self._filled = 0
+        self._numbers = np.empty(PIECE, np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return self.records.nbytes + self.keys.nbytes + self._numbers.nbytes
+
+    def clear(self) -> None:
+        self.keys.clear()
+        self._filled = 0
+
+    def add(self, keys: Batch, rows: Batch) -> int:
+        for lo in range(0, len(rows), PIECE):
+            whole = len(rows) <= PIECE
+            piece, key = (rows, keys) if whole else (rows.slice(lo, lo + PIECE), keys.slice(lo, lo + PIECE))
+            numbers = self._numbers[: len(piece)]
+            self.keys.number(key, hashing.hash_keys(key), numbers)
+            self._make_room()
+            self.layout.update(self.records, numbers, piece)
+        return len(rows)
+
+    def _make_room(self) -> None:
+        """Records for all keys, the new ones filled with identities."""
+        m = len(self.keys)
+        if m > len(self.records):
+            larger = np.empty((max(m, 2 * len(self.records)), self.layout.width), np.int64)
+            larger[: self._filled] = self.records[: self._filled]
+            self.records = larger
+        self.layout.fill(self.records[self._filled : m])
+        self._filled = m
+
+    def merge(self, part: Folded) -> int:
+        numbers = np.empty(len(part), np.int64)
+        self.keys.number(part.keys, part.hashes, numbers)
+        self._make_room()
+        self.layout.merge(self.records, numbers, part.records)
+        return len(part)
+
+    def result(self) -> Folded:
+        hashes, numbers = self.keys.canonical()
+        return Folded(hashes, self.keys.keys(numbers), self.records[numbers])
+
+
+class Fold:
+    """Rows folded into one record per key.
+
+    ``key_schema``: the key columns; ``outputs``: what `bind_outputs` returns. Memory is kept between iterations by
+    `clear`, and grows with the distinct keys, never with the rows. Raises `UsageError` without key columns, and for
+    outputs that need all rows of a key together.
+
+    >>> from iterreduce.columns.aggregators import SUM, bind_outputs
+    >>> rows = Batch(k=np.array([7, 8, 7]), x=np.array([1.0, 2.0, 3.0]))
+    >>> outputs = bind_outputs({"x": SUM}, ["k"], rows.schema)
+    >>> fold = Fold(Schema({"k": rows.schema["k"]}), outputs)
+    >>> fold.add(rows)
+    >>> folded = fold.result()
+    >>> column, valid = outputs[0].bound.finish(folded.records, 0)
+    >>> dict(zip(folded.keys["k"].tolist(), column.tolist()))[7]
+    4.0
+    """
+
+    def __init__(self, key_schema: Schema, outputs: Sequence[Output]):
+        if not len(key_schema):
+            raise UsageError("a fold needs at least one key column, got none")
+        self.key_schema, self.outputs, self.names = key_schema, tuple(outputs), tuple(key_schema)
+        self.width = Layout(outputs, 0).width
+        self._word = is_word_key(key_schema)
+        self._store: Store | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self._store.nbytes if self._store is not None else 0
+
+    def add(self, rows: Batch) -> None:
+        """Fold rows that hold the key columns and all columns that outputs read, in row order."""
+        keys = rows.select(*self.names)
+        if not len(rows):
+            return
+        if self._store is None:
+            self._store = self._choose(keys)
+        done = self._store.add(keys, rows)
+        if done < len(rows):
+            left = rows.slice(done, len(rows))
+            self._replace(left.select(*self.names))
+            self.add(left)
+
+    def merge(self, part: Folded) -> None:
+        """Fold records of another fold with the same outputs; its keys must be distinct."""
+        if not len(part):
+            return
+        if self._store is None:
+            self._store = HashedStore(self.key_schema, self.outputs) if self._word else GeneralStore(self.key_schema, self.outputs)
+        done = self._store.merge(part)
+        if done < len(part):
+            left = part.slice(done, len(part))
+            self._replace(left.keys)
+            self.merge(left)
+
+    def _choose(self, keys: Batch, span: tuple[int, int] | None = None) -> Store:
+        if not self._word:
+            return GeneralStore(self.key_schema, self.outputs)
+        column, valid = keys[self.names[0]], keys.valid(self.names[0])
+        low, high = _extent(column, valid)
+        if span is not None and low <= high:
+            low, high = min(low, span[0]), max(high, span[1])
+        if is_dense(low, high, len(column)) and is_dense(low, high, estimate_distinct(column)):
+            return AddressedStore(self.key_schema, self.outputs, low, high)
+        return HashedStore(self.key_schema, self.outputs)
+
+    def _replace(self, keys: Batch) -> None:
+        """Keys out of the range of addresses: a wider range, or another store, takes over what is held."""
+        assert isinstance(self._store, AddressedStore)
+        old = self._store
+        held = old.result()
+        self._store = self._choose(keys, (old.low, old.high) if len(held) else None)
+        self._store.merge(held)
+
+    def result(self) -> Folded:
+        """Keys in canonical order with their records, in memory of their own."""
+        if self._store is not None:
+            return self._store.result()
+        empty = Batch.empty(self.key_schema)
+        return Folded(np.empty(0, np.uint64), empty, np.empty((0, self.width), np.int64))
+
+    def clear(self) -> None:
+        """Forget all keys, keep the memory."""
+        if self._store is not None:
+            self._store.clear()
+
+
+def _extent(column: Array, valid: Array | None) -> tuple[int, int]:
+    """Smallest and largest key word; ``(1, 0)`` for keys that cannot be addresses."""
+    if valid is not None:
+        column = column[valid]
+    if column.dtype.kind not in ADDRESS_KINDS or not len(column):
+        return 1, 0
+    words = column.view(np.int64) if column.dtype.itemsize == 8 else column
+    return int(words.min()), int(words.max())

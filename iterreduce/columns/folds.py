@@ -1,0 +1,306 @@
+"""Numba loops that fold rows, and partial accumulators, into accumulator records.
+
+A record is a row of an int64 array of shape ``(groups, words)``; a fold reads and writes the words from
+``offset`` on, as int64 or as float64 (the same memory seen otherwise: ``view`` inside the kernel is free, in
+Python it costs 0.3 us). Nothing here checks codes, shapes or dtypes, knows of nulls, or allocates: that is
+`iterreduce.columns.accumulators`, the only caller.
+
+Conventions: ``codes`` is int32 or int64 of shape ``(n,)``, the record of each row; ``values`` of shape
+``(n,)`` for the plain kernels and C-contiguous ``(n, d)`` for those that end in ``_rows``; kernels that start
+with ``merge_`` fold row ``i`` of ``partial`` (words ``first`` to ``first + width``) into record ``slots[i]``.
+Rows are folded in row order. Indices are made unsigned because Numba tests signed ones for wrap-around.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from iterreduce.columns.jit import kernel
+from iterreduce.columns.ragged import Array
+
+
+@kernel
+def count_float(records: Array, offset: int, codes: Array) -> None:
+    """Add 1.0 to the word at ``offset``, once per row."""
+    cells, at = records.view(np.float64), np.uint64(offset)
+    for i in range(codes.size):
+        cells[np.uint64(codes[i]), at] += 1.0
+
+
+@kernel
+def count_int(records: Array, offset: int, codes: Array) -> None:
+    """Add 1 to the word at ``offset``, once per row."""
+    at = np.uint64(offset)
+    for i in range(codes.size):
+        records[np.uint64(codes[i]), at] += 1
+
+
+@kernel
+def sum_float(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Float sums, accumulated in float64."""
+    cells, at = records.view(np.float64), np.uint64(offset)
+    for i in range(codes.size):
+        cells[np.uint64(codes[i]), at] += values[i]
+
+
+@kernel
+def sum_float_rows(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Float sums of vectors."""
+    cells, at, width = records.view(np.float64), np.uint64(offset), np.uint64(values.shape[1])
+    for i in range(codes.size):
+        c = np.uint64(codes[i])
+        for j in range(width):
+            cells[c, at + j] += values[i, j]
+
+
+@kernel
+def mean_float(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Sum and number of rows, side by side, both float64."""
+    cells, at, one = records.view(np.float64), np.uint64(offset), np.uint64(1)
+    for i in range(codes.size):
+        c = np.uint64(codes[i])
+        cells[c, at] += values[i]
+        cells[c, at + one] += 1.0
+
+
+@kernel
+def mean_float_rows(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Sums of vectors, then the number of rows."""
+    cells, at, width = records.view(np.float64), np.uint64(offset), np.uint64(values.shape[1])
+    for i in range(codes.size):
+        c = np.uint64(codes[i])
+        for j in range(width):
+            cells[c, at + j] += values[i, j]
+        cells[c, at + width] += 1.0
+
+
+@kernel
+def sum_int(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Integer sums in int64; they wrap around beyond 64 bits, as NumPy's do."""
+    at = np.uint64(offset)
+    for i in range(codes.size):
+        records[np.uint64(codes[i]), at] += values[i]
+
+
+@kernel
+def sum_int_rows(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Integer sums of vectors."""
+    at, width = np.uint64(offset), np.uint64(values.shape[1])
+    for i in range(codes.size):
+        c = np.uint64(codes[i])
+        for j in range(width):
+            records[c, at + j] += values[i, j]
+
+
+@kernel
+def min_float(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Smallest value; a NaN stays."""
+    cells, at = records.view(np.float64), np.uint64(offset)
+    for i in range(codes.size):
+        c, v = np.uint64(codes[i]), np.float64(values[i])
+        if v < cells[c, at] or v != v:
+            cells[c, at] = v
+
+
+@kernel
+def max_float(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Largest value; a NaN stays."""
+    cells, at = records.view(np.float64), np.uint64(offset)
+    for i in range(codes.size):
+        c, v = np.uint64(codes[i]), np.float64(values[i])
+        if v > cells[c, at] or v != v:
+            cells[c, at] = v
+
+
+@kernel
+def min_float_rows(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Smallest values, element by element; written without a branch so that it vectorises."""
+    cells, at, width = records.view(np.float64), np.uint64(offset), np.uint64(values.shape[1])
+    for i in range(codes.size):
+        c = np.uint64(codes[i])
+        for j in range(width):
+            v, held = np.float64(values[i, j]), cells[c, at + j]
+            cells[c, at + j] = v if (v < held) | (v != v) else held
+
+
+@kernel
+def max_float_rows(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Largest values, element by element."""
+    cells, at, width = records.view(np.float64), np.uint64(offset), np.uint64(values.shape[1])
+    for i in range(codes.size):
+        c = np.uint64(codes[i])
+        for j in range(width):
+            v, held = np.float64(values[i, j]), cells[c, at + j]
+            cells[c, at + j] = v if (v > held) | (v != v) else held
+
+
+@kernel
+def min_int(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Smallest integer."""
+    at = np.uint64(offset)
+    for i in range(codes.size):
+        c = np.uint64(codes[i])
+        if values[i] < records[c, at]:
+            records[c, at] = values[i]
+
+
+@kernel
+def max_int(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Largest integer."""
+    at = np.uint64(offset)
+    for i in range(codes.size):
+        c = np.uint64(codes[i])
+        if values[i] > records[c, at]:
+            records[c, at] = values[i]
+
+
+@kernel
+def min_int_rows(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Smallest integers, element by element."""
+    at, width = np.uint64(offset), np.uint64(values.shape[1])
+    for i in range(codes.size):
+        c = np.uint64(codes[i])
+        for j in range(width):
+            v, held = np.int64(values[i, j]), records[c, at + j]
+            records[c, at + j] = v if v < held else held
+
+
+@kernel
+def max_int_rows(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Largest integers, element by element."""
+    at, width = np.uint64(offset), np.uint64(values.shape[1])
+    for i in range(codes.size):
+        c = np.uint64(codes[i])
+        for j in range(width):
+            v, held = np.int64(values[i, j]), records[c, at + j]
+            records[c, at + j] = v if v > held else held
+
+
+@kernel
+def merge_sum_float(
+    records: Array, offset: int, slots: Array, partial: Array, first: int, width: int
+) -> None:
+    """Add float words."""
+    cells, parts = records.view(np.float64), partial.view(np.float64)
+    at, start, wide = np.uint64(offset), np.uint64(first), np.uint64(width)
+    for i in range(slots.size):
+        c = np.uint64(slots[i])
+        for j in range(wide):
+            cells[c, at + j] += parts[i, start + j]
+
+
+@kernel
+def merge_sum_int(records: Array, offset: int, slots: Array, partial: Array, first: int, width: int) -> None:
+    """Add int64 words."""
+    at, start, wide = np.uint64(offset), np.uint64(first), np.uint64(width)
+    for i in range(slots.size):
+        c = np.uint64(slots[i])
+        for j in range(wide):
+            records[c, at + j] += partial[i, start + j]
+
+
+@kernel
+def merge_min_float(
+    records: Array, offset: int, slots: Array, partial: Array, first: int, width: int
+) -> None:
+    """Smallest of float words; NaN stays."""
+    cells, parts = records.view(np.float64), partial.view(np.float64)
+    at, start, wide = np.uint64(offset), np.uint64(first), np.uint64(width)
+    for i in range(slots.size):
+        c = np.uint64(slots[i])
+        for j in range(wide):
+            v = parts[i, start + j]
+            if v < cells[c, at + j] or v != v:
+                cells[c, at + j] = v
+
+
+@kernel
+def merge_max_float(
+    records: Array, offset: int, slots: Array, partial: Array, first: int, width: int
+) -> None:
+    """Largest of float words; NaN stays."""
+    cells, parts = records.view(np.float64), partial.view(np.float64)
+    at, start, wide = np.uint64(offset), np.uint64(first), np.uint64(width)
+    for i in range(slots.size):
+        c = np.uint64(slots[i])
+        for j in range(wide):
+            v = parts[i, start + j]
+            if v > cells[c, at + j] or v != v:
+                cells[c, at + j] = v
+
+
+@kernel
+def merge_min_int(records: Array, offset: int, slots: Array, partial: Array, first: int, width: int) -> None:
+    """Smallest of int64 words."""
+    at, start, wide = np.uint64(offset), np.uint64(first), np.uint64(width)
+    for i in range(slots.size):
+        c = np.uint64(slots[i])
+        for j in range(wide):
+            if partial[i, start + j] < records[c, at + j]:
+                records[c, at + j] = partial[i, start + j]
+
+
+@kernel
+def merge_max_int(records: Array, offset: int, slots: Array, partial: Array, first: int, width: int) -> None:
+    """Largest of int64 words."""
+    at, start, wide = np.uint64(offset), np.uint64(first), np.uint64(width)
+    for i in range(slots.size):
+        c = np.uint64(slots[i])
+        for j in range(wide):
+            if partial[i, start + j] > records[c, at + j]:
+                records[c, at + j] = partial[i, start + j]
+
+
+@kernel
+def var_float(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Welford's update of count, mean and sum of squared deviations (Technometrics 4, 1962)."""
+    cells, at, one, two = records.view(np.float64), np.uint64(offset), np.uint64(1), np.uint64(2)
+    for i in range(codes.size):
+        c, v = np.uint64(codes[i]), np.float64(values[i])
+        n = cells[c, at] + 1.0
+        delta = v - cells[c, at + one]
+        mean = cells[c, at + one] + delta / n
+        cells[c, at] = n
+        cells[c, at + one] = mean
+        cells[c, at + two] += delta * (v - mean)
+
+
+@kernel
+def var_float_rows(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Welford's update, element by element: one count, ``d`` means, ``d`` sums of squared deviations."""
+    cells, width = records.view(np.float64), np.uint64(values.shape[1])
+    count, mean_at = np.uint64(offset), np.uint64(offset) + np.uint64(1)
+    square_at = mean_at + width
+    for i in range(codes.size):
+        c = np.uint64(codes[i])
+        n = cells[c, count] + 1.0
+        cells[c, count] = n
+        for j in range(width):
+            v, held = np.float64(values[i, j]), cells[c, mean_at + j]
+            mean = held + (v - held) / n
+            cells[c, mean_at + j] = mean
+            cells[c, square_at + j] += (v - held) * (v - mean)
+
+
+@kernel
+def merge_var(records: Array, offset: int, slots: Array, partial: Array, first: int, width: int) -> None:
+    """The pairwise update of Chan, Golub and LeVeque (1983) of two (count, means, squares) of ``width``
+    elements."""
+    cells, parts = records.view(np.float64), partial.view(np.float64)
+    at, start, wide, one = np.uint64(offset), np.uint64(first), np.uint64(width), np.uint64(1)
+    for i in range(slots.size):
+        c, ours, theirs = np.uint64(slots[i]), 0.0, parts[i, start]
+        if theirs == 0.0:
+            continue
+        ours = cells[c, at]
+        total = ours + theirs
+        cells[c, at] = total
+        for j in range(wide):
+            mean, square = at + one + j, at + one + wide + j
+            other_mean, other_square = parts[i, start + one + j], parts[i, start + one + wide + j]
+            if ours == 0.0:  # an exact copy: mean + (other - mean) would round
+                cells[c, mean], cells[c, square] = other_mean, other_square
+                continue
+            delta = other_mean - cells[c, mean]
+            cells[c, mean] += delta * (theirs / total)
+            cells[c, square] += other_square + delta * delta * (ours / total * theirs)

@@ -1,0 +1,112 @@
+"""The commonest fold in one loop: rows with one key of 8 bytes, summed or counted into one word.
+
+Finding the key's row and adding to it in the same loop saves a pass over the slots and one visit to each row of the
+table. Results are those of the general way, bit for bit: rows are added in row order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from iterreduce.columns.accumulators import Count, Elementwise
+from iterreduce.columns.aggregators import Output
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.hashing import EMPTY, mix
+from iterreduce.columns.jit import kernel
+from iterreduce.columns.keytable import OrderedTable
+from iterreduce.columns.ragged import Array
+
+FUSED_DTYPES = (np.dtype(np.float64), np.dtype(np.int64))
+"""Sums of these need no conversion; others take the general way, a piece at a time."""
+
+
+@kernel
+def _add_hashed(words: Any, values: Any, first: Any, table: Any, cells: Any, place: Any, added: Any) -> Any:
+    """Find or insert the key of each row and add its value; ``(rows done, keys held)``."""
+    base, shift, homes, probes, room = place
+    one, side = np.uint64(1), np.uint64(table.shape[0] - 2)
+    for i in range(first, len(words)):
+        h = mix(np.uint64(words[i]))
+        j = (h - base) >> shift
+        if j >= homes:
+            if h != EMPTY:
+                return i, added
+        held = table[j, 0]
+        if held != h or h == EMPTY:
+            if h == EMPTY:
+                j = side
+                table[j, 0] = np.uint64(0)
+            else:
+                last = j + probes
+                while held != h and held != EMPTY:
+                    j += one
+                    if j == last:
+                        return i, added
+                    held = table[j, 0]
+                if held == EMPTY:
+                    if added >= room:
+                        return i, added
+                    table[j, 0] = h
+                    added += 1
+        cells[j, one] += values[i] if values is not None else 1
+    return len(words), added
+
+
+@kernel
+def _add_addressed(words: Any, values: Any, low: Any, table: Any, cells: Any) -> int:
+    """Add each row's value at its address; the rows done: it stops at a key out of range."""
+    end, one, zero = np.uint64(table.shape[0] - 1), np.uint64(1), np.uint64(0)
+    for i in range(len(words)):
+        at = np.uint64(words[i] - low)
+        if at >= end:
+            return i
+        table[at, zero] = 0
+        cells[at, one] += values[i] if values is not None else 1
+    return len(words)
+
+
+class Fused:
+    """A single sum of float64 or int64, or a single count, as one loop over rows."""
+
+    def __init__(self, output: Output, dtype: np.dtype[Any], counts: bool):
+        self.column = None if counts else output.inputs[0]
+        self.dtype = dtype
+
+    def takes(self, keys: Array, rows: Batch) -> bool:
+        """True if these rows are of the shape that the loop reads as it is."""
+        if keys.dtype.itemsize != 8 or keys.dtype.kind == "f" or not keys.flags.c_contiguous:
+            return False
+        if self.column is None:
+            return True
+        values = rows[self.column]
+        return values.dtype == self.dtype and values.flags.c_contiguous and rows.valid(self.column) is None
+
+    def _values(self, rows: Batch) -> Array | None:
+        return None if self.column is None else rows[self.column]
+
+    def add_hashed(self, table: OrderedTable, words: Array, rows: Batch, first: int) -> int:
+        """Add rows from ``first`` on to a table of one payload word; the rows done."""
+        place = table.base, table.shift, np.uint64(table.homes), np.uint64(table.probes), table.room
+        cells = table.words.view(self.dtype)
+        done, table.used = _add_hashed(words, self._values(rows), first, table.unsigned, cells, place, table.used)
+        return int(done)
+
+    def add_addressed(self, store: Array, words: Array, rows: Batch, low: int) -> int:
+        """Add rows to a store by address; the rows done."""
+        return int(_add_addressed(words, self._values(rows), np.int64(low), store, store.view(self.dtype)))
+
+
+def fused_sum(outputs: Sequence[Output]) -> Fused | None:
+    """The fused loop of these outputs, if they are a single sum or count of one word."""
+    if len(outputs) != 1:
+        return None
+    bound = outputs[0].bound
+    if isinstance(bound, Count) and bound.inputs == 0:
+        return Fused(outputs[0], np.dtype(np.int64), counts=True)
+    if not isinstance(bound, Elementwise) or bound.op != "sum" or bound.words != 1 or bound.load is not None:
+        return None
+    dtype = np.dtype(np.float64 if bound.word == "f" else np.int64)
+    return Fused(outputs[0], dtype, counts=False) if bound.field_out.shape == () else None

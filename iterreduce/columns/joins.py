@@ -1,0 +1,95 @@
+"""Which rows of two sides have equal keys: pairs of row numbers, for whoever then takes columns.
+
+Local only: both sides hold all rows of their keys (they are co-partitioned, or one is everywhere). As in SQL a null
+equals nothing unless it is asked to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.jit import kernel
+from iterreduce.columns.numbering import KeyIndex, check_comparable, number_keys
+from iterreduce.columns.ordering import group_order
+from iterreduce.columns.ragged import Array
+
+
+@kernel
+def _count_pairs(codes: Any, offsets: Any, unmatched: Any) -> int:
+    pairs = 0
+    for c in codes:
+        pairs += offsets[c + 1] - offsets[c] if c >= 0 else unmatched
+    return pairs
+
+
+@kernel
+def _write_pairs(codes: Any, offsets: Any, order: Any, unmatched: Any, left: Any, right: Any) -> None:
+    at = 0
+    for i in range(len(codes)):
+        c = codes[i]
+        if c < 0:
+            if unmatched:
+                left[at], right[at] = i, -1
+                at += 1
+            continue
+        for k in range(offsets[c], offsets[c + 1]):
+            left[at], right[at] = i, order[k]
+            at += 1
+
+
+@kernel
+def _write_matches(rows: Any, left: Any, right: Any) -> int:
+    """Pairs where each left row has one match at most: those that have one."""
+    at = 0
+    for i in range(len(rows)):
+        if rows[i] >= 0:
+            left[at], right[at] = i, rows[i]
+            at += 1
+    return at
+
+
+def join_rows(
+    left: Batch, right: Batch, *, keep_left: bool = False, nulls_match: bool = False
+) -> tuple[Array, Array]:
+    """Pairs ``(left rows, right rows)``, int64 ``(pairs,)`` each, of equal keys, in left, then right row order.
+
+    ``left`` and ``right`` hold the key columns only, matched by position. ``keep_left``: a left row without a match
+    gives one pair with right row -1. Raises `SchemaError` for keys that can never be equal.
+
+    >>> a, b = join_rows(Batch(k=np.array([3, 1, 9])), Batch(k=np.array([1, 3, 3])))
+    >>> a.tolist(), b.tolist()
+    ([0, 0, 1], [1, 2, 0])
+    """
+    check_comparable(left.schema, right.schema)
+    numbered = number_keys(right)
+    codes = KeyIndex(numbered.keys).lookup(left) if len(right) else np.full(len(left), -1, np.int64)
+    if not nulls_match:
+        codes = _without_nulls(codes, left)
+    if len(numbered) == len(right):
+        return _join_unique(codes, numbered.first, keep_left)
+    order, offsets = group_order(numbered.codes, len(numbered))
+    pairs = _count_pairs(codes, offsets, int(keep_left))
+    rows, matches = np.empty(pairs, np.int64), np.empty(pairs, np.int64)
+    _write_pairs(codes, offsets, order, keep_left, rows, matches)
+    return rows, matches
+
+
+def _without_nulls(codes: Array, keys: Batch) -> Array:
+    for name in keys.names:
+        valid = keys.valid(name)
+        if valid is not None:
+            codes[~valid] = -1
+    return codes
+
+
+def _join_unique(codes: Array, first: Array, keep_left: bool) -> tuple[Array, Array]:
+    """Every right key stands once: at most one pair per left row."""
+    rows = np.where(codes >= 0, first[codes], -1) if len(first) else codes
+    if keep_left:
+        return np.arange(len(codes)), rows
+    left, right = np.empty(len(codes), np.int64), np.empty(len(codes), np.int64)
+    pairs = _write_matches(rows, left, right)
+    return left[:pairs], right[:pairs]

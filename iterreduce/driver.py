@@ -1,0 +1,334 @@
+"""The driver: loads what is invariant, runs iterations as transactions, and asks whether the fixpoint is reached.
+
+    start      sources are read, prepare stages run, states take their initial rows
+    advance    one iteration: supersteps, one control reduction, commit or roll back, outcome
+    finish     stages that read the final state
+
+It follows no master: every rank runs it, and what it decides follows from gathered words alone. The control
+reduction is one Allgather of a few words per rank: status, wishes, and the stopping rules' partials, which
+every rank folds in rank order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from iterreduce import fixpoint
+from iterreduce.agreement import Guard, raise_agreed
+from iterreduce.collectives import Group
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.numbering import number_keys
+from iterreduce.columns.partition import PARTITIONS, PartitionMap
+from iterreduce.errors import UsageError
+from iterreduce.events import Events
+from iterreduce.exchange import FAILED, check_headers
+from iterreduce.fixpoint import MaxIterations, Outcome
+from iterreduce.loop import Local, Loop, Shuffle, Stage, State, Superstep, reads_of
+from iterreduce.loop_cache import LoopCache
+from iterreduce.options import Options
+from iterreduce.sources.blocks import Source, load
+from iterreduce.superstep import SuperstepRun, Workshop
+from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, column_tokens, everywhere, token
+
+CONTROL_WORDS = 4  # stage and sequence, status, token to evict, stages whose result keys changed (bits)
+STAGE, STATUS, EVICT, CHANGED = range(CONTROL_WORDS)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a loop stands: iterations committed, and the distance at the last one (None: no distance asked)."""
+
+    iteration: int
+    residual: float | None = None
+
+
+@dataclass
+class Clock:
+    """Seconds by phase, and of every iteration, on this rank."""
+
+    load: float = 0.0
+    invariants: float = 0.0
+    iterate: float = 0.0
+    iterations: list[float] = field(default_factory=list)
+
+
+class LoopRun:
+    """One run of a loop on a group. `advance` until it returns an `Outcome`, then read ``tables``."""
+
+    def __init__(self, loop: Loop, group: Group, options: Options | None = None, events: Events | None = None):
+        self.loop, self.group = loop, group
+        self.options, self.events = options or Options(), events or Events()
+        self.iteration = 0
+        self.residual: float | None = None
+        self.outcome: Outcome | None = None
+        self.tables: dict[str, Table] = {}
+        self.clock = Clock()
+        self.bytes_invariants = 0
+        self.bytes_iterations: list[int] = []
+        self.loaded: dict[str, int] = {}
+        naive = self.options.naive
+        self.shop = Workshop(
+            group,
+            LoopCache(self.options.memory_bytes, enabled=not naive),
+            PartitionMap(self.options.partitions if self.options.partitions != PARTITIONS else loop.partitions, group.size),
+            self.events,
+            self.options.check,
+            self.options.memory_bytes,
+            repeats=_may_repeat(loop),
+            keep=not naive,
+        )
+        self.prepare, self.body = hoisted(loop) if not naive else (loop.prepare, loop.body)
+        self._supersteps = [SuperstepRun(step, self.shop) for step in self.body]
+        self._started = False
+        self._lay_out_control()
+
+    def _lay_out_control(self) -> None:
+        width = sum(r.width for r in self.loop.until.rules)
+        self._send = np.zeros(CONTROL_WORDS + width, np.int64)
+        self._recv = np.zeros(len(self._send) * self.group.size, np.int64)
+        self._gathered = self._recv.reshape(self.group.size, -1)
+        self._floats = self._gathered[:, CONTROL_WORDS:].view(np.float64)
+        self._partials = self._send[CONTROL_WORDS:].view(np.float64)
+        self._control = self.group.allgather_plan(self._send, self._recv, CONTROL_WORDS)
+
+    # ------------------------------------------------------------------ start
+
+    def start(self) -> None:
+        """Load sources, prepare invariants, give states their initial rows. Collective; `advance` calls it."""
+        if self._started:
+            return
+        self._started = True
+        before = self.group.traffic.payload_bytes
+        self._prepare(self.tables)
+        for name, state in self.loop.state.items():
+            self.tables[name] = self._initial(name, state)
+        self.bytes_invariants = self.group.traffic.payload_bytes - before
+
+    def _prepare(self, tables: dict[str, Table]) -> None:
+        started = time.perf_counter()
+        for name, source in self.loop.sources.items():
+            tables[name] = self._load(name, source)
+        loaded = time.perf_counter()
+        self._run_stages(self.prepare, tables, "prepare")
+        self.clock.load += loaded - started
+        self.clock.invariants += time.perf_counter() - loaded
+
+    def _load(self, name: str, source: Any) -> Table:
+        if isinstance(source, Batch):
+            return everywhere(source, token("constant", self.loop.name, name))
+        if isinstance(source, Loop):
+            inner = LoopRun(source, self.group, replace(self.options, naive=False), self.events)
+            inner.run()
+            inner.finish()
+            return _renewed(inner.tables[source.result], token("loop", self.loop.name, name))
+        return self._load_rows(name, source)
+
+    def _load_rows(self, name: str, source: Source) -> Table:
+        started = time.perf_counter()
+        source.open(self.group)
+        got = load(self.group, source)
+        of = token("source", name, source.token)
+        tokens = column_tokens(of, got.batch) if not self.options.naive else NO_TOKENS
+        self.loaded[name] = got.batch.nbytes
+        self.events.emit("load", name=name, rows=len(got.batch), bytes=got.batch.nbytes, seconds=time.perf_counter() - started)
+        return Table(got.batch, BY_BLOCK, tokens, got.block_starts, got.first_row, got.rows_total)
+
+    def _run_stages(self, stages: tuple[Stage, ...], tables: dict[str, Table], what: str) -> None:
+        """Stages that run once; their results are invariants."""
+        if not stages:
+            return
+        once = replace(self.shop, repeats=False, keep=False, exchangers=[], stages=1 << 16)
+        guard = Guard(self.group.rank, self.iteration)
+        made = SuperstepRun(Superstep(what, stages), once, wanted_after(self.loop)).results(tables, guard)
+        self._leave_if_failed(guard)
+        for number, stage in enumerate(stages):
+            if stage.into in made:
+                table = made[stage.into]
+                tables[stage.into] = table if self.options.naive else _renewed(table, token(what, self.loop.name, number))
+
+    def _leave_if_failed(self, guard: Guard) -> None:
+        """Agree that all is well before going on. Collective."""
+        if self.group.agree_any(guard.failure is not None):
+            raise_agreed(self.group, guard.failure)
+
+    def _initial(self, name: str, state: State) -> Table:
+        if not state.initial:
+            return Table(Batch(), BY_BLOCK)
+        first = self.tables[state.initial]
+        if not state.key:
+            return first
+        guard = Guard(self.group.rank, 0)
+        guard.stage = f'initial rows of "{name}"'
+        share = guard.run(self._share_of_everywhere, first)
+        self._leave_if_failed(guard)
+        assert share is not None
+        step = SuperstepRun(
+            Superstep("start", (Shuffle("\0initial", state.key, "\0shuffled"),)),
+            replace(self.shop, repeats=False, exchangers=[], stages=1 << 17),
+        )
+        made = step.results({"\0initial": share}, guard)
+        self._leave_if_failed(guard)
+        table = _renewed(made["\0shuffled"], token("state", self.loop.name, name))
+        guard.run(_check_unique, name, state, table)
+        self._leave_if_failed(guard)
+        return table
+
+    def _share_of_everywhere(self, table: Table) -> Table:
+        """Of rows that are everywhere each rank brings an equal part."""
+        if not table.everywhere:
+            return table
+        n, rank, size = len(table), self.group.rank, self.group.size
+        return Table(table.batch.slice(n * rank // size, n * (rank + 1) // size), BY_BLOCK)
+
+    # ------------------------------------------------------------------ iterate
+
+    def advance(self, feed: Mapping[str, Any] | None = None) -> Position | Outcome:
+        """Run one iteration. Collective.
+
+        Returns the new `Position`, or the `Outcome` if the loop ended with it. If anything fails, on any rank,
+        the iteration is rolled back and the same error is raised on all; ``tables`` are those of the last commit.
+        """
+        if feed:
+            raise UsageError(f"this loop declares no feeds, got {', '.join(feed)}")
+        if self.outcome is not None:
+            raise UsageError(f"the loop has ended ({self.outcome.value}); make a new LoopRun to run it again")
+        self.start()
+        started = time.perf_counter()
+        sent = self.group.traffic.payload_bytes
+        try:
+            pending = self._iterate()
+        except BaseException as error:
+            self._roll_back(error)
+            raise
+        self._commit(pending, time.perf_counter() - started, self.group.traffic.payload_bytes - sent)
+        return self.outcome if self.outcome is not None else Position(self.iteration, self.residual)
+
+    def _iterate(self) -> dict[str, Table]:
+        guard = Guard(self.group.rank, self.iteration + 1)
+        if self.events.active:
+            guard.stage = "start of the iteration"
+            guard.run(lambda: self.events.emit("iteration.start", iteration=self.iteration + 1))
+        tables = dict(self.tables)
+        if self.options.naive and self.iteration:
+            self._prepare(tables)
+        pending: dict[str, Table] = {}
+        for step in self._supersteps:
+            written = step.run(tables, guard)
+            tables.update(written)
+            pending.update(written)
+        guard.stage = "fixpoint test"
+        self._reduce_control(guard, tables)
+        return pending
+
+    def _reduce_control(self, guard: Guard, tables: Mapping[str, Table]) -> None:
+        """Status, wishes and stopping rules of all ranks, in one collective. Collective."""
+        found = guard.run(fixpoint.partials, self.loop.until, self.tables, tables, self.group.rank)
+        send = self._send
+        send[STAGE] = self.iteration + 1
+        send[STATUS] = guard.status
+        send[EVICT] = self.shop.cache.wish()
+        send[CHANGED] = sum(1 << i for i, x in enumerate(self.shop.exchangers[:62]) if x.keys_changed)
+        if found:
+            self._partials[:] = found
+        self._control.run()
+        check_headers(self._gathered, self.options.check)
+        if int(np.bitwise_or.reduce(self._gathered[:, STATUS])) & FAILED:
+            raise_agreed(self.group, guard.failure)
+
+    def _commit(self, pending: dict[str, Table], seconds: float, sent: int) -> None:
+        changed = int(np.bitwise_or.reduce(self._gathered[:, CHANGED]))
+        renames: dict[int, int] = {}
+        for i, work in enumerate(self.shop.exchangers):
+            renames.update(work.commit(bool(changed >> i & 1) if i < 62 else True))
+        self.tables.update({n: _renamed(t, renames) if renames else t for n, t in pending.items()})
+        self._evict_agreed()
+        self.iteration += 1
+        self.outcome, self.residual = fixpoint.verdict(self.loop.until, self._floats, self.iteration)
+        self.clock.iterations.append(seconds)
+        self.clock.iterate += seconds
+        self.bytes_iterations.append(sent)
+        if self.events.active:
+            self.events.emit(
+                "iteration.commit", iteration=self.iteration, residual=self.residual, seconds=seconds, bytes=sent,
+                invariant_bytes=self.shop.cache.nbytes + sum(self.loaded.values()),
+            )
+
+    def _evict_agreed(self) -> None:
+        wishes = self._gathered[:, EVICT]
+        for wish in dict.fromkeys(wishes[wishes != 0].tolist()):
+            name = self.shop.cache.evict(wish)
+            if name and self.events.active:
+                self.events.emit("cache.evict", what=name, bytes=self.shop.cache.nbytes)
+
+    def _roll_back(self, error: BaseException) -> None:
+        for work in self.shop.exchangers:
+            work.rollback()
+        if self.events.active:
+            self.events.emit("iteration.rollback", iteration=self.iteration + 1, reason=type(error).__name__)
+
+    def run(self) -> Outcome:
+        """Iterate until a stopping rule holds. Collective."""
+        while self.outcome is None:
+            self.advance()
+        return self.outcome
+
+    def finish(self) -> None:
+        """Run the stages that follow the last iteration; their results join ``tables``. Collective."""
+        self._run_stages(self.loop.finish, self.tables, "finish")
+
+
+def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep, ...]]:
+    """Loop-invariant code motion: pure maps of the body that read invariants only become prepare stages."""
+    invariant = set(loop.sources) | {s.into for s in loop.prepare}
+    moved: list[Stage] = []
+    body = []
+    for step in loop.body:
+        kept: list[Stage] = []
+        for stage in step.stages:
+            if isinstance(stage, Local) and stage.pure and set(reads_of(stage)) <= invariant:
+                moved.append(stage)
+                invariant.add(stage.into)
+            else:
+                kept.append(stage)
+        body.append(replace(step, stages=tuple(kept)))
+    return (*loop.prepare, *moved), tuple(body)
+
+
+def wanted_after(loop: Loop) -> set[str]:
+    """Names that are read outside of the stages that run once."""
+    out = {loop.result, *(s.initial for s in loop.state.values()), *(table for table, _ in loop.values.values())}
+    for step in loop.body:
+        out |= {w.rows for w in step.writes}
+        for stage in step.stages:
+            out |= set(reads_of(stage))
+    return out
+
+
+def _may_repeat(loop: Loop) -> bool:
+    return not any(isinstance(r, MaxIterations) and r.n == 1 for r in loop.until.rules)
+
+
+def _renewed(table: Table, of: int) -> Table:
+    return replace(table, tokens=column_tokens(of, table.batch))
+
+
+def _renamed(table: Table, renames: Mapping[int, int]) -> Table:
+    if not any(t in renames for t in table.tokens.values()):
+        return table
+    return replace(table, tokens={n: renames.get(t, t) for n, t in table.tokens.items()})
+
+
+def _check_unique(name: str, state: State, table: Table) -> None:
+    keys = table.batch.select(*state.key)
+    numbered = number_keys(keys)
+    if len(numbered.hashes) < len(table):
+        counts = np.bincount(numbered.codes)
+        twice = numbered.keys.slice(int(counts.argmax()), int(counts.argmax()) + 1)
+        shown = ", ".join(f"{k}={twice[k][0]!r}" for k in twice.names)
+        raise UsageError(f'state "{name}" is keyed by {", ".join(state.key)}, but {shown} has {int(counts.max())} rows; make its keys unique')
+

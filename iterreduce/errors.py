@@ -1,0 +1,113 @@
+"""The words in which this package says that something went wrong.
+
+    IterReduceError
+    ├── UsageError (also a ValueError)   the caller gave wrong arguments
+    │   └── SchemaError                  columns: names, dtypes, shapes, lengths
+    ├── InputError                       a file, or what stands in it
+    ├── OutputError                      a result that cannot be written
+    ├── DisagreementError                ranks hold different things
+    ├── StageError                       an unexpected exception while a stage ran, the same on all ranks
+    │   └── UserCodeError                it came out of the user's code
+    ├── MemoryBudgetError                a loop that cannot fit its budget
+    ├── ScheduleError                    ranks met in different stages (found by ``--check``)
+    └── LaunchError                      the launcher, or the start-up handshake
+
+Every message says what came, what was wanted and what to do. This module holds no policy: who raises
+and who prints is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class IterReduceError(Exception):
+    """The root of this package's own errors."""
+
+
+class UsageError(IterReduceError, ValueError):
+    """The caller gave wrong arguments."""
+
+
+class SchemaError(UsageError):
+    """Columns that are missing, of another dtype or shape, or of unequal lengths."""
+
+
+class InputError(IterReduceError):
+    """A file that is missing, torn, of another kind, or holds what it must not."""
+
+
+class OutputError(IterReduceError):
+    """A result that cannot be written; what stood there before still stands there."""
+
+
+class DisagreementError(IterReduceError):
+    """Ranks that should hold the same thing hold different ones."""
+
+
+class MemoryBudgetError(IterReduceError):
+    """The memory budget cannot hold what the loop needs."""
+
+
+class ScheduleError(IterReduceError):
+    """Ranks met in different stages: a defect of the engine, or a program that differs between ranks."""
+
+
+class LaunchError(IterReduceError):
+    """The launcher and MPI do not agree, or a rank did not come."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where the user's code failed: what all ranks learn of it."""
+
+    rank: int
+    host: str
+    iteration: int
+    stage: str
+    kind: str
+    message: str
+    traceback: str
+    user: bool = True
+    ranks_failed: int = 1
+
+    @property
+    def where(self) -> str:
+        """Rank, host, iteration and stage, in words."""
+        return f"rank {self.rank} on {self.host}, iteration {self.iteration}, stage {self.stage}"
+
+
+class StageError(IterReduceError):
+    """An exception that ended a stage. The same error, with the same text, is raised on every rank.
+
+    ``failure`` names rank, host, iteration, stage and the kind of the exception, and holds its traceback;
+    on the rank where it happened ``__cause__`` is the original exception.
+    """
+
+    origin = ""
+
+    def __init__(self, failure: Failure):
+        self.failure = failure
+        others = f" ({failure.ranks_failed} ranks failed; the lowest is shown)" if failure.ranks_failed > 1 else ""
+        text = failure.traceback.rstrip() or f"{failure.kind}: {failure.message}"
+        super().__init__(f"{failure.kind}{self.origin} on {failure.where}{others}\n{text}")
+
+
+class UserCodeError(StageError):
+    """An exception of the user's code. The same error, with the same text, is raised on every rank."""
+
+    origin = " in user code"
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """A hint for a mistyped name, or nothing.
+
+    >>> did_you_mean("tolerence", ["tolerance", "k"])
+    '; did you mean "tolerance"?'
+    >>> did_you_mean("zzz", ["k"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(candidates), n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""

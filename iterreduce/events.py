@@ -1,0 +1,117 @@
+"""What happens in a run, told to whoever wants to know.
+
+The engine emits, watchers listen: the progress line, the JSON lines file, tests, fault points. An event has a
+name out of `EVENTS` and a few plain fields. Watchers are called at once, on the thread that emits, one after
+another: an event is also a place in the program, and a fault kit may stop the program there on purpose.
+
+This is no log and no metric: nothing is formatted, stored or sent here, and with no watcher an `emit` costs a
+test of an empty list. In a hot place guard the fields as well: `if events.active: events.emit(...)`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+#: Every event: its fields and what it says. `bytes` are those of this rank that went to other ranks.
+EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "run.start": (("name", "rank", "size", "max_iterations"), "the work is known, nothing is read yet"),
+    "load": (("name", "rows", "bytes", "seconds"), "this rank's share of one source is in memory"),
+    "iteration.start": (("iteration",), "numbered from 1"),
+    "stage.start": (("stage", "iteration"), "one stage of a superstep begins"),
+    "stage.end": (("stage", "iteration", "seconds", "bytes"), "the stage is done on this rank"),
+    "iteration.commit": (
+        ("iteration", "residual", "seconds", "bytes", "invariant_bytes"),
+        "the writes of the iteration are visible; the residual is the same on all ranks, or None",
+    ),
+    "iteration.rollback": (("iteration", "reason"), "nothing of the iteration stays"),
+    "cache.hit": (("what", "bytes"), "an invariant was found"),
+    "cache.miss": (("what",), "an invariant has to be made"),
+    "cache.evict": (("what", "bytes"), "agreed by all ranks"),
+    "replan": (("stage", "iteration", "reason"), "an exchange is repeated with a fresh plan"),
+    "run.end": (("outcome", "iterations", "residual", "seconds"), "outcome is None when the run failed"),
+}
+
+
+class Event(NamedTuple):
+    """One thing that happened.
+
+    `seconds` is `time.perf_counter()` of this process: only differences mean something.
+    """
+
+    name: str
+    seconds: float
+    fields: Mapping[str, Any]
+
+
+Watcher = Callable[[Event], None]
+
+
+class Events:
+    """The watchers of one run on one rank.
+
+    >>> events = Events()
+    >>> events.active
+    False
+    >>> seen = []
+    >>> stop = events.subscribe(lambda event: seen.append((event.name, event.fields["iteration"])))
+    >>> events.emit("iteration.start", iteration=1)
+    >>> stop()
+    >>> events.emit("iteration.start", iteration=2)
+    >>> seen
+    [('iteration.start', 1)]
+    """
+
+    __slots__ = ("_fragile", "active", "watchers")
+
+    def __init__(self) -> None:
+        self.active = False
+        self.watchers: list[Watcher] = []
+        self._fragile: set[Watcher] = set()
+
+    def subscribe(self, watcher: Watcher, may_raise: bool = False) -> Callable[[], None]:
+        """Call `watcher(event)` for every event from now on; returns a function that ends it.
+
+        An exception of a watcher is written to standard error once and the watcher is dropped: who looks on
+        must not break a run. With `may_raise` it passes through `emit` into the engine instead, as a fault of
+        that place in the program.
+        """
+        self.watchers.append(watcher)
+        if not may_raise:
+            self._fragile.add(watcher)
+        self.active = True
+
+        def stop() -> None:
+            self._drop(watcher)
+
+        return stop
+
+    def emit(self, name: str, /, **fields: Any) -> None:
+        """Tell all watchers, in the order in which they subscribed."""
+        if not self.active:
+            return
+        event = Event(name, time.perf_counter(), fields)
+        for watcher in tuple(self.watchers):
+            if watcher in self._fragile:
+                self._tell(watcher, event)
+            else:
+                watcher(event)
+
+    def _tell(self, watcher: Watcher, event: Event) -> None:
+        try:
+            watcher(event)
+        except Exception as error:
+            self._drop(watcher)
+            print(
+                f"iterreduce: a watcher failed at {event.name} and is not called again: "
+                f"{type(error).__name__}: {error}",
+                file=sys.stderr,
+            )
+
+    def _drop(self, watcher: Watcher) -> None:
+        if watcher in self.watchers:
+            self.watchers.remove(watcher)
+            self._fragile.discard(watcher)
+        self.active = bool(self.watchers)

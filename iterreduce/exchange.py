@@ -1,0 +1,252 @@
+"""How rows travel: one message per destination, with a header in front, fresh or planned.
+
+Every segment begins with a header of `HEADER_WORDS` int64 words; the status in it is repeated to every
+destination, so all ranks see in the same collective that one of them failed or needs a fresh plan, and
+decide alike. A *fresh* exchange sends counts and rows inline in one Alltoall of fixed slots; only where a
+sender's rows do not fit its slots does a second, counted exchange follow, in rounds under a byte budget. A
+*planned* exchange (`ValuesPlan`) knows all counts and slots from before and sends accumulators only.
+
+How it can go wrong: a rank that takes another branch than the others hangs all. So nothing here branches on
+a local observation, but only on headers that every rank has received. ``check`` compares the stage and the
+sequence number of every header.
+
+What it is not: it knows no user function, no loop and no cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from iterreduce.collectives import Group
+from iterreduce.columns.ragged import Array
+from iterreduce.errors import MemoryBudgetError, ScheduleError
+
+HEADER_WORDS = 8
+STAGE, STATUS, ROWS, WORDS, LARGEST, SCHEMA, PROPOSAL, EXTRA = range(HEADER_WORDS)
+
+OK, FAILED, REPLAN, SECOND, STOP = 0, 1, 2, 4, 8  # bits of the status word
+ABSTAIN = -1  # proposal of a rank without rows: whatever the others say
+
+INLINE_BYTES = 256 << 10  # all slots of one rank together: below it one Alltoall beats a count exchange
+FIRST_SLOT_WORDS = 512
+ROUND_BYTES = 64 << 20  # per destination and round; far below 2^31 of any count that MPI takes
+
+Pack = Callable[[Array, Array], None]
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """What one rank brings to a fresh exchange: words and rows for each destination, and who packs them."""
+
+    words: Array
+    rows: Array
+    pack: Pack
+    schema: int = 0
+    proposal: int = 0
+
+
+def nothing(size: int, proposal: int = ABSTAIN) -> Outgoing:
+    """No rows for anybody."""
+    none = np.zeros(size, np.int64)
+    return Outgoing(none, none, lambda buffer, at: None, 0, proposal)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What came: headers int64[size, HEADER_WORDS], and for each source its words ``[starts, starts + counts)``."""
+
+    headers: Array
+    buffers: tuple[Array, ...]
+    starts: Array
+    counts: Array
+
+    @property
+    def status(self) -> int:
+        """All ranks' status bits, the same on every rank."""
+        return int(np.bitwise_or.reduce(self.headers[:, STATUS]))
+
+    def segment(self, source: int) -> Array:
+        """The payload of one source, int64 words."""
+        at = int(self.starts[source])
+        return self.buffers[source][at : at + int(self.counts[source])]
+
+
+class FreshExchange:
+    """The exchange of one stage when nothing is known beforehand. Buffers live as long as it does.
+
+    ``limit_bytes`` bounds what one rank may receive: a rank over it takes part in all rounds, throws the
+    rows away, and reports `MemoryBudgetError` after the last round.
+    """
+
+    def __init__(self, group: Group, stage: int, check: bool = False, round_bytes: int = ROUND_BYTES, limit_bytes: int | None = None):
+        self.group, self.stage, self.check = group, stage, check
+        self.round_words = max(1, round_bytes // 8)
+        self.limit_words = None if limit_bytes is None else limit_bytes // 8
+        self.sequence = 0
+        self.largest_slot = max(2 * HEADER_WORDS, INLINE_BYTES // 8 // group.size)
+        self._resize(min(FIRST_SLOT_WORDS, self.largest_slot))
+
+    def _resize(self, slot_words: int) -> None:
+        self.slot = slot_words
+        self.inline_send = np.zeros(self.group.size * slot_words, np.int64)
+        self.inline_recv = np.zeros(self.group.size * slot_words, np.int64)
+        self.slot_starts = np.arange(self.group.size, dtype=np.int64) * slot_words
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the resident buffers."""
+        return self.inline_send.nbytes + self.inline_recv.nbytes
+
+    def run(self, out: Outgoing, status: int = OK) -> Arrival:
+        """Send and receive. Collective. On FAILED or STOP of any rank nothing but headers has meaning."""
+        self.sequence += 1
+        largest = int(out.words.max())
+        fits = largest + HEADER_WORDS <= self.slot
+        if status & FAILED:
+            out, largest, fits = nothing(self.group.size), 0, True
+        self._write_headers(out, status if fits else status | SECOND, largest)
+        if fits:
+            out.pack(self.inline_send, self.slot_starts + HEADER_WORDS)
+        self.group.alltoall(self.inline_send, self.inline_recv, HEADER_WORDS)
+        headers = self.inline_recv.reshape(self.group.size, self.slot)[:, :HEADER_WORDS].copy()
+        check_headers(headers, self.check)
+        return self._complete(out, headers, fits)
+
+    def _write_headers(self, out: Outgoing, status: int, largest: int) -> None:
+        head = self.inline_send.reshape(self.group.size, self.slot)
+        head[:, STAGE] = self.stage << 32 | self.sequence & 0xFFFFFFFF
+        head[:, STATUS] = status
+        head[:, ROWS] = out.rows
+        head[:, WORDS] = out.words
+        head[:, LARGEST] = largest
+        head[:, SCHEMA] = out.schema
+        head[:, PROPOSAL] = out.proposal
+
+    def _complete(self, out: Outgoing, headers: Array, fits: bool) -> Arrival:
+        counts = headers[:, WORDS].copy()
+        status = int(np.bitwise_or.reduce(headers[:, STATUS]))
+        buffers = [self.inline_recv] * self.group.size
+        starts = self.slot_starts + HEADER_WORDS
+        if status & (FAILED | STOP):
+            counts[:] = 0
+        elif status & SECOND:
+            late = (headers[:, STATUS] & SECOND) != 0
+            received, at = self._second(out, headers, late, fits)
+            starts = np.where(late, at, starts)
+            buffers = [received if second else self.inline_recv.copy() for second in late]
+        self._adapt(int(headers[:, LARGEST].max()))
+        return Arrival(headers, tuple(buffers), starts, counts)
+
+    def _adapt(self, largest: int) -> None:
+        """The next exchange's slot: what would have held this one. A function of agreed headers alone."""
+        wanted = 1 << (largest + HEADER_WORDS - 1).bit_length()
+        if self.slot < wanted <= self.largest_slot:
+            # the arrival just returned still reads the old receive buffer: new ones are made, none is reused
+            self._resize(wanted)
+
+    def _second(self, out: Outgoing, headers: Array, late: Array, fits: bool) -> tuple[Array, Array]:
+        words = np.zeros_like(out.words) if fits else out.words
+        send_at = exclusive(words)
+        send = np.empty(int(words.sum()), np.int64)
+        if not fits:
+            out.pack(send, send_at)
+        counts = np.where(late, headers[:, WORDS], 0)
+        total = int(counts.sum())
+        over = self.limit_words is not None and total > self.limit_words
+        rounds = -(-int(headers[:, LARGEST].max()) // self.round_words)
+        recv_at = exclusive(counts)
+        recv = np.empty(self.group.size * self.round_words if over else total, np.int64)
+        for k in range(rounds):
+            done = k * self.round_words
+            sc = np.clip(words - done, 0, self.round_words)
+            rc = np.clip(counts - done, 0, self.round_words)
+            rd = np.arange(self.group.size) * self.round_words if over else recv_at + np.minimum(done, counts)
+            self.group.alltoallv(send, sc, send_at + np.minimum(done, words), recv, rc, rd, 0)
+        if over:
+            raise MemoryBudgetError(
+                f"this rank's share of a shuffle is {total * 8:,} bytes, its budget {self.limit_words * 8:,}; "  # type: ignore[operator]
+                "use more ranks, raise --memory, or combine rows before they are sent"
+            )
+        return recv, recv_at
+
+
+def exclusive(counts: Array) -> Array:
+    """Where each segment begins: the exclusive prefix sum, int64."""
+    out = np.zeros(len(counts), np.int64)
+    np.cumsum(counts[:-1], out=out[1:])
+    return out
+
+
+def check_headers(headers: Array, check: bool) -> None:
+    """Under ``--check``: every rank must be in the same stage and at the same exchange of it."""
+    if check and len(set(headers[:, STAGE].tolist())) > 1:
+        seen = ", ".join(f"rank {r}: stage {w >> 32} exchange {w & 0xFFFFFFFF}" for r, w in enumerate(headers[:, STAGE].tolist()))
+        raise ScheduleError(f"ranks met in different stages ({seen}); the program must be the same on all ranks")
+
+
+def agreed_proposal(headers: Array) -> int:
+    """The token that all ranks propose (those that abstain agree with any), else 0."""
+    said = {p for p in headers[:, PROPOSAL].tolist() if p != ABSTAIN}
+    return int(said.pop()) if len(said) == 1 else 0
+
+
+class ValuesPlan:
+    """A combined shuffle whose keys are known: accumulator records go straight from fold to owner.
+
+    The send buffer *is* the table of local accumulators: ``records[codes[i]]`` is where row ``i`` folds
+    into, each destination's records in one piece behind a gap that holds the header. ``slots`` say where
+    each received record belongs among the owner's ``rows_out`` keys; gaps go to one row behind them.
+    """
+
+    def __init__(self, group: Group, stage: int, width: int, send_rows: Array, recv_rows: Array, check: bool = False):
+        self.group, self.stage, self.check, self.width = group, stage, check, width
+        self.gap = -(-HEADER_WORDS // width)
+        self.sequence = 0
+        self.send_rows, self.recv_rows = send_rows.astype(np.int64), recv_rows.astype(np.int64)
+        send_counts, recv_counts = (self.send_rows + self.gap) * width, (self.recv_rows + self.gap) * width
+        self.send_at, self.recv_at = exclusive(send_counts), exclusive(recv_counts)
+        self.send = np.zeros(int(send_counts.sum()), np.int64)
+        self.recv = np.zeros(int(recv_counts.sum()), np.int64)
+        self.records, self.received = self.send.reshape(-1, width), self.recv.reshape(-1, width)
+        self._call = group.alltoallv_plan(
+            self.send, send_counts, self.send_at, self.recv, recv_counts, self.recv_at, self.gap * width
+        )
+        self._send_heads = self.send_at[:, None] + np.arange(HEADER_WORDS)
+        self._recv_heads = self.recv_at[:, None] + np.arange(HEADER_WORDS)
+        self._head = np.zeros((group.size, HEADER_WORDS), np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both buffers."""
+        return self.send.nbytes + self.recv.nbytes
+
+    def shifted(self, codes: Array) -> Array:
+        """Numbers of distinct keys in (destination, hash) order -> rows of ``records``, as int32 where they fit."""
+        dest = np.repeat(np.arange(1, self.group.size + 1) * self.gap, self.send_rows)
+        place = np.arange(len(dest), dtype=np.int64) + dest
+        place = place.astype(np.int32) if len(self.records) < 2**31 else place
+        return place[codes] if len(place) else np.zeros(len(codes), np.int32)
+
+    def received_slots(self, slots: list[Array], rows_out: int) -> Array:
+        """The slot of every row of ``received``; a gap's is ``rows_out``."""
+        out = np.full(len(self.received), rows_out, np.int64)
+        starts = self.recv_at // self.width + self.gap
+        for start, part in zip(starts.tolist(), slots, strict=True):
+            out[start : start + len(part)] = part
+        return out.astype(np.int32) if rows_out < 2**31 - 1 else out
+
+    def run(self, status: int = OK, proposal: int = 0) -> Array:
+        """Send the records. Collective. Returns the headers, int64[size, HEADER_WORDS]."""
+        self.sequence += 1
+        head = self._head
+        head[:, STAGE] = self.stage << 32 | self.sequence & 0xFFFFFFFF
+        head[:, STATUS] = status
+        head[:, PROPOSAL] = proposal
+        self.send[self._send_heads] = head
+        self._call.run()
+        headers = self.recv[self._recv_heads]
+        check_headers(headers, self.check)
+        return headers

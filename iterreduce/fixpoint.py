@@ -1,0 +1,407 @@
+"""When a loop ends: distances between two versions of its state, rules in order, and outcomes.
+
+A rule is data. Each rank computes a rule's *partial* (a few float64) from its own share; the engine
+gathers the partials of all ranks in its one control reduction, and every rank folds them in rank order, so
+all reach the same verdict with the same bits. Nothing here communicates.
+
+How it can go wrong: a distance needs old and new rows of the same key. Tables everywhere or by block are
+compared position by position; tables by key are matched by key, and a row that is on one side only counts
+as a change from nothing (its own size for l1, l2 and max).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.groups import KeyIndex
+from iterreduce.columns.ragged import Array, Ragged
+from iterreduce.errors import SchemaError, UsageError
+from iterreduce.table import Table
+
+PerRow = Literal["l1", "l2", "max", "changed"]
+Fold = Literal["sum", "mean", "max"]
+
+
+class Outcome(enum.Enum):
+    """How a loop ended. Failures are not outcomes: they raise."""
+
+    CONVERGED = "converged"
+    UNCHANGED = "unchanged"
+    EMPTY = "empty"
+    HALTED = "halted"
+    ITERATIONS_USED = "iterations used"
+    STOPPED_SAVED = "stopped and saved"
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Holds when the distance of old and new ``columns`` of a state is at most ``threshold``.
+
+    ``per_row``: "l1" sum of absolute differences, "l2" Euclidean norm, "max" largest absolute difference,
+    "changed" 1 where any column differs, or a function ``f(old: Batch, new: Batch) -> float64[n]`` of rows
+    that stand side by side. ``fold``: "sum" over all rows (for "l2": the root of the sum of squares, the
+    norm of the whole difference), "mean" of the rows (for "l2": the root mean square), or "max".
+
+    >>> old, new = Batch(x=np.zeros(2)), Batch(x=np.array([3.0, 4.0]))
+    >>> rule = Distance(("x",), 1e-3, "l2")
+    >>> float(rule.fold_ranks(np.array([rule.partial(old, new)])))
+    5.0
+    """
+
+    columns: tuple[str, ...]
+    threshold: float
+    per_row: PerRow | Callable[[Batch, Batch], Array] = "l1"
+    fold: Fold = "sum"
+    table: str | None = None
+    outcome: Outcome = Outcome.CONVERGED
+    width: int = 3  # sum, rows, largest
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.threshold) and self.threshold != np.inf or self.threshold < 0:
+            raise UsageError(f"a distance is compared with a threshold >= 0, got {self.threshold}")
+        if not callable(self.per_row) and self.per_row not in ("l1", "l2", "max", "changed"):
+            raise UsageError(f"per_row {self.per_row!r}: wanted l1, l2, max, changed or a function of old and new rows")
+        if self.fold not in ("sum", "mean", "max"):
+            raise UsageError(f"fold {self.fold!r}: wanted sum, mean or max")
+
+    def partial(self, old: Batch, new: Batch) -> tuple[float, float, float]:
+        """(sum, rows, largest) over rows that stand side by side."""
+        rows = self._rows(old, new)
+        if len(rows) == 0:
+            return 0.0, 0.0, 0.0
+        total = float(np.dot(rows, rows)) if self.per_row == "l2" else float(rows.sum())
+        return total, float(len(rows)), float(rows.max())
+
+    def _rows(self, old: Batch, new: Batch) -> Array:
+        if callable(self.per_row):
+            return _checked_rows(self.per_row(old, new), len(new))
+        names = self.columns or tuple(n for n in new.names)
+        parts = [_row_distance(self.per_row, n, old, new) for n in names]
+        return parts[0] if len(parts) == 1 else _combined(self.per_row, parts)
+
+    def fold_ranks(self, partials: Array) -> float:
+        """The distance, from float64[ranks, 3] in rank order."""
+        total, rows = 0.0, 0.0
+        for rank_total, rank_rows, _ in partials.tolist():
+            total += rank_total
+            rows += rank_rows
+        if self.fold == "max":
+            return float(partials[:, 2].max())
+        value = total / max(rows, 1.0) if self.fold == "mean" else total
+        return float(np.sqrt(value)) if self.per_row == "l2" else value
+
+    def holds(self, value: float) -> bool:
+        """Is the fixpoint reached at this distance? (NaN: never.)"""
+        return value <= self.threshold
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """Holds when no row of the state differs from the iteration before (bit for bit; NaN equals NaN)."""
+
+    table: str | None = None
+    outcome: Outcome = Outcome.UNCHANGED
+    width: int = 1
+    columns: tuple[str, ...] = ()
+
+    def partial(self, old: Batch, new: Batch) -> tuple[float]:
+        """(1,) if this rank's share differs."""
+        return (0.0 if old.schema == new.schema and old.equals(new) else 1.0,)
+
+    def fold_ranks(self, partials: Array) -> float:
+        """On how many ranks something differs."""
+        return float(partials[:, 0].sum())
+
+    def holds(self, value: float) -> bool:
+        """None differs."""
+        return value == 0
+
+
+@dataclass(frozen=True)
+class Empty:
+    """Holds when a state has no rows on any rank."""
+
+    table: str | None = None
+    outcome: Outcome = Outcome.EMPTY
+    width: int = 1
+    columns: tuple[str, ...] = ()
+
+    def partial(self, old: Batch, new: Batch) -> tuple[float]:
+        """(rows of this share,)."""
+        return (float(len(new)),)
+
+    def fold_ranks(self, partials: Array) -> float:
+        """Rows on all ranks."""
+        return float(partials[:, 0].sum())
+
+    def holds(self, value: float) -> bool:
+        """No rows."""
+        return value == 0
+
+
+@dataclass(frozen=True)
+class NoneActive:
+    """Holds when a bool column of a state is False everywhere (all vertices voted to halt)."""
+
+    column: str
+    table: str | None = None
+    outcome: Outcome = Outcome.HALTED
+    width: int = 1
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The column that is looked at."""
+        return (self.column,)
+
+    def partial(self, old: Batch, new: Batch) -> tuple[float]:
+        """(active rows of this share,)."""
+        return (float(np.count_nonzero(new[self.column])),)
+
+    def fold_ranks(self, partials: Array) -> float:
+        """Active rows on all ranks."""
+        return float(partials[:, 0].sum())
+
+    def holds(self, value: float) -> bool:
+        """None is active."""
+        return value == 0
+
+
+@dataclass(frozen=True)
+class Predicate:
+    """Holds when ``function(old, new)`` is true on every rank that has rows of the state."""
+
+    function: Callable[[Batch, Batch], bool]
+    table: str | None = None
+    outcome: Outcome = Outcome.HALTED
+    width: int = 1
+    columns: tuple[str, ...] = ()
+
+    def partial(self, old: Batch, new: Batch) -> tuple[float]:
+        """(1,) if this rank says no; a rank without rows abstains."""
+        return (0.0 if len(new) == 0 and len(old) == 0 else float(not self.function(old, new)),)
+
+    def fold_ranks(self, partials: Array) -> float:
+        """Ranks that said no."""
+        return float(partials[:, 0].sum())
+
+    def holds(self, value: float) -> bool:
+        """No rank said no."""
+        return value == 0
+
+
+@dataclass(frozen=True)
+class MaxIterations:
+    """Holds after ``n`` iterations."""
+
+    n: int
+    outcome: Outcome = Outcome.ITERATIONS_USED
+    table: str | None = None
+    columns: tuple[str, ...] = ()
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n, bool) or not isinstance(self.n, (int, np.integer)) or self.n < 1:
+            raise UsageError(f"max_iterations: wanted an integer of at least 1, got {self.n!r}")
+
+
+Rule = Distance | Unchanged | Empty | NoneActive | Predicate | MaxIterations
+RULES = (Distance, Unchanged, Empty, NoneActive, Predicate, MaxIterations)
+
+
+@dataclass(frozen=True)
+class Until:
+    """Rules in order: after an iteration the first that holds names the outcome."""
+
+    rules: tuple[Rule, ...]
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            if not isinstance(rule, RULES):
+                raise UsageError(f"until: {rule!r} is no stopping rule; write ir.l1('rank') <= 1e-9, ir.Empty(), or a function of old and new state")
+        if not self.rules:
+            raise UsageError("until: a loop needs at least one rule, such as ir.MaxIterations(100)")
+
+    @classmethod
+    def of(cls, until: Any, max_iterations: int | None) -> Until:
+        """What a user writes -> rules: a rule, a sequence of rules, a function, an Until, or None (unchanged)."""
+        if isinstance(until, Until):
+            rules: Sequence[Any] = until.rules
+        elif until is None:
+            rules = (Unchanged(),)
+        elif isinstance(until, Sequence) and not isinstance(until, str):
+            rules = until
+        else:
+            rules = (until,)
+        made = [_rule(r) for r in rules]
+        return cls((*made, MaxIterations(max_iterations)) if max_iterations is not None else tuple(made))
+
+    def on(self, table: str) -> Until:
+        """The same rules, with ``table`` where a rule names none."""
+        return Until(tuple(r if r.table or isinstance(r, MaxIterations) else replace(r, table=table) for r in self.rules))
+
+
+def _rule(rule: Any) -> Any:
+    if isinstance(rule, Measure):
+        raise UsageError(f"until: {rule.per_row}{rule.columns} is a distance, not a rule; compare it: ... <= 1e-6")
+    return Predicate(rule) if callable(rule) and not isinstance(rule, RULES) else rule
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """A distance that waits for its threshold: ``ir.l2("x") <= 1e-4``."""
+
+    columns: tuple[str, ...]
+    per_row: PerRow | Callable[[Batch, Batch], Array]
+    fold: Fold
+    table: str | None
+
+    def __le__(self, threshold: float) -> Distance:
+        return Distance(self.columns, float(threshold), self.per_row, self.fold, self.table)
+
+    def __bool__(self) -> bool:
+        raise UsageError("a distance has no truth value while the loop is built; write  until=ir.l2('x') <= tolerance")
+
+
+def l1(*columns: str, fold: Fold = "sum", table: str | None = None) -> Measure:
+    """Sum (mean, max) over rows of absolute differences between the old and the new columns.
+
+    >>> l1("rank") <= 1e-9
+    Distance(columns=('rank',), threshold=1e-09, per_row='l1', fold='sum', table=None, outcome=<Outcome.CONVERGED: 'converged'>, width=3)
+    """
+    return Measure(columns, "l1", fold, table)
+
+
+def l2(*columns: str, fold: Fold = "sum", table: str | None = None) -> Measure:
+    """Euclidean norm of the whole difference (fold "mean": root mean square of rows; "max": largest row norm)."""
+    return Measure(columns, "l2", fold, table)
+
+
+def linf(*columns: str, table: str | None = None) -> Measure:
+    """The largest absolute difference of any value."""
+    return Measure(columns, "max", "max", table)
+
+
+def changed(*columns: str, fold: Fold = "sum", table: str | None = None) -> Measure:
+    """How many rows changed (fold "mean": which part of them)."""
+    return Measure(columns, "changed", fold, table)
+
+
+def distance(function: Callable[[Batch, Batch], Array], fold: Fold = "sum", table: str | None = None) -> Measure:
+    """A distance of your own: ``function(old, new) -> float64[n]``, one number for each pair of rows."""
+    return Measure((), function, fold, table)
+
+
+def side_by_side(old: Table, new: Table, columns: tuple[str, ...]) -> tuple[Batch, Batch]:
+    """Old and new rows paired: by position, or by key where the layout has one. A missing side is zeros."""
+    keys = new.layout.keys
+    if new.layout.kind != "key" or _same_keys(old.batch, new.batch, keys):
+        if len(old) != len(new) and columns:
+            raise SchemaError(
+                f"the distance compares rows by position, but the state had {len(old)} rows and has {len(new)}; give the state a key, "
+                "or use ir.Unchanged() or ir.Empty()"
+            )
+        return old.batch, new.batch
+    return _matched(old.batch, new.batch, keys)
+
+
+def _same_keys(old: Batch, new: Batch, keys: tuple[str, ...]) -> bool:
+    if all(old[k] is new[k] for k in keys):
+        return True
+    return len(old) == len(new) and old.select(*keys).equals(new.select(*keys))
+
+
+def _matched(old: Batch, new: Batch, keys: tuple[str, ...]) -> tuple[Batch, Batch]:
+    at = KeyIndex(old.select(*keys)).lookup(new.select(*keys))
+    here = at >= 0
+    gone = np.ones(len(old), bool)
+    gone[at[here]] = False
+    left = Batch.concat([old.take(at[here]), _nothing_like(new.take(~here), keys), old.take(gone)])
+    right = Batch.concat([new.take(here), new.take(~here), _nothing_like(old.take(gone), keys)])
+    return left, right
+
+
+def _nothing_like(rows: Batch, keys: tuple[str, ...]) -> Batch:
+    """The same keys with zeros beside them."""
+    zeros = {n: np.zeros_like(rows[n]) for n in rows.names if n not in keys and not isinstance(rows[n], Ragged)}
+    return rows.with_columns(**zeros)
+
+
+def _row_distance(per_row: PerRow, name: str, old: Batch, new: Batch) -> Array:
+    a, b = old[name], new[name]
+    if isinstance(a, Ragged) or per_row == "changed":
+        return _row_changed(name, per_row, a, b)
+    if a.dtype.kind not in "biuf":
+        raise SchemaError(f'a distance needs numbers; column "{name}" is {a.dtype} (use ir.changed("{name}"))')
+    diff = np.subtract(b, a, dtype=np.float64)
+    flat = diff if diff.ndim == 1 else diff.reshape(len(diff), -1)
+    if flat.ndim == 1:
+        return np.abs(flat, out=flat)
+    if per_row == "l2":
+        return np.sqrt(np.einsum("ij,ij->i", flat, flat))
+    np.abs(flat, out=flat)
+    return flat.sum(axis=1) if per_row == "l1" else flat.max(axis=1, initial=0.0)
+
+
+def _row_changed(name: str, per_row: str, a: Any, b: Any) -> Array:
+    if per_row != "changed":
+        raise SchemaError(f'a distance needs numbers; column "{name}" holds {a.kind} (use ir.changed("{name}"))')
+    if isinstance(a, Ragged):
+        left, right = np.array(a.to_list(), object), np.array(b.to_list(), object)
+        return (left != right).astype(np.float64)
+    differs = a != b
+    if a.dtype.kind in "fc":
+        differs &= ~(np.isnan(a) & np.isnan(b))
+    return (differs if differs.ndim == 1 else differs.reshape(len(a), -1).any(axis=1)).astype(np.float64)
+
+
+def _combined(per_row: PerRow, parts: Sequence[Array]) -> Array:
+    stack = np.stack(parts)
+    if per_row == "l1":
+        return stack.sum(axis=0)
+    return np.sqrt((stack * stack).sum(axis=0)) if per_row == "l2" else stack.max(axis=0)
+
+
+def _checked_rows(rows: Any, n: int) -> Array:
+    out = np.asarray(rows, dtype=np.float64)
+    if out.shape != (n,):
+        raise SchemaError(f"the distance function gave shape {out.shape}: wanted one number for each of {n} rows")
+    return out
+
+
+def partials(until: Until, old: Mapping[str, Table], new: Mapping[str, Table], rank: int) -> list[float]:
+    """This rank's share of every rule, one list. A state everywhere is counted by rank 0 alone."""
+    out: list[float] = []
+    for rule in until.rules:
+        if isinstance(rule, MaxIterations):
+            continue
+        assert rule.table is not None
+        before, after = old[rule.table], new[rule.table]
+        if after.everywhere and rank:
+            out.extend([0.0] * rule.width)
+        elif isinstance(rule, Distance):
+            out.extend(rule.partial(*side_by_side(before, after, rule.columns or after.batch.names)))
+        else:
+            out.extend(rule.partial(before.batch, after.batch))
+    return out
+
+
+def verdict(until: Until, gathered: Array, iteration: int) -> tuple[Outcome | None, float | None]:
+    """(outcome or None, residual) from float64[ranks, words] of all ranks' partials; pure, the same everywhere."""
+    at, residual, outcome = 0, None, None
+    for rule in until.rules:
+        if isinstance(rule, MaxIterations):
+            if outcome is None and iteration >= rule.n:
+                outcome = rule.outcome
+            continue
+        value = rule.fold_ranks(gathered[:, at : at + rule.width])
+        at += rule.width
+        residual = value if residual is None else residual
+        if outcome is None and rule.holds(value):
+            outcome = rule.outcome
+    return outcome, residual

@@ -1,0 +1,193 @@
+"""What a stage aggregates: outputs side by side in one accumulator record, and who brings the rows.
+
+Shared by the stages that fold (Shuffle with ``combine``, Total). Nothing here communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from iterreduce.columns.aggregators import Output, bind_outputs
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.groups import Fold, Folded
+from iterreduce.columns.hashing import hash_keys
+from iterreduce.columns.packing import pack, packed_words, unpack
+from iterreduce.columns.ragged import Array, Ragged
+from iterreduce.columns.schema import Field, Schema, difference, either_null, never_null
+from iterreduce.errors import SchemaError
+from iterreduce.exchange import Outgoing
+from iterreduce.loop import Reduce
+from iterreduce.maps import BlockMap, Piece
+from iterreduce.table import Table
+
+
+class Outputs:
+    """The bound aggregators of one stage and where each one's words lie in a record of ``width`` words."""
+
+    def __init__(self, reduce: Reduce, keys: tuple[str, ...], schema: Schema):
+        schema.require(*keys)
+        self.keys, self.schema, self.names = keys, schema, tuple(schema)
+        self.key_schema = Schema({k: schema[k] for k in keys})
+        self.outputs: list[Output] = bind_outputs(reduce, keys, schema)
+        self.offsets: list[int] = []
+        self.width = 0
+        for output in self.outputs:
+            if output.bound.words is None:
+                raise SchemaError(f'output "{output.name}" needs all rows of a key together; it cannot be combined before sending')
+            self.offsets.append(self.width)
+            self.width += output.bound.words
+        self._used = [(n, schema[n]) for n in self.names if n in keys or any(n in o.inputs for o in self.outputs)]
+
+    def fits(self, batch: Batch) -> bool:
+        """Has the batch the columns that these outputs were bound to? (The fast test of every piece.)"""
+        if batch.names != self.names:
+            return False
+        for name, field in self._used:
+            column = batch._columns[name]
+            if isinstance(column, Ragged):
+                if field.kind != column.kind or field.dtype != column.values.dtype:
+                    return False
+            elif field.kind != "fixed" or column.dtype != field.dtype or column.shape[1:] != field.shape:
+                return False
+            if name in batch._valid and not field.nullable:
+                return False
+        return True
+
+    def fill(self, records: Array) -> None:
+        """Write identities."""
+        for output, offset in zip(self.outputs, self.offsets, strict=True):
+            output.bound.fill(records, offset)
+
+    def update(self, records: Array, codes: Array, batch: Batch) -> None:
+        """Fold the rows of a batch: row ``i`` into ``records[codes[i]]``."""
+        for output, offset in zip(self.outputs, self.offsets, strict=True):
+            values, valid = inputs_of(output, batch)
+            output.bound.update(records, offset, codes, values, valid)
+
+    def merge(self, records: Array, slots: Array, partial: Array) -> None:
+        """Fold partial record ``i`` into ``records[slots[i]]``."""
+        for output, offset in zip(self.outputs, self.offsets, strict=True):
+            output.bound.merge(records, offset, slots, partial, offset)
+
+    def finish(self, keys: Batch, records: Array) -> Batch:
+        """Key columns with the finished outputs beside them."""
+        columns, valid = dict(keys._columns), dict(keys._valid)
+        for output, offset in zip(self.outputs, self.offsets, strict=True):
+            columns[output.name], mask = output.bound.finish(records, offset)
+            if mask is not None:
+                valid[output.name] = mask
+        return Batch._trusted(columns, valid, len(records))
+
+
+def inputs_of(output: Output, batch: Batch) -> tuple[Any, Array | None]:
+    """The column (or pair of columns) that an output folds, and which rows of it are not null."""
+    names = output.inputs
+    if len(names) == 1:
+        return batch._columns[names[0]], batch._valid.get(names[0])
+    if not names:
+        return None, None
+    masks = [batch._valid[n] for n in names if n in batch._valid]
+    valid = None if not masks else masks[0] if len(masks) == 1 else np.logical_and(*masks)
+    return tuple(batch._columns[n] for n in names), valid
+
+
+class RowSource:
+    """Where a stage's rows come from: a resident table, or a map that is run piece by piece as they are folded."""
+
+    def __init__(self, name: str, map_: BlockMap | None):
+        self.name, self.map = name, map_
+
+    @property
+    def described(self) -> str:
+        """Who makes these rows, in words."""
+        from_map = f" made by {getattr(self.map.stage.function, '__name__', 'a kernel')}" if self.map else ""
+        return f'"{self.name}"{from_map}'
+
+    def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
+        """All rows of this rank in canonical order; a resident table is one piece, even without rows."""
+        if self.map is not None and not tables[self.map.stage.reads[0]].everywhere and self.map.stage.cut == "block":
+            yield from self.map.pieces(tables, iteration)
+            return
+        table = self.map.share(tables, iteration) if self.map else tables[self.name]
+        yield Piece(0, len(table), table.batch, table.tokens)
+
+    def on_nothing(self, tables: Mapping[str, Table], iteration: int) -> Batch:
+        """The rows that no rows make: for their schema."""
+        return self.map.on_nothing(tables, iteration) if self.map else tables[self.name].batch.slice(0, 0)
+
+
+
+RECORDS = "\0records"  # the wire column of accumulator records: no user column can have this name
+
+
+class Relearn(Exception):
+    """A later piece has nulls where the first had none: outputs must be bound anew, and all rows folded again."""
+
+    def __init__(self, schema: Schema):
+        super().__init__()
+        self.schema = schema
+
+
+class Combiner:
+    """The fold of one stage: outputs bound to the columns as first seen, a table for this rank's rows, and one
+    for what arrives."""
+
+    def __init__(self, reduce: Reduce, keys: tuple[str, ...], source: RowSource):
+        self.reduce, self.keys, self.source = reduce, keys, source
+        self.outputs: Outputs | None = None
+
+    @property
+    def schema(self) -> Schema | None:
+        """The columns as first seen, or as agreed; None before any were."""
+        return None if self.outputs is None else self.outputs.schema
+
+    def learn(self, schema: Schema) -> None:
+        """Bind to these columns, forgetting what was folded."""
+        self.outputs = outputs = Outputs(self.reduce, self.keys, schema)
+        self.fold = Fold(outputs.key_schema, outputs.outputs)
+        self.merged = Fold(outputs.key_schema, outputs.outputs)
+        self.wire = Schema({**outputs.key_schema, RECORDS: Field("fixed", np.dtype(np.int64), (outputs.width,))})
+
+    def clear(self) -> None:
+        """Forget what was folded."""
+        if self.outputs is not None:
+            self.fold.clear()
+
+    def check(self, batch: Batch) -> None:
+        """Learn the columns of a first piece; raise where a later one differs."""
+        if self.outputs is None:
+            self.learn(batch.schema)
+        elif not self.outputs.fits(batch):
+            self._explain(batch.schema)
+
+    def _explain(self, found: Schema) -> None:
+        assert self.outputs is not None
+        known = self.outputs.schema
+        unlike = difference(never_null(known), never_null(found))
+        if unlike:
+            raise SchemaError(
+                f"{self.source.described} changed its columns: {unlike} (here: as first seen; there: now); "
+                "return the same columns, dtypes and shapes for every block"
+            )
+        raise Relearn(either_null(known, found))
+
+    def outgoing(self, folded: Folded, bounds: Array, proposal: int) -> Outgoing:
+        """Records for each destination: rows ``bounds[d]`` to ``bounds[d + 1]``."""
+        assert self.outputs is not None
+        wire = folded.keys.with_columns(**{RECORDS: folded.records})
+        words = packed_words(wire, None, bounds)
+
+        def fill(buffer: Array, at: Array) -> None:
+            for dest in range(len(words)):
+                pack(wire, None, int(bounds[dest]), int(bounds[dest + 1]), buffer, int(at[dest]))
+
+        return Outgoing(words, np.diff(bounds), fill, self.outputs.schema.digest(), proposal)
+
+    def arrived(self, words: Array, rows: int) -> Folded:
+        """The records of one source; they share memory with the receive buffer."""
+        batch = unpack(words, self.wire, rows)
+        keys = batch.select(*self.keys)
+        return Folded(hash_keys(keys), keys, batch[RECORDS])

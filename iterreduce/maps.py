@@ -1,0 +1,257 @@
+"""Maps run block by block: what user code is handed, what of it comes back, and in which pieces.
+
+User code sees read-only views of resident columns, so it cannot change an invariant by accident. A column
+that comes back as the very object that was handed out is the resident column: it is not copied, and keeps
+its lineage token if so in every piece. A map with ``cut="block"`` sees as many neighbouring canonical blocks
+at a time as fit the cache, so its temporaries stay in cache and memory does not grow with the input.
+
+Nothing here communicates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.ragged import Array, Ragged
+from iterreduce.errors import SchemaError
+from iterreduce.loop import Context, Kernel, Local
+from iterreduce.table import BY_BLOCK, EVERYWHERE, NO_TOKENS, Layout, Table
+
+PIECE_BYTES = 1 << 20  # input bytes of one piece: half of an L2 cache of 2 MiB, the rest is for temporaries
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows ``lo`` to ``hi`` of a share as a map returned them, with the tokens of columns passed on."""
+
+    lo: int
+    hi: int
+    batch: Batch
+    tokens: Mapping[str, int]
+
+
+class Handed:
+    """A batch as handed to user code, and the way back from each view to the column behind it."""
+
+    __slots__ = ("batch", "lo", "origin")
+
+    def __init__(self, batch: Batch, tokens: Mapping[str, int], lo: int = 0):
+        views = {name: read_only(batch[name]) for name in batch.names}
+        self.batch = Batch._trusted(views, batch._valid, len(batch), batch._schema)
+        self.origin = {id(view): (batch[name], tokens.get(name, 0)) for name, view in views.items()}
+        self.lo = lo
+
+
+def read_only(column: Any) -> Any:
+    """A view of the column that cannot be written to."""
+    if isinstance(column, Ragged):
+        return Ragged(read_only(column.offsets), read_only(column.values), column.kind)
+    view = column.view()
+    view.flags.writeable = False
+    return view
+
+
+def take_back(result: Batch, origins: Sequence[dict[int, tuple[Any, int]]]) -> tuple[Batch, dict[str, int]]:
+    """The result with resident columns in place of their views, and the tokens of those columns."""
+    tokens: dict[str, int] = {}
+    columns = dict(result._columns)
+    for name, column in result._columns.items():
+        for origin in origins:
+            hit = origin.get(id(column))
+            if hit is not None:
+                columns[name] = hit[0]
+                if hit[1] and name not in result._valid:
+                    tokens[name] = hit[1]
+    return Batch._trusted(columns, result._valid, len(result), result._schema), tokens
+
+
+class InUserCode(Exception):
+    """Carries an exception out of a user's function, so that the engine knows whose it was."""
+
+    def __init__(self, original: BaseException):
+        super().__init__(repr(original))
+        self.original = original
+
+
+def call(function: Callable[..., Batch] | Kernel, context: Context, batches: Sequence[Batch]) -> Batch:
+    """Run user code on batches; what it returns must be a `Batch`."""
+    if isinstance(function, Kernel):
+        result = function.run(context, *batches)
+    else:
+        try:
+            result = function(*batches)
+        except BaseException as error:  # SystemExit and KeyboardInterrupt too: other ranks wait for this one
+            raise InUserCode(error) from error
+    if not isinstance(result, Batch):
+        raise SchemaError(f"{describe(function)} returned {type(result).__name__}: wanted an ir.Batch, such as ir.Batch(key=..., value=...)")
+    return result
+
+
+def describe(function: Any) -> str:
+    """The name of a function and where it is written."""
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return f"{name} ({os.path.basename(code.co_filename)}, line {code.co_firstlineno})" if code else name
+
+
+class PieceCutter:
+    """Cuts a table into pieces of whole blocks, and remembers the cut while the table stays the same."""
+
+    def __init__(self, piece_bytes: int = PIECE_BYTES):
+        self.piece_bytes = piece_bytes
+        self._of: Batch | None = None
+        self._pieces: list[Handed] = []
+
+    def pieces(self, table: Table) -> list[Handed]:
+        """The table's pieces, at least one row each; none for a share without rows."""
+        if self._of is not table.batch:
+            self._pieces = [Handed(part, table.tokens, lo) for lo, part in self._cut(table)]
+            self._of = table.batch
+        return self._pieces
+
+    def _cut(self, table: Table) -> Iterator[tuple[int, Batch]]:
+        rows, nbytes = len(table.batch), table.batch.nbytes
+        if rows == 0:
+            return
+        if nbytes <= self.piece_bytes or table.block_starts is None:
+            yield 0, table.batch
+            return
+        for lo, hi in zip(*piece_bounds(table.block_starts, max(1, self.piece_bytes * rows // nbytes)), strict=True):
+            yield lo, table.batch.slice(lo, hi)
+
+
+def piece_bounds(block_starts: Array, rows_wanted: int) -> tuple[list[int], list[int]]:
+    """Ends of pieces of whole neighbouring blocks, each of at most ``rows_wanted`` rows or one block.
+
+    >>> piece_bounds(np.array([0, 4, 8, 12, 13]), 8)
+    ([0, 8], [8, 13])
+    """
+    ends = [0]
+    starts = block_starts
+    while ends[-1] < starts[-1]:
+        lo = ends[-1]
+        at = int(np.searchsorted(starts, lo + rows_wanted, side="right")) - 1
+        if starts[at] <= lo:  # one block is larger than a piece
+            at = int(np.searchsorted(starts, lo, side="right"))
+        ends.append(int(starts[at]))
+    return ends[:-1], ends[1:]
+
+
+class BlockMap:
+    """One `Local` stage at work: in pieces, or on the whole share."""
+
+    def __init__(self, stage: Local, piece_bytes: int = PIECE_BYTES):
+        self.stage = stage
+        self.cutter = PieceCutter(piece_bytes)
+        self._whole: dict[str, tuple[Table, Handed]] = {}
+        self._beside: dict[str, tuple[Batch, list[Handed], list[Handed]]] = {}
+
+    def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
+        """The map's results, piece by piece, in canonical order."""
+        first = tables[self.stage.reads[0]]
+        pieces = self.cutter.pieces(first)
+        others = [self._other(name, tables[name], first, pieces) for name in self.stage.reads[1:]]
+        for i, handed in enumerate(pieces):
+            context = Context(iteration, first.first_row + handed.lo, first.rows_total)
+            result = call(self.stage.function, context, (handed.batch, *(o[i % len(o)].batch for o in others)))
+            batch, tokens = take_back(result, (handed.origin,))
+            yield Piece(handed.lo, handed.lo + len(handed.batch), batch, tokens)
+
+    def _other(self, name: str, table: Table, first: Table, pieces: list[Handed]) -> list[Handed]:
+        """What each piece is handed beside its rows: a whole table, or the rows at the same place of one laid out alike."""
+        if table.everywhere or table.layout.kind != first.layout.kind:
+            return [self._hand(name, table)]
+        if len(table) != len(first):
+            raise SchemaError(
+                f'{describe(self.stage.function)} reads "{self.stage.reads[0]}" and "{name}" side by side, '
+                f"but they have {len(first)} and {len(table)} rows here; tables by {first.layout.kind} must have the same rows"
+            )
+        known = self._beside.get(name)
+        if known is None or known[0] is not table.batch or known[1] is not pieces:
+            cut = [Handed(table.batch.slice(p.lo, p.lo + len(p.batch)), table.tokens, p.lo) for p in pieces]
+            known = (table.batch, pieces, cut or [self._hand(name, table)])
+            self._beside[name] = known
+        return known[2]
+
+    def share(self, tables: Mapping[str, Table], iteration: int) -> Table:
+        """The map's result on the whole share."""
+        stage = self.stage
+        handed = [self._hand(name, tables[name]) for name in stage.reads]
+        first = tables[stage.reads[0]]
+        context = Context(iteration, first.first_row, first.rows_total)
+        result = call(stage.function, context, [h.batch for h in handed])
+        batch, tokens = take_back(result, [h.origin for h in handed])
+        return self._placed(Table(batch, EVERYWHERE, tokens), tables)
+
+    def _placed(self, result: Table, tables: Mapping[str, Table]) -> Table:
+        """Where the rows of a share's result live: as the first table read that is not everywhere."""
+        spread = [tables[name] for name in self.stage.reads if not tables[name].everywhere]
+        if not spread:
+            return replace(result, block_starts=np.array([0, len(result)]), rows_total=len(result))
+        like = spread[0]
+        layout = like.layout if all(k in result.batch for k in like.layout.keys) else BY_BLOCK
+        if len(result) == len(like):
+            return replace(like, batch=result.batch, tokens=result.tokens, layout=layout)
+        return Table(result.batch, layout, result.tokens, np.array([0, len(result)]))
+
+    def whole(self, tables: Mapping[str, Table], iteration: int) -> Table | None:
+        """All pieces joined; None on a rank without rows (which cannot know the schema)."""
+        if self.stage.cut == "share":
+            return self.share(tables, iteration)
+        first = tables[self.stage.reads[0]]
+        return joined(first, list(self.pieces(tables, iteration)))
+
+    def on_nothing(self, tables: Mapping[str, Table], iteration: int) -> Batch:
+        """What the map makes of no rows: its schema, for when no rank has any."""
+        handed = [self._hand(name, tables[name]) for name in self.stage.reads]
+        like = tables[self.stage.reads[0]].layout.kind
+        beside = [tables[n].layout.kind == like != "everywhere" for n in self.stage.reads]
+        batches = [h.batch.slice(0, 0) if i == 0 or beside[i] else h.batch for i, h in enumerate(handed)]
+        return call(self.stage.function, Context(iteration, 0, 0), batches)
+
+    def _hand(self, name: str, table: Table) -> Handed:
+        known = self._whole.get(name)
+        if known is None or known[0] is not table:
+            known = (table, Handed(table.batch, table.tokens))
+            self._whole[name] = known
+        return known[1]
+
+
+def joined(first: Table, pieces: list[Piece]) -> Table | None:
+    """The pieces as one table laid out like the table they were cut from."""
+    if not pieces:
+        return None
+    tokens = common_tokens(pieces)
+    batch = _join(first, pieces, tokens)
+    layout: Layout = first.layout if all(k in batch for k in first.layout.keys) else BY_BLOCK
+    if all(len(p.batch) == p.hi - p.lo for p in pieces):
+        return replace(first, batch=batch, tokens=tokens, layout=layout)
+    ends = np.cumsum([0] + [len(p.batch) for p in pieces])
+    return Table(batch, layout, NO_TOKENS, ends)
+
+
+def common_tokens(pieces: Sequence[Piece]) -> dict[str, int]:
+    """The columns that every piece passed on, with their tokens."""
+    tokens = dict(pieces[0].tokens)
+    for piece in pieces[1:]:
+        tokens = {n: t for n, t in tokens.items() if piece.tokens.get(n) == t}
+    return tokens
+
+
+def _join(first: Table, pieces: list[Piece], tokens: Mapping[str, int]) -> Batch:
+    """Joined columns; one that was passed on is the resident column itself, not a copy of it."""
+    resident = {token: name for name, token in first.tokens.items()}
+    kept = {n: first.batch[resident[t]] for n, t in tokens.items() if t in resident}
+    if len(pieces) == 1:
+        return pieces[0].batch
+    rest = [n for n in pieces[0].batch.names if n not in kept]
+    made = Batch.concat([p.batch.select(*rest) for p in pieces]) if rest else Batch()
+    order = pieces[0].batch.names
+    columns = {n: kept[n] if n in kept else made[n] for n in order}
+    return Batch.from_dict(columns, {n: made.valid(n) for n in rest})

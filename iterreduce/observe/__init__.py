@@ -1,0 +1,1 @@
+"""Watchers of a run: they know events and nothing else of this package."""

@@ -1,0 +1,93 @@
+"""What a person sees while a loop runs: iteration, residual, bytes moved, time and invariant memory.
+
+A live line on a terminal, plain lines at most every few seconds elsewhere. Watches one rank: who makes it
+decides which (the command line: rank 0). Writes nothing when nothing happens, so a long iteration is silent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TextIO
+
+from iterreduce.events import Event
+
+LIVE_SECONDS = 0.1
+PLAIN_SECONDS = 5.0
+
+
+class Progress:
+    """A watcher that writes to `stream`; live when it is a terminal.
+
+    >>> import sys
+    >>> watch = Progress(sys.stdout)
+    >>> done = {"iteration": 1, "residual": 0.5, "seconds": 0.25, "bytes": 2048}
+    >>> watch(Event("iteration.commit", 0.0, done))
+    iteration 1  residual 0.5  sent 2.0 KiB  0.25 s
+    >>> end = {"outcome": "CONVERGED", "iterations": 2, "residual": 0.1, "seconds": 0.4}
+    >>> watch(Event("run.end", 1.0, end))
+    converged after 2 iterations, residual 0.1, 0.4 s
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live = stream.isatty()
+        self._pause = LIVE_SECONDS if self._live else PLAIN_SECONDS
+        self._next = -math.inf
+        self._open_line = False
+
+    def __call__(self, event: Event) -> None:
+        if event.name == "iteration.commit":
+            if event.seconds >= self._next:
+                self._next = event.seconds + self._pause
+                self._write(_line(event.fields), last=False)
+        elif event.name == "run.end":
+            self._write(_last_line(event.fields), last=True)
+
+    def close(self) -> None:
+        """Leave the live line, so that what comes next starts on a line of its own."""
+        if self._open_line:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._open_line = False
+
+    def _write(self, text: str, last: bool) -> None:
+        if self._live:
+            self._stream.write(f"\r{text}\x1b[K")
+            self._open_line = True
+            if last:
+                self.close()
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+def _line(fields: Any) -> str:
+    parts = [f"iteration {fields['iteration']}"]
+    if fields.get("residual") is not None:
+        parts.append(f"residual {fields['residual']:.6g}")
+    if fields.get("bytes") is not None:
+        parts.append(f"sent {_size(fields['bytes'])}")
+    if fields.get("seconds") is not None:
+        parts.append(f"{fields['seconds']:.3g} s")
+    if fields.get("invariant_bytes"):
+        parts.append(f"invariants {_size(fields['invariant_bytes'])}")
+    return "  ".join(parts)
+
+
+def _last_line(fields: Any) -> str:
+    outcome = str(fields.get("outcome") or "failed").lower().replace("_", " ")
+    iterations = fields.get("iterations") or 0
+    parts = [f"{outcome} after {iterations} iteration{'' if iterations == 1 else 's'}"]
+    if fields.get("residual") is not None:
+        parts.append(f"residual {fields['residual']:.6g}")
+    if fields.get("seconds") is not None:
+        parts.append(f"{fields['seconds']:.3g} s")
+    return ", ".join(parts)
+
+
+def _size(nbytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} TiB"

@@ -1,0 +1,109 @@
+"""The JSON that tells what a run did, made from plain values and written in one piece.
+
+Keys of a run (see `summarise`): app, ranks, iterations, outcome, residual, result_sha256, seconds,
+seconds_per_iteration, bytes_exchanged, peak_rss_bytes, values, versions, cpu. A key whose subject did not
+take place is absent. It gathers nothing from other ranks: who calls it has done that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from iterreduce.observe.jsonlines import plain
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Smallest, median and largest; empty for none.
+
+    >>> spread([3.0, 1.0, 2.0])
+    {'min': 1.0, 'median': 2.0, 'max': 3.0}
+    """
+    if not seconds:
+        return {}
+    return {"min": min(seconds), "median": statistics.median(seconds), "max": max(seconds)}
+
+
+def add_up(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum over ranks of numbers and of lists of numbers, by key.
+
+    >>> add_up([{"total": 1, "per_iteration": [1, 2]}, {"total": 5, "per_iteration": [0, 3]}])
+    {'total': 6, 'per_iteration': [1, 5]}
+    """
+    return {
+        key: [sum(row) for row in zip(*(part[key] for part in parts), strict=True)]
+        if isinstance(value, list)
+        else sum(part[key] for part in parts)
+        for key, value in parts[0].items()
+    }
+
+
+def summarise(
+    app: str, peak_rss_bytes: Sequence[int], libraries: Mapping[str, str], **run: Any
+) -> dict[str, Any]:
+    """The summary: `peak_rss_bytes` of every rank, more versions, and what the engine reports of the run.
+
+    >>> summarise("kmeans", [100, 300], {"mpi": "none"}, iterations=3, residual=None)["peak_rss_bytes"]
+    {'max': 300, 'sum': 400}
+    """
+    parts: dict[str, Any] = {"app": app, "ranks": len(peak_rss_bytes)}
+    parts |= {key: value for key, value in run.items() if value is not None}
+    parts["peak_rss_bytes"] = {"max": max(peak_rss_bytes), "sum": sum(peak_rss_bytes)}
+    parts["versions"] = versions() | dict(libraries)
+    parts["cpu"] = cpu()
+    summary: dict[str, Any] = plain(parts)
+    return summary
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that make the numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("numpy", "numba", "h5py", "mpi4py"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def cpu() -> dict[str, Any]:
+    """Of this host: the model's name and how many cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"model": _cpu_model() or platform.machine(), "cores": cores}
+
+
+def write_summary(path: str, summary: Mapping[str, Any]) -> None:
+    """Replace the file `path` in one step: nobody reads half a summary. OSError when that cannot be."""
+    handle, draft = tempfile.mkstemp(prefix=".summary-", dir=os.path.dirname(path) or ".")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(summary, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(draft, 0o666 & ~_umask())
+        os.replace(draft, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            return next(
+                (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
+            )
+    except OSError:
+        return ""

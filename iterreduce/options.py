@@ -1,0 +1,273 @@
+"""The settings of a run: one table, and where each value came from.
+
+`SETTINGS` is the only place that knows a setting's name, type, default and help; the command line, the
+environment (`ITERREDUCE_*`), the file `iterreduce.toml` in the current directory and `--show-config` are all
+made from it. A later source wins: default, file, environment, command line.
+
+This module reads no command line (`cli.py` does) and decides nothing: the engine gets an `Options`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from iterreduce.errors import UsageError, did_you_mean
+
+CONFIG_FILE = "iterreduce.toml"
+ENVIRONMENT_PREFIX = "ITERREDUCE_"
+
+#: Variables with our prefix that are no settings of a run: those of our tests.
+NO_SETTINGS = ("ITERREDUCE_NO_SKIPS", "ITERREDUCE_TEST_")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the engine and the command line need to know about a run; the defaults suit library use.
+
+    >>> Options(memory_bytes=parse_size("4GiB")).memory_bytes
+    4294967296
+    """
+
+    out: str | None = None
+    summary: str | None = None
+    events: str | None = None
+    naive: bool = False
+    check: bool = False
+    quiet: bool = False
+    memory_bytes: int | None = None
+    partitions: int = 1024
+    start_timeout: float = 120.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the value of a setting is written."""
+
+    placeholder: str
+    wanted: str
+    parse: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table; `name` is the key in the file, `field` the one in `Options`."""
+
+    name: str
+    kind: Kind
+    help: str
+    field: str = ""
+    on_command_line: bool = True
+
+    @property
+    def option_field(self) -> str:
+        return self.field or self.name
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def default(self) -> Any:
+        return next(field.default for field in fields(Options) if field.name == self.option_field)
+
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("KMGTP", 1)
+    for suffix, base in (("", 1000), ("B", 1000), ("IB", 1024))
+}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `4GiB` (1024s), `500MB` (1000s) or `65536`.
+
+    >>> parse_size("1.5 KiB"), parse_size("500MB"), parse_size("0")
+    (1536, 500000000, 0)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(text)
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def format_size(nbytes: float) -> str:
+    """A size for people, in 1024s.
+
+    >>> format_size(0), format_size(1536), format_size(4 * 2**30)
+    ('0 B', '1.5 KiB', '4.0 GiB')
+    """
+    if nbytes < 1024:
+        return f"{int(nbytes)} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        nbytes /= 1024
+        if nbytes < 1024 or unit == "TiB":
+            break
+    return f"{nbytes:.1f} {unit}"
+
+
+def _parse_switch(text: str) -> bool:
+    words = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
+    if text.strip().lower() not in words:
+        raise ValueError(text)
+    return words[text.strip().lower()]
+
+
+def _parse_count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _parse_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
+def _parse_path(text: str) -> str:
+    if not text:
+        raise ValueError(text)
+    return text
+
+
+SWITCH = Kind("", "true or false", _parse_switch)
+PATH = Kind("PATH", "a path", _parse_path)
+SIZE = Kind("SIZE", "a size such as 4GiB or 500MB", parse_size)
+COUNT = Kind("N", "a whole number of at least 1", _parse_count)
+SECONDS = Kind("SECONDS", "seconds above zero", _parse_seconds)
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("out", PATH, "write the result here, by suffix: .npy .npz .h5 .csv .tsv .parquet"),
+    Setting("summary", PATH, "write what the run did as JSON"),
+    Setting("events", PATH, "write what happens, as it happens, as JSON lines"),
+    Setting("naive", SWITCH, "switch every cache off: re-read, re-shuffle and re-plan in each iteration"),
+    Setting(
+        "check", SWITCH, "slow checks: frozen arrays unchanged, all ranks in the same stage, rows conserved"
+    ),
+    Setting("memory", SIZE, "memory budget of each rank", field="memory_bytes"),
+    Setting("partitions", COUNT, "logical partitions of the key space, at least the number of ranks"),
+    Setting("quiet", SWITCH, "no progress"),
+    Setting(
+        "start_timeout",
+        SECONDS,
+        "give up when not all ranks have started after this time",
+        on_command_line=False,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """An `Options` and, for each setting by name, where its value came from."""
+
+    options: Options
+    origins: Mapping[str, str]
+
+    def describe(self) -> str:
+        """A line for every setting: name, value, origin."""
+        rows = [
+            (
+                setting.name,
+                _show(setting, getattr(self.options, setting.option_field)),
+                self.origins[setting.name],
+            )
+            for setting in SETTINGS
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        return "\n".join(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}" for name, value, origin in rows)
+
+
+def resolve(
+    command_line: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    directory: str | os.PathLike[str] = ".",
+) -> Config:
+    """Every setting's value and origin; `command_line` maps names to values that are already parsed.
+
+    Raises UsageError for an unknown name in the file or the environment and for a value that does not parse.
+
+    >>> config = resolve({"check": True}, environment={"ITERREDUCE_MEMORY": "1GiB"}, directory="/nonexistent")
+    >>> config.options.check, config.origins["check"]
+    (True, 'command line')
+    >>> config.options.memory_bytes, config.origins["memory"], config.origins["quiet"]
+    (1073741824, 'ITERREDUCE_MEMORY', 'default')
+    """
+    chosen: dict[str, tuple[Any, str]] = {setting.name: (setting.default, "default") for setting in SETTINGS}
+    chosen |= _from_file(Path(directory) / CONFIG_FILE)
+    chosen |= _from_environment(os.environ if environment is None else environment)
+    chosen |= {name: (value, "command line") for name, value in (command_line or {}).items()}
+    values = {setting.option_field: chosen[setting.name][0] for setting in SETTINGS}
+    return Config(Options(**values), {name: origin for name, (_, origin) in chosen.items()})
+
+
+def parse_setting(setting: Setting, text: str, where: str) -> Any:
+    """The value of `text`; UsageError says where it stood and what was wanted."""
+    try:
+        return setting.kind.parse(text)
+    except ValueError:
+        raise UsageError(f"{where}: wanted {setting.kind.wanted}, got {text!r}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    by_variable = {setting.variable: setting for setting in SETTINGS}
+    chosen = {}
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable.startswith(NO_SETTINGS):
+            continue
+        if variable not in by_variable:
+            hint = did_you_mean(variable, by_variable)
+            raise UsageError(f"unknown setting in the environment: {variable}{hint}")
+        setting = by_variable[variable]
+        chosen[setting.name] = (parse_setting(setting, text, variable), variable)
+    return chosen
+
+
+def _from_file(path: Path) -> dict[str, tuple[Any, str]]:
+    if not path.is_file():
+        return {}
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as TOML: {error}") from None
+    by_name = {setting.name: setting for setting in SETTINGS}
+    chosen = {}
+    for name, value in entries.items():
+        if name not in by_name:
+            raise UsageError(f"{path}: unknown setting {name!r}{did_you_mean(name, by_name)}")
+        chosen[name] = (_from_toml(by_name[name], value, f"{path}: {name}"), str(path))
+    return chosen
+
+
+def _from_toml(setting: Setting, value: Any, where: str) -> Any:
+    if isinstance(value, dict | list) or isinstance(value, bool) != (setting.kind is SWITCH):
+        raise UsageError(f"{where}: wanted {setting.kind.wanted}, got {value!r}")
+    return value if isinstance(value, bool) else parse_setting(setting, str(value), where)
+
+
+def _show(setting: Setting, value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return format_size(value) if setting.kind is SIZE else str(value)

@@ -1,0 +1,114 @@
+"""Run a loop from beginning to end, and say what came of it.
+
+The outermost ring of the engine: a group and a loop go in, a `Result` comes out. It reads no files of its
+own and prints nothing; the command line and library users call the same function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from iterreduce.collectives import Group
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.hashing import hash_keys, hash_words
+from iterreduce.driver import LoopRun
+from iterreduce.events import Events
+from iterreduce.fixpoint import MaxIterations, Outcome
+from iterreduce.loop import Loop
+from iterreduce.options import Options
+from iterreduce.table import Table
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives back. ``batch`` is this rank's share of the result (all of it where ``everywhere``).
+
+    ``seconds``: load, invariants, iterate, total, on this rank. ``bytes_exchanged``: payload that left this
+    rank for others: invariants (int), per_iteration (list), total. ``result_sha256`` does not depend on the
+    order of rows or on how they are spread over ranks.
+    """
+
+    outcome: Outcome
+    iterations: int
+    residual: float | None
+    batch: Batch
+    everywhere: bool
+    values: dict[str, float | int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    seconds_per_iteration: list[float] = field(default_factory=list)
+    bytes_exchanged: dict[str, Any] = field(default_factory=dict)
+    result_sha256: str = ""
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, column: str) -> Any:
+        """A column of this rank's share."""
+        return self.batch[column]
+
+
+def run_loop(loop: Loop, group: Group, options: Options | None = None, events: Events | None = None) -> Result:
+    """Run to the end on this group. Collective.
+
+    Raises the same error on all ranks; the group is usable afterwards.
+    """
+    options, events = options or Options(), events or Events()
+    started, sent = time.perf_counter(), group.traffic.payload_bytes
+    limit = next((r.n for r in loop.until.rules if isinstance(r, MaxIterations)), None)
+    events.emit("run.start", name=loop.name, rank=group.rank, size=group.size, max_iterations=limit)
+    run = LoopRun(loop, group, options, events)
+    try:
+        outcome = run.run()
+        run.finish()
+        result = _result(run, outcome, time.perf_counter() - started, group.traffic.payload_bytes - sent)
+    except BaseException:
+        events.emit("run.end", outcome=None, iterations=run.iteration, residual=run.residual, seconds=time.perf_counter() - started)
+        raise
+    events.emit("run.end", outcome=outcome.name, iterations=run.iteration, residual=run.residual, seconds=time.perf_counter() - started)
+    return result
+
+
+def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result:
+    table, clock = run.tables[run.loop.result], run.clock
+    per_iteration = run.bytes_iterations
+    return Result(
+        outcome=outcome,
+        iterations=run.iteration,
+        residual=run.residual,
+        batch=table.batch,
+        everywhere=table.everywhere,
+        values=_values(run),
+        seconds={"load": clock.load, "invariants": clock.invariants, "iterate": clock.iterate, "total": seconds},
+        seconds_per_iteration=clock.iterations,
+        bytes_exchanged={"invariants": run.bytes_invariants, "per_iteration": per_iteration, "total": sent},
+        result_sha256=digest(table, run.group),
+        memory_bytes={**run.loaded, **run.shop.cache.report()},
+    )
+
+
+def _values(run: LoopRun) -> dict[str, float | int]:
+    """The loop's named numbers: each the one row of a column."""
+    out: dict[str, float | int] = {}
+    for name, (table, column) in run.loop.values.items():
+        found = run.tables[table].batch
+        if len(found) == 1:
+            out[name] = found[column][0].item()
+    return out
+
+
+def digest(table: Table, group: Group) -> str:
+    """sha256 of a table's schema and rows, whatever their order or the number of ranks. Collective.
+
+    Rows are hashed one by one (two 64-bit hashes), and the hashes added: integer sums have no order.
+    """
+    batch = table.batch
+    sums = np.zeros(3, np.int64)
+    if not (table.everywhere and group.rank) and batch.names:
+        first = hash_keys(batch)
+        second = hash_words((first ^ np.uint64(0x9E3779B97F4A7C15)).view(np.int64)) * first
+        sums[:] = first.sum(dtype=np.uint64).view(np.int64), second.sum(dtype=np.uint64).view(np.int64), len(batch)
+    group.allreduce(sums, "sum")
+    return hashlib.sha256(batch.schema.to_json().encode() + sums.tobytes()).hexdigest()

@@ -1,0 +1,410 @@
+"""Shuffle with a combiner: rows fold locally, one record per key travels, records merge at the key's owner.
+
+Three ways, chosen by agreement only. *Fresh*: keys and records travel, the owner merges them in a table.
+*Planned* (values only): every rank handed on the key columns of the last time, so each row's place in the
+send buffer and each record's slot at its owner are known, and nothing but accumulators moves. A rank that
+finds its keys changed, or its part of the plan lost, joins the planned exchange with REPLAN in its headers;
+then all ranks repeat it fresh, without running any map again.
+
+How it can go wrong: see `FreshExchange`. What a rank does between two collectives runs under the `Guard`, so
+that it joins the next one whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from iterreduce.agreement import Guard, settle_schemas
+from iterreduce.collectives import Group
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.groups import Folded, KeyIndex, Numbered, number_keys
+from iterreduce.columns.partition import PartitionMap
+from iterreduce.columns.ragged import Array
+from iterreduce.columns.schema import Schema
+from iterreduce.errors import UsageError
+from iterreduce.exchange import (
+    ABSTAIN,
+    FAILED,
+    REPLAN,
+    ROWS,
+    SCHEMA,
+    STATUS,
+    FreshExchange,
+    Outgoing,
+    ValuesPlan,
+    agreed_proposal,
+    nothing,
+)
+from iterreduce.folding import Combiner, Relearn, RowSource
+from iterreduce.loop import Shuffle
+from iterreduce.loop_cache import LoopCache
+from iterreduce.maps import Piece
+from iterreduce.table import NO_TOKENS, Table, by_key, token
+
+
+@dataclass(frozen=True)
+class PlanBody:
+    """The large part of a plan, kept in the cache: where rows fold to, where records go, what keys come out."""
+
+    codes: Array
+    numbered: Numbered
+    slots: Array
+    keys: Batch | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on this rank."""
+        return int(self.codes.nbytes + self.slots.nbytes + self.numbered.keys.nbytes + self.numbered.hashes.nbytes + self.numbered.codes.nbytes)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A plan that is installed when the iteration commits."""
+
+    token: int
+    plan: ValuesPlan
+    body: PlanBody
+
+
+class CombineShuffle:
+    """One `Shuffle` stage with ``combine`` at work, on every iteration of a loop run."""
+
+    def __init__(
+        self,
+        stage: Shuffle,
+        number: int,
+        group: Group,
+        source: RowSource,
+        cache: LoopCache,
+        partitions: PartitionMap,
+        check: bool = False,
+        limit_bytes: int | None = None,
+        repeats: bool = True,
+    ):
+        self.repeats = repeats  # a stage that runs once needs no plan
+        self.stage, self.number, self.group, self.source = stage, number, group, source
+        self.cache, self.partitions, self.check = cache, partitions, check
+        self.fresh = FreshExchange(group, number, check, limit_bytes=limit_bytes)
+        assert stage.combine is not None
+        self.combiner = Combiner(stage.combine, stage.key, source)
+        self.plan: ValuesPlan | None = None
+        self.plan_token = 0
+        self.keys: Batch | None = None
+        self.keys_version = 0
+        self.keys_changed = False
+        self.replans = 0
+        self._keys_next: Batch | None = None
+        self._pending: Pending | None = None
+        self._merged: Folded | None = None
+        self._records: Array | None = None
+        self._tokens_known: dict[tuple[int, ...], int] = {}
+        self._index: tuple[Batch, KeyIndex] | None = None
+        self._relearned = False
+        self._last_proposal = 0
+        self._parts: list[Folded] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self.on_plan = False
+        self.planned = False
+        self.proposal = ABSTAIN
+        self._key_parts: list[Batch] = []
+        self._rows_seen = 0
+
+    # ------------------------------------------------------------------ local work, before the exchange
+
+    def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
+        """Fold this rank's rows."""
+        self._tables, self._iteration = tables, iteration
+        self._onto_token = self._token_of_onto()
+        try:
+            self._fold_all()
+        except Relearn as found:
+            self._learn(found.schema)
+            self._fold_all()
+
+    def _fold_all(self) -> None:
+        self._begin()
+        self.combiner.clear()
+        body = self._start_plan()
+        for piece in self.source.pieces(self._tables, self._iteration):
+            self.combiner.check(piece.batch)
+            proposal = self._proposal_of(piece)
+            if self.proposal == ABSTAIN:
+                self.proposal = proposal
+            elif self.proposal != proposal:
+                self.proposal = 0
+            if body is not None and self.on_plan and proposal == self.plan_token:
+                assert self.plan is not None and self.combiner.outputs is not None
+                self.combiner.outputs.update(self.plan.records, body.codes[piece.lo : piece.hi], piece.batch)
+            else:
+                self._leave_plan(body)
+                self._add(piece)
+            self._rows_seen = piece.hi
+        if body is not None and self._rows_seen != len(body.codes):
+            self._leave_plan(body)
+
+    def _start_plan(self) -> PlanBody | None:
+        if self.plan is None or self._relearned:
+            return None
+        body: PlanBody | None = self.cache.get(self.plan_token)
+        self.on_plan = body is not None
+        if body is not None:
+            assert self.combiner.outputs is not None
+            self.combiner.outputs.fill(self.plan.records)
+        return body
+
+    def _add(self, piece: Piece) -> None:
+        self.combiner.fold.add(piece.batch)
+        if self.proposal > 0:
+            self._key_parts.append(piece.batch.select(*self.stage.key))
+
+    def _leave_plan(self, body: PlanBody | None) -> None:
+        """What was folded into the send buffer moves to the table of the fresh exchange."""
+        if not self.on_plan:
+            return
+        self.on_plan = False
+        assert body is not None and self.plan is not None
+        numbered = body.numbered
+        seen = np.zeros(len(numbered.hashes), bool)
+        seen[numbered.codes[: self._rows_seen]] = True
+        at = np.flatnonzero(seen)
+        places = self.plan.shifted(at)
+        self.combiner.fold.merge(Folded(numbered.hashes[at], numbered.keys.take(at), self.plan.records[places]))
+        if self._rows_seen:
+            self._key_parts = [numbered.keys.take(numbered.codes[: self._rows_seen])]
+
+    def _learn(self, schema: Schema) -> None:
+        self.combiner.learn(schema)
+        # a plan made before is void, but the other ranks do not know: its counts are kept to tell them
+        self._relearned = self.plan is not None
+
+    def _proposal_of(self, piece: Piece) -> int:
+        tokens = tuple(piece.tokens.get(k, 0) for k in self.stage.key)
+        known = self._tokens_known.get(tokens)
+        if known is None:
+            agreed = 0 not in tokens and self._onto_token != 0
+            known = token("shuffle", self.number, tokens, self._onto_token, self.group.epoch) if agreed else 0
+            self._tokens_known = {tokens: known}
+        return known if self.cache.enabled else 0
+
+    def _token_of_onto(self) -> int:
+        if self.stage.onto is None:
+            return 1
+        tokens = tuple(self._tables[self.stage.onto].tokens.get(k, 0) for k in self.stage.key)
+        found = 0 if 0 in tokens else token("onto", tokens)
+        if found != getattr(self, "_onto_token", found):
+            self._tokens_known = {}
+        return found
+
+    # ------------------------------------------------------------------ the exchange
+
+    def exchange(self, guard: Guard) -> int:
+        """Send and receive; returns the status that all ranks agree on. Collective."""
+        if self.plan is not None:
+            status = self._exchange_planned(guard)
+            if self.planned or status & FAILED:
+                return status
+        if self.group.size == 1:
+            self._merged = guard.run(self._result_alone)
+            return guard.status
+        return self._exchange_fresh(guard)
+
+    def _exchange_planned(self, guard: Guard) -> int:
+        assert self.plan is not None
+        headers = self.plan.run(guard.status if self.on_plan else guard.status | REPLAN)
+        status = int(np.bitwise_or.reduce(headers[:, STATUS]))
+        if status & FAILED:
+            return status
+        self.planned = not status & REPLAN
+        if not self.planned:
+            self.replans += 1
+            if guard.failure is None:
+                guard.run(self._leave_plan, self.cache.get(self.plan_token))
+            self._drop_plan()
+        return status
+
+    def _result_alone(self) -> Folded:
+        if self.combiner.outputs is None:
+            self._learn(self.source.on_nothing(self._tables, self._iteration).schema)
+        self._parts = [self.combiner.fold.result()]
+        return self._parts[0]
+
+    def _exchange_fresh(self, guard: Guard) -> int:
+        while True:
+            out = guard.run(self._outgoing) or nothing(self.group.size)
+            arrival = self.fresh.run(out, guard.status)
+            if arrival.status & FAILED:
+                return FAILED
+            digests = arrival.headers[:, SCHEMA].tolist()
+            if len(set(digests)) > 1 or 0 in digests:
+                if self._agree_schemas(guard, digests):
+                    continue
+                if self.group.agree_any(guard.failure is not None):
+                    return FAILED
+            self.proposal = agreed_proposal(arrival.headers)
+            rows = arrival.headers[:, ROWS]
+            self._merged = guard.run(self._merge, [arrival.segment(s) for s in range(self.group.size)], rows)
+            return guard.status
+
+    def _agree_schemas(self, guard: Guard, digests: list[int]) -> bool:
+        """All ranks learn one schema; True if the exchange must be repeated with it. Collective."""
+        mine = self.combiner.schema
+        merged, again = settle_schemas(
+            self.group, guard, digests, mine, lambda: self.source.on_nothing(self._tables, self._iteration).schema
+        )
+        if merged is not None and merged != mine:
+            guard.run(self._learn, merged)
+            if mine is not None:
+                guard.run(self._fold_all)
+        return again
+
+    def _outgoing(self) -> Outgoing:
+        if self.combiner.outputs is None:
+            return nothing(self.group.size, self.proposal)
+        folded = self.combiner.fold.result()
+        return self.combiner.outgoing(folded, self.partitions.send_bounds(folded.hashes), self.proposal)
+
+    def _merge(self, segments: list[Array], rows: Array) -> Folded:
+        self.combiner.merged.clear()
+        keep = self.cache.wants(self.proposal)
+        self._parts = []
+        for words, n in zip(segments, rows.tolist(), strict=True):
+            part = self.combiner.arrived(words, n)
+            self.combiner.merged.merge(part)
+            if keep:  # the receive buffer is reused: what outlives this iteration is copied
+                self._parts.append(Folded(part.hashes, part.keys.copy(), part.records[:0]))
+        return self.combiner.merged.result()
+
+    # ------------------------------------------------------------------ local work, after the exchange
+
+    def finish(self) -> Table:
+        """The finished rows of this rank's keys."""
+        return self._finish_planned() if self.planned else self._finish_fresh()
+
+    def _finish_planned(self) -> Table:
+        body: PlanBody = self.cache.get(self.plan_token)
+        assert self.plan is not None and self.combiner.outputs is not None
+        keys = body.keys if body.keys is not None else self._onto_keys()
+        if self.group.size == 1 and body.keys is not None:
+            records = self.plan.received[self.plan.gap :]
+        else:
+            records = self._room(len(keys))
+            self.combiner.outputs.merge(records, body.slots, self.plan.received)
+            records = records[:-1]
+        self.keys_changed = False
+        return self._table(self.combiner.outputs.finish(keys, records))
+
+    def _room(self, rows: int) -> Array:
+        """Records for ``rows`` keys and one more that takes what belongs nowhere, filled with identities."""
+        assert self.combiner.outputs is not None
+        if self._records is None or len(self._records) != rows + 1 or self._records.shape[1] != self.combiner.outputs.width:
+            self._records = np.empty((rows + 1, self.combiner.outputs.width), np.int64)
+        self.combiner.outputs.fill(self._records)
+        return self._records
+
+    def _finish_fresh(self) -> Table:
+        assert self._merged is not None and self.combiner.outputs is not None
+        merged, self._merged = self._merged, None
+        if self.stage.onto is None:
+            keys = self._stable(merged.keys)
+            records = merged.records
+        else:
+            keys = self._onto_keys()
+            slots = self._onto_slots(merged.keys)
+            room = self._room(len(keys))
+            self.combiner.outputs.merge(room, np.where(slots < 0, len(keys), slots), np.ascontiguousarray(merged.records))
+            records = room[:-1]
+        batch = self.combiner.outputs.finish(keys, records)
+        if self._worth_a_plan():
+            self._propose_plan(keys)
+        return self._table(batch)
+
+    def _worth_a_plan(self) -> bool:
+        """Keys that changed before must be proposed twice in a row: plans for keys that go on changing cost more."""
+        steady = self.replans == 0 or self.proposal == self._last_proposal
+        self._last_proposal = self.proposal
+        return self.repeats and steady and self.proposal > 0 and self.cache.wants(self.proposal)
+
+    def _stable(self, keys: Batch) -> Batch:
+        """The keys of last time, as the same objects, where they are equal."""
+        self.keys_changed = self.keys is None or not self.keys.equals(keys)
+        self._keys_next = keys if self.keys_changed else self.keys
+        assert self._keys_next is not None
+        return self._keys_next
+
+    def _onto_keys(self) -> Batch:
+        assert self.stage.onto is not None
+        return self._tables[self.stage.onto].batch.select(*self.stage.key)
+
+    def _onto_slots(self, keys: Batch) -> Array:
+        onto = self._onto_keys()
+        if self._index is None or any(self._index[0][k] is not onto[k] for k in self.stage.key):
+            self._index = (onto, KeyIndex(onto))
+        slots = self._index[1].lookup(keys)
+        if self.stage.missing == "error" and len(slots) and int(slots.min()) < 0:
+            row = keys.slice(int(np.argmin(slots)), int(np.argmin(slots)) + 1)
+            shown = ", ".join(f"{k}={row[k][0]!r}" for k in row.names)
+            raise UsageError(
+                f'shuffle onto "{self.stage.onto}": {int((slots < 0).sum())} keys are not in it, such as {shown}; add them to the table, or say missing="drop"'
+            )
+        return slots
+
+    def _table(self, batch: Batch) -> Table:
+        if self.stage.onto is not None:
+            onto = self._tables[self.stage.onto]
+            tokens = {k: onto.tokens[k] for k in self.stage.key if k in onto.tokens}
+            return Table(batch, onto.layout if onto.layout.kind == "key" else by_key(*self.stage.key), tokens)
+        tokens = self._key_tokens(self.keys_version + self.keys_changed) if self.cache.enabled else NO_TOKENS
+        return Table(batch, by_key(*self.stage.key), tokens)
+
+    def _key_tokens(self, version: int) -> dict[str, int]:
+        return {k: token("keys", self.number, version, k) for k in self.stage.key if self.combiner.outputs and not self.combiner.outputs.schema[k].nullable}
+
+    def _propose_plan(self, keys: Batch) -> None:
+        assert self.combiner.outputs is not None
+        key_rows = Batch.concat(self._key_parts) if self._key_parts else Batch.empty(self.combiner.outputs.key_schema)
+        numbered = number_keys(key_rows)
+        send_rows = np.diff(self.partitions.send_bounds(numbered.hashes))
+        recv_rows = np.array([len(p.keys) for p in self._parts], np.int64)
+        plan = ValuesPlan(self.group, self.number, self.combiner.outputs.width, send_rows, recv_rows, self.check)
+        lookup = self._onto_slots if self.stage.onto else KeyIndex(keys).lookup
+        slots = [lookup(p.keys) for p in self._parts]
+        if self.stage.onto:
+            slots = [np.where(s < 0, len(keys), s) for s in slots]
+        out_keys = None if self.stage.onto else keys
+        body = PlanBody(plan.shifted(numbered.codes), numbered, plan.received_slots(slots, len(keys)), out_keys)
+        self._pending = Pending(self.proposal, plan, body)
+
+    # ------------------------------------------------------------------ transactions
+
+    def commit(self, keys_changed: bool) -> dict[int, int]:
+        """The iteration stands; ``keys_changed`` on any rank. Returns tokens to rename in tables made here."""
+        if self._keys_next is not None:
+            self.keys = self._keys_next
+        renames = {}
+        if keys_changed:
+            before, after = self._key_tokens(self.keys_version), self._key_tokens(self.keys_version + 1)
+            renames = {before[k]: after[k] for k in before}
+            self.keys_version += 1
+        if self._pending is not None:
+            self.plan, self.plan_token = self._pending.plan, self._pending.token
+            self.cache.put(self.plan_token, "plan", self._pending.body, self._pending.body.nbytes, self._drop_plan)
+        self._forget()
+        return renames
+
+    def rollback(self) -> None:
+        """The iteration never was."""
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pending, self._keys_next, self._parts = None, None, []
+        self._key_parts, self.keys_changed = [], False
+
+    def _drop_plan(self) -> None:
+        if self.plan is not None:
+            self.cache.drop(self.plan_token)
+        self.plan, self.plan_token, self._relearned = None, 0, False

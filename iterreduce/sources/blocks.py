@@ -1,0 +1,187 @@
+"""Blocks, the `Source` protocol, and `load`: how rows that stand in files become one batch per rank.
+
+Blocks are fixed by the data alone (row count, or file size), never by the number of ranks; a rank owns whole
+ascending blocks. So the rows, and their order over the ranks, are the same on any number of ranks. This module opens
+no file: formats do, and `Dataset` calls `load`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.ragged import Array, Ragged
+from iterreduce.columns.schema import Field, Schema
+from iterreduce.sources.agreement import agree
+
+if TYPE_CHECKING:
+    from iterreduce.collectives import Group
+
+BLOCKS_WANTED = 1024
+LEAST_BLOCK_ROWS, MOST_BLOCK_ROWS = 256, 32768
+LEAST_BLOCK_BYTES, MOST_BLOCK_BYTES = 1 << 16, 1 << 22
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is not below `n`."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def block_rows_for(rows: int) -> int:
+    """Rows of a block: the next power of two above rows/1024, from 256 to 32768.
+
+    >>> [block_rows_for(n) for n in (0, 1_000_000, 10**12)]
+    [256, 1024, 32768]
+    """
+    return min(max(power_of_two(-(-rows // BLOCKS_WANTED)), LEAST_BLOCK_ROWS), MOST_BLOCK_ROWS)
+
+
+def block_bytes_for(size: int) -> int:
+    """Bytes of a block of text: the next power of two above size/1024, from 64 KiB to 4 MiB."""
+    return min(max(power_of_two(-(-size // BLOCKS_WANTED)), LEAST_BLOCK_BYTES), MOST_BLOCK_BYTES)
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """How a source is cut: `count` blocks and, for sources of known length, the rows at which they start.
+
+    `starts`: int64 of shape ``(count + 1,)``, or None (text, before it is read). `rank_bounds`: the blocks of each
+    rank where they cannot be dealt freely (rows that a rank already holds), int64 of shape ``(size + 1,)``.
+    """
+
+    count: int
+    starts: Array | None = None
+    rank_bounds: Array | None = None
+
+    @classmethod
+    def of_rows(cls, rows: int, block_rows: int | None = None) -> Blocks:
+        """Blocks of equal length; the last may be shorter. No rows, no blocks.
+
+        >>> Blocks.of_rows(600).starts.tolist()
+        [0, 256, 512, 600]
+        """
+        step = block_rows or block_rows_for(rows)
+        count = -(-rows // step)
+        return cls(count, np.minimum(np.arange(count + 1, dtype=np.int64) * step, rows))
+
+    @property
+    def rows(self) -> int | None:
+        """Rows in all, or None where only reading tells."""
+        return None if self.starts is None else int(self.starts[-1])
+
+    def owned(self, rank: int, size: int) -> tuple[int, int]:
+        """The blocks ``[lo, hi)`` of a rank.
+
+        >>> Blocks(5).owned(1, 2)
+        (2, 5)
+        """
+        if self.rank_bounds is not None:
+            return int(self.rank_bounds[rank]), int(self.rank_bounds[rank + 1])
+        return self.count * rank // size, self.count * (rank + 1) // size
+
+
+class Source(Protocol):
+    """Where rows come from. A constructor does no input or output; `open` does, once, on all ranks together."""
+
+    name: str
+    schema: Schema
+    token: str
+    blocks: Blocks
+    rereadable: bool
+
+    def open(self, group: Group) -> None:
+        """Find the files, agree on schema and blocks. Collective. Errors are the same on all ranks."""
+
+    def read(self, lo: int, hi: int) -> Batch:
+        """The rows of blocks ``[lo, hi)``. Local; reads these blocks only."""
+
+    def block_rows(self, lo: int, hi: int) -> Array:
+        """Rows of each of the blocks ``[lo, hi)``, int64; for text, of a range that was just read. Local."""
+
+    def columns(self, names: Sequence[str]) -> Source:
+        """The same source with these columns only; to be called before `open`, where wrong names are refused."""
+
+    def require_numeric(self, column: str) -> None:
+        """Raise `InputError` if the column is not of numbers, naming its first offending cell where known."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A rank's share: its rows, the global number of the first, all rows, and where its blocks start.
+
+    `block_starts`: int64 of shape ``(own blocks + 1,)``, row numbers within `batch`.
+    """
+
+    batch: Batch
+    first_row: int
+    rows_total: int
+    block_starts: Array
+
+
+def load(group: Group, source: Source) -> Loaded:
+    """Read this rank's blocks of an opened source.
+
+    Collective.
+
+    All ranks get batches of `source.schema`, those without rows too. Raises the same `InputError` on all ranks.
+    """
+    lo, hi = source.blocks.owned(group.rank, group.size)
+    batch = agree(group, lambda: of_schema(source.read(lo, hi), source.schema))
+    starts = np.zeros(hi - lo + 1, np.int64)
+    np.cumsum(source.block_rows(lo, hi), out=starts[1:])
+    rows = np.zeros(group.size, np.int64)
+    rows[group.rank] = len(batch)
+    group.allreduce(rows, "sum")
+    first_row = int(rows[: group.rank].sum())
+    check = getattr(source, "check", None)  # a wrapper that refuses some rows; the same on all ranks
+    if check is not None:
+        agree(group, lambda: check(batch, first_row))
+    return Loaded(batch, first_row, int(rows.sum()), starts)
+
+
+def of_schema(batch: Batch, schema: Schema) -> Batch:
+    """The batch with a mask on exactly the nullable columns, so that all ranks hold the same schema."""
+    if len(batch) == 0:
+        return Batch.empty(schema)
+    masks = {n: batch.valid(n) for n in schema}
+    wanted = {n: np.ones(len(batch), bool) for n, f in schema.items() if f.nullable and masks[n] is None}
+    return batch.with_valid(**wanted) if wanted else batch
+
+
+def bare(schema: Schema) -> Schema:
+    """The schema without its nullable marks: what must agree before rows can stand in one column."""
+    return Schema({n: Field(f.kind, f.dtype, f.shape) for n, f in schema.items()})
+
+
+S = TypeVar("S")
+
+
+def changed(thing: S, change: Callable[[S], None]) -> S:
+    """A shallow copy with a change made to it: how an unopened source becomes another."""
+    other = copy.copy(thing)
+    change(other)
+    return other
+
+
+def first_nonfinite(batch: Batch, column: str) -> int | None:
+    """The first row of a column that holds a NaN or an infinity, or None. Local.
+
+    Reads the column once, in pieces that stay in cache; integer columns are finite.
+
+    >>> first_nonfinite(Batch(x=np.array([[1.0, 2.0], [np.nan, 0.0]])), "x")
+    1
+    """
+    values = batch[column]
+    if isinstance(values, Ragged) or values.dtype.kind not in "fc":
+        return None
+    step = max(1, (1 << 18) // max(1, values[:1].nbytes))
+    for lo in range(0, len(values), step):
+        finite = np.isfinite(values[lo : lo + step])
+        if not finite.all():
+            return lo + int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
+    return None

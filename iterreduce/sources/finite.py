@@ -1,0 +1,78 @@
+"""Rows that must be finite: a source that refuses NaN and infinity where a program cannot use them.
+
+It wraps another source, reads no file itself, and changes no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.ragged import Array
+from iterreduce.columns.schema import Schema
+from iterreduce.errors import InputError
+from iterreduce.sources.blocks import Blocks, Source, changed, first_nonfinite
+
+if TYPE_CHECKING:
+    from iterreduce.collectives import Group
+
+
+class FiniteSource:
+    """The same rows; `check` raises `InputError` at the first that is NaN, infinite or null in one of the columns."""
+
+    def __init__(self, source: Source, finite: Sequence[str]):
+        self.source, self.finite = source, tuple(finite)
+        self.name, self.rereadable = source.name, source.rereadable
+
+    @property
+    def schema(self) -> Schema:
+        """That of the wrapped source."""
+        return self.source.schema
+
+    @property
+    def token(self) -> str:
+        """That of the wrapped source: the rows are the same."""
+        return self.source.token
+
+    @property
+    def blocks(self) -> Blocks:
+        """Those of the wrapped source."""
+        return self.source.blocks
+
+    def open(self, group: Group) -> None:
+        """Open the wrapped source; the columns must be there, and be numbers. Collective."""
+        self.source.open(group)
+        self.schema.require(*self.finite)
+        for column in self.finite:
+            self.source.require_numeric(column)
+
+    def read(self, lo: int, hi: int) -> Batch:
+        """The rows of blocks ``[lo, hi)``. Local."""
+        return self.source.read(lo, hi)
+
+    def block_rows(self, lo: int, hi: int) -> Array:
+        """Rows of each block. Local."""
+        return self.source.block_rows(lo, hi)
+
+    def columns(self, names: Sequence[str]) -> FiniteSource:
+        """These columns only."""
+        chosen = self.source.columns(names)
+        return changed(self, lambda other: setattr(other, "source", chosen))
+
+    def require_numeric(self, column: str) -> None:
+        """Raise `InputError` if the column is not of numbers."""
+        self.source.require_numeric(column)
+
+    def check(self, batch: Batch, first_row: int) -> None:
+        """Raise `InputError` for the first row that is not finite. Local; rows are counted from 0."""
+        for column in self.finite:
+            mask = batch.valid(column)
+            if mask is not None and not mask.all():
+                row = first_row + int(mask.argmin())
+                raise InputError(f"{self.name} row {row} of {column} is empty; wanted a number in every row")
+            row = first_nonfinite(batch, column)
+            if row is not None:
+                shown: Any = batch[column][row].ravel()
+                bad = next(v for v in shown.tolist() if v != v or v in (float("inf"), float("-inf")))
+                raise InputError(f"{self.name} row {first_row + row} of {column} holds {bad}; wanted finite numbers (rows are counted from 0)")

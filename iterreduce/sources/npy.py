@@ -1,0 +1,278 @@
+"""NumPy's own files: .npy (one array) and .npz (a zip archive of them), read by row range and never unpickled.
+
+The header is parsed here (format: numpy.lib.format in NumPy's reference), because rows are wanted without the rest of the
+array, and so that each way in which a file can be wrong has its own message.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.ragged import Array
+from iterreduce.columns.schema import FIXED_KINDS, Field, Schema
+from iterreduce.errors import InputError
+from iterreduce.sources.files import refuse_object
+from iterreduce.storage import fixed_width_text
+
+# A header is a short literal; a longer one is junk, or an attack on the parser.
+HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an .npy header promises; `start` is the offset of the first row."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+    start: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(self.dtype.itemsize * np.prod(self.shape[1:], dtype=np.int64))
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all rows."""
+        return self.row_bytes * self.shape[0]
+
+
+def read_header(file: IO[bytes], what: str) -> Header:
+    """Parse the header at the start of `file`. Raises `InputError`, naming `what`."""
+    try:
+        magic = _exactly(file, 8)
+        width = 2 if magic[6] == 1 else 4
+        length = int.from_bytes(_exactly(file, width), "little")
+        if magic[:6] != b"\x93NUMPY" or magic[6] not in (1, 2, 3) or length > HEADER_BYTES:
+            raise ValueError(f"magic {magic!r}, header of {length} bytes")
+        text = _exactly(file, length).decode("utf-8" if magic[6] == 3 else "latin-1")
+        fields = ast.literal_eval(text.strip())
+        dtype = np.lib.format.descr_to_dtype(fields["descr"])
+        header = Header(
+            dtype, tuple(map(int, fields["shape"])), bool(fields["fortran_order"]), 8 + width + length
+        )
+    except EOFError as error:
+        raise InputError(f"{what} is truncated: it ends within its header") from error
+    except (ValueError, SyntaxError, KeyError, TypeError, struct.error, MemoryError, RecursionError) as error:
+        raise InputError(f"{what} is not a readable .npy file: its header is damaged ({error})") from error
+    return _checked(header, what)
+
+
+def _exactly(file: IO[bytes], count: int) -> bytes:
+    data = file.read(count)
+    if len(data) < count:
+        raise EOFError
+    return data
+
+
+def _checked(header: Header, what: str) -> Header:
+    if header.dtype.hasobject:
+        path, _, member = what.partition(":")
+        raise refuse_object(path, f'"{member}"' if member else "it")
+    if not header.shape:
+        raise InputError(f"{what} holds a single value, not rows")
+    if min(header.shape) < 0:
+        raise InputError(f"{what} is not a readable .npy file: its shape is {header.shape}")
+    return header
+
+
+def fields_of(header: Header, name: str, what: str) -> dict[str, Field]:
+    """The columns of an array: the fields of a structured dtype, or one column `name`."""
+    if header.dtype.names is None:
+        return {name: _field(header.dtype, header.shape[1:], what)}
+    if len(header.shape) > 1:
+        raise InputError(f"{what}: a structured array of shape {header.shape}; wanted one dimension (rows)")
+    return {n: _field(header.dtype[n], (), f"{what}.{n}") for n in header.dtype.names}
+
+
+def _field(dtype: np.dtype[Any], shape: tuple[int, ...], what: str) -> Field:
+    base, inner = dtype.subdtype or (dtype, ())
+    shape = (*shape, *inner)
+    if base.kind in "US" and not shape:
+        return Field("text" if base.kind == "U" else "bytes", np.dtype(np.uint8))
+    if base.kind not in FIXED_KINDS:
+        raise InputError(
+            f"{what} holds {dtype} of shape {shape}: wanted numbers, bools, dates, or one text per row"
+        )
+    return Field("fixed", base.newbyteorder("="), shape)
+
+
+def column_of(values: Array, field: Field) -> Any:
+    """An array as read, as a column of this field: native byte order, contiguous, text as `Ragged`."""
+    if field.kind != "fixed":
+        return fixed_width_text(values, field.kind)
+    return np.ascontiguousarray(values).astype(field.dtype, copy=False)
+
+
+def rows_of(path: str, header: Header, lo: int, hi: int) -> Array:
+    """Rows ``[lo, hi)`` of an array that stands uncompressed in a file."""
+    if header.fortran and len(header.shape) > 1:
+        mapped = (
+            np.memmap(path, header.dtype, "r", header.start, header.shape, "F") if header.data_bytes else None
+        )
+        return (
+            np.empty((0, *header.shape[1:]), header.dtype)
+            if mapped is None
+            else np.ascontiguousarray(mapped[lo:hi])
+        )
+    count = (hi - lo) * header.row_bytes // max(1, header.dtype.itemsize)
+    values = np.fromfile(path, header.dtype, count, offset=header.start + lo * header.row_bytes)
+    if len(values) < count:
+        raise InputError(f"{path} became shorter while it was read")
+    return values.reshape(hi - lo, *header.shape[1:])
+
+
+class Npy:
+    """One array per file: rows ``(n,)`` or ``(n, d)`` are column ``x``; a structured dtype gives its fields."""
+
+    suffix: str = ".npy"
+    suffixes: tuple[str, ...] = (".npy",)
+
+    def _header(self, path: str) -> Header:
+        with open(path, "rb") as file:
+            return read_header(file, path)
+
+    def inspect(self, path: str) -> tuple[Schema, int]:
+        """Schema and rows; a file shorter than its header says is refused."""
+        header = self._header(path)
+        held = os.path.getsize(path) - header.start
+        fields = fields_of(header, "x", path)
+        if held < header.data_bytes:
+            raise InputError(
+                f"{path} is truncated: its header promises {header.shape[0]} rows of {header.row_bytes} bytes, "
+                f"the file holds {held // max(1, header.row_bytes)}; copy or write it again"
+            )
+        return Schema(fields), header.shape[0]
+
+    def read(self, path: str, schema: Schema, lo: int, hi: int) -> Batch:
+        """Rows by one read at their offset."""
+        header = self._header(path)
+        values = rows_of(path, header, lo, hi)
+        structured = header.dtype.names is not None
+        return Batch.from_dict(
+            {n: column_of(values[n] if structured else values, f) for n, f in schema.items()}
+        )
+
+
+class Npz:
+    """Named arrays of equal length; stored ones are read by offset, compressed ones up to the rows wanted.
+
+    Members of shape () are parameters, not columns, and are left out. A bool member ``NAME.valid`` beside ``NAME`` is
+    that column's mask (this package writes it so).
+    """
+
+    suffix: str = ".npz"
+    suffixes: tuple[str, ...] = (".npz",)
+
+    def inspect(self, path: str) -> tuple[Schema, int]:
+        """Schema and rows from the members' headers."""
+        fields: dict[str, Field] = {}
+        rows: dict[str, int] = {}
+        with _archive(path) as archive:
+            for name, info in _members(archive).items():
+                header = _member_header(path, archive, info)
+                if header is not None:
+                    found = fields_of(header, name, f"{path}:{name}")
+                    if header.dtype.names is not None:
+                        raise InputError(
+                            f'{path}: "{name}" is a structured array; save each of its fields by name'
+                        )
+                    fields |= found
+                    rows[name] = header.shape[0]
+        if len(set(rows.values())) > 1:
+            listed = ", ".join(f"{n} {r}" for n, r in rows.items())
+            raise InputError(f"{path}: columns must have one length; rows: {listed}")
+        return Schema(_nullable(fields)), next(iter(rows.values()), 0)
+
+    def read(self, path: str, schema: Schema, lo: int, hi: int) -> Batch:
+        """Rows of the columns wanted; other members are not touched."""
+        with _archive(path) as archive:
+            members = _members(archive)
+            rows = {
+                n: column_of(_member_rows(path, archive, members[n], lo, hi), f) for n, f in schema.items()
+            }
+            masks = {
+                n: _member_rows(path, archive, members[f"{n}.valid"], lo, hi)
+                for n, f in schema.items()
+                if f.nullable
+            }
+        return Batch.from_dict(rows, masks)
+
+
+def _nullable(fields: dict[str, Field]) -> dict[str, Field]:
+    """Fold the mask members into their columns."""
+    masks = {f"{n}.valid" for n in fields} & {
+        n for n, f in fields.items() if f.dtype == np.bool_ and not f.shape
+    }
+    return {
+        n: Field(f.kind, f.dtype, f.shape, f"{n}.valid" in masks) for n, f in fields.items() if n not in masks
+    }
+
+
+def _archive(path: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise InputError(
+            f"{path} is truncated or damaged: it has no zip directory ({error}); write it again"
+        ) from error
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")}
+
+
+def _member_header(path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Header | None:
+    """The header of a member; None for a single value (shape ())."""
+    what = f"{path}:{info.filename.removesuffix('.npy')}"
+    try:
+        with archive.open(info) as member:
+            return read_header(member, what)
+    except InputError as error:
+        if "a single value" in str(error):
+            return None
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{what} is damaged: {error}") from error
+
+
+def _member_rows(path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, lo: int, hi: int) -> Array:
+    what = f"{path}:{info.filename.removesuffix('.npy')}"
+    header = _member_header(path, archive, info)
+    assert header is not None
+    if info.compress_type == zipfile.ZIP_STORED:
+        start = _data_start(path, info)
+        return rows_of(path, Header(header.dtype, header.shape, header.fortran, start + header.start), lo, hi)
+    try:
+        with archive.open(info) as member:
+            if header.fortran and len(header.shape) > 1:
+                values = np.frombuffer(member.read()[header.start :], header.dtype).reshape(
+                    header.shape, order="F"
+                )
+                return np.ascontiguousarray(values[lo:hi])
+            member.seek(header.start + lo * header.row_bytes)
+            data = bytearray((hi - lo) * header.row_bytes)
+            if member.readinto(data) < len(data):  # type: ignore[attr-defined]
+                raise EOFError("fewer rows than its header promises")
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{what} is damaged: {error}") from error
+    return np.frombuffer(data, header.dtype).reshape(hi - lo, *header.shape[1:])
+
+
+def _data_start(path: str, info: zipfile.ZipInfo) -> int:
+    """Where a stored member's bytes begin: behind its local header, whose name and extra field vary in length."""
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        local = file.read(30)
+    name_bytes, extra_bytes = struct.unpack("<HH", local[26:30])
+    return int(info.header_offset + 30 + name_bytes + extra_bytes)

@@ -1,0 +1,139 @@
+"""Which source a path means: by its suffix, or, for a directory or a pattern without one, by the files found.
+
+Formats are imported when a path asks for them: nobody pays for a parser that is not used.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.ragged import Array
+from iterreduce.columns.schema import Schema
+from iterreduce.errors import InputError
+from iterreduce.sources.agreement import root_decides
+from iterreduce.sources.blocks import Blocks, Source, changed
+from iterreduce.sources.files import RowsSource, suffix_of, unknown_suffix
+from iterreduce.sources.hdf5 import Hdf5, split_path
+
+if TYPE_CHECKING:
+    from iterreduce.collectives import Group
+
+ROWS = (".npy", ".npz", ".h5", ".hdf5", ".hdf", ".parquet")
+LINES = (".txt", ".log", ".text")
+KNOWN = (*ROWS, ".csv", ".tsv", *LINES)
+
+
+def open_source(path: str | os.PathLike[str], **options: Any) -> Source:
+    """The source that a path means; no file is touched before `.open(group)`.
+
+    A path is a file, a directory, or a pattern (``*`` and ``?``); ``file.h5:/path`` names a place in an HDF5 file.
+    Options: `block_rows` (.npy .npz .h5 .parquet) and `block_bytes` (text) override the size of a block,
+    `delimiter` what separates the cells of a .csv. Raises `UsageError` for an unknown suffix.
+
+    >>> open_source("points.npy").name
+    'points.npy'
+    """
+    text = os.fspath(path)
+    suffix = suffix_of(split_path(text)[0])
+    stem = suffix.removesuffix(".gz")
+    if suffix and stem not in KNOWN and not (suffix == ".gz" and not stem):
+        raise unknown_suffix(text, KNOWN)
+    return source_of(text, stem, options) if stem else FoundSource(text, options)
+
+
+def source_of(path: str, suffix: str, options: dict[str, Any]) -> Source:
+    """The source for files of this kind."""
+    if suffix in ROWS:
+        file, inside = split_path(path)
+        return RowsSource(file, _row_format(suffix, inside), **options)
+    if suffix in (".csv", ".tsv"):
+        from iterreduce.sources.csv import CsvSource
+
+        return CsvSource(path, **{**options, **({"delimiter": "\t"} if suffix == ".tsv" else {})})
+    from iterreduce.sources.text import LineSource
+
+    return LineSource(path, **options)
+
+
+def _row_format(suffix: str, inside: str) -> Any:
+    if suffix in Hdf5.suffixes:
+        return Hdf5(inside)
+    if suffix == ".parquet":
+        from iterreduce.sources.parquet import Parquet
+
+        return Parquet()
+    from iterreduce.sources.npy import Npy, Npz
+
+    return Npy() if suffix == ".npy" else Npz()
+
+
+class FoundSource:
+    """A path without a suffix: lines of one file, or a directory or pattern whose files' suffix decides."""
+
+    rereadable = True
+    schema: Schema
+    token: str
+    blocks: Blocks
+
+    def __init__(self, path: str, options: dict[str, Any]):
+        self.path, self._options = path, options
+        self.name = os.path.basename(path.rstrip("/")) or path
+        self._wanted: tuple[str, ...] | None = None
+        self._source: Source | None = None
+
+    def open(self, group: Group) -> None:
+        """Look at what is there, and open that. Collective."""
+        suffix = root_decides(group, self._suffix_found)
+        source = source_of(self.path, suffix, self._options)
+        self._source = source if self._wanted is None else source.columns(self._wanted)
+        self._source.open(group)
+        self.schema, self.token, self.blocks = self._source.schema, self._source.token, self._source.blocks
+
+    def _suffix_found(self) -> str:
+        if os.path.isdir(self.path):
+            names = [e.name for e in os.scandir(self.path) if e.is_file() and not e.name.startswith((".", "_"))]
+        elif glob.has_magic(self.path) and not os.path.exists(self.path):
+            names = glob.glob(self.path, recursive=True)
+        else:
+            return ""
+        kinds = sorted({suffix_of(n).removesuffix(".gz") for n in names})
+        known = [k for k in kinds if k in KNOWN or not k]
+        if len(known) > 1:
+            listed = ", ".join(k or "no suffix" for k in known)
+            raise InputError(f"{self.path} holds files of several kinds ({listed}): name one, as in {self.path.rstrip('/')}/*{known[-1]}")
+        if kinds and not known:
+            raise InputError(f"{self.path} holds no files that can be read; they end in {', '.join(kinds)}, known: {' '.join(KNOWN)}")
+        return known[0] if known else ""
+
+    def _opened(self) -> Source:
+        assert self._source is not None, "read before open"
+        return self._source
+
+    def read(self, lo: int, hi: int) -> Batch:
+        """The rows of blocks ``[lo, hi)``. Local."""
+        return self._opened().read(lo, hi)
+
+    def block_rows(self, lo: int, hi: int) -> Array:
+        """Rows of each block. Local."""
+        return self._opened().block_rows(lo, hi)
+
+    def columns(self, names: Sequence[str]) -> FoundSource:
+        """These columns only."""
+
+        def choose(other: FoundSource) -> None:
+            other._wanted = tuple(names)
+
+        return changed(self, choose)
+
+    def require_numeric(self, column: str) -> None:
+        """Raise `InputError` if the column is not of numbers."""
+        self._opened().require_numeric(column)
+
+    def first_null(self, column: str) -> str | None:
+        """Where the column's first empty cell stands, if the format knows."""
+        found: str | None = getattr(self._opened(), "first_null", lambda _: None)(column)
+        return found

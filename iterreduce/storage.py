@@ -1,0 +1,375 @@
+"""Files as bytes and as HDF5: the only module that imports h5py, and only once an HDF5 file is touched.
+
+It offers files that appear whole or not at all (`replacing`), and datasets read and written by row range. It does not
+know what a source is, how rows are cut into blocks, or that there are other ranks: `iterreduce.sources` speaks to it,
+as checkpoints do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.ragged import Array, Ragged
+from iterreduce.columns.schema import FIXED_KINDS, Field, Schema
+from iterreduce.errors import InputError, OutputError, did_you_mean
+
+# ---------------------------------------------------------------- files that appear whole or not at all
+
+
+def temporary_beside(path: str) -> str:
+    """A fresh, empty file in the directory of `path`, with the permissions that `open` would give."""
+    directory, name = os.path.split(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=directory)
+    mask = os.umask(0)
+    os.umask(mask)
+    os.fchmod(handle, 0o666 & ~mask)
+    os.close(handle)
+    return temporary
+
+
+def publish(temporary: str, path: str) -> None:
+    """Give a finished temporary file its name, and make both durable: after this, a crash cannot undo it."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(os.path.dirname(os.path.abspath(path)))
+
+
+def sync_directory(directory: str) -> None:
+    """Make the names in a directory durable; file systems that cannot do so are left alone."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """A temporary name to write to; it becomes `path` if the block ends well, and vanishes if not.
+
+    Raises `OutputError` for what the system says (a full disk, no permission); what stood at `path` stays.
+    """
+    temporary = ""
+    try:
+        temporary = temporary_beside(path)
+        yield temporary
+        publish(temporary, path)
+    except OSError as error:
+        raise OutputError(why_not_written(path, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def why_not_written(path: str, error: OSError) -> str:
+    """The message for a system error while writing."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: the disk is full; no partial file is left, and what stood there before is unchanged"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{path}: no permission to write there ({os.strerror(error.errno)})"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return f"{path}: {no_directory(os.path.dirname(os.path.abspath(path)))}"
+    return f"{path} could not be written: {error}"
+
+
+def no_directory(directory: str) -> str:
+    """The message for a directory that is not there, with the nearest name beside it."""
+    parent, name = os.path.split(directory)
+    try:
+        beside = [entry.name for entry in os.scandir(parent or ".") if entry.is_dir()]
+    except OSError:
+        return f"there is no directory {directory}; create it first"
+    return f"there is no directory {directory}; create it first{did_you_mean(name, beside)}"
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a text file whole or not at all (UTF-8). Raises `OutputError`.
+
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/summary.json"
+    >>> write_text(path, "{}"); open(path).read()
+    '{}'
+    """
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+# ---------------------------------------------------------------- columns of fixed-width text
+
+
+def fixed_width_text(cells: Array, kind: str) -> Ragged:
+    """NumPy ``S`` or ``U`` cells as a `Ragged` column (trailing zeros are padding), without a loop over rows."""
+    if cells.dtype.kind == "U":
+        cells = np.char.encode(cells, "utf-8") if len(cells) else cells.astype("S1")
+    rows, width = len(cells), cells.dtype.itemsize
+    chars = (
+        np.ascontiguousarray(cells).view(np.uint8).reshape(rows, width)
+        if width
+        else np.zeros((rows, 0), np.uint8)
+    )
+    used = np.zeros(rows, np.int64)
+    for position in range(width):
+        used[chars[:, position] != 0] = position + 1
+    offsets = np.zeros(rows + 1, np.int64)
+    np.cumsum(used, out=offsets[1:])
+    return Ragged(offsets, chars[np.arange(width) < used[:, None]], kind)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- HDF5: reading by row range
+
+# A reader of a shared file must not fail where the file system has no locks (many parallel ones).
+LOCKING = "best-effort"
+
+
+@dataclass(frozen=True)
+class Hdf5Column:
+    """One column of a file: which dataset, which field of a compound dataset, its type and length."""
+
+    name: str
+    dataset: str
+    member: str | None
+    field: Field
+    rows: int
+
+
+@contextlib.contextmanager
+def _hdf5_to_read(path: str) -> Iterator[Any]:
+    import h5py
+
+    try:
+        file = h5py.File(path, "r", locking=LOCKING)
+    except OSError as error:
+        if "truncated" in str(error) or "eof" in str(error):
+            raise InputError(
+                f"{path} is truncated: part of the file is missing, or its writer was stopped; copy or write it again ({error})"
+            ) from error
+        raise InputError(f"{path} cannot be opened as HDF5: {error}") from error
+    with file:
+        yield file
+
+
+def hdf5_columns(path: str, inside: str) -> list[Hdf5Column]:
+    """The columns at `inside` ("/" or a group: its datasets; a dataset: itself). Raises `InputError`.
+
+    Datasets of shape () are parameters, not columns, and are left out; so are subgroups.
+    """
+    import h5py
+
+    with _hdf5_to_read(path) as file:
+        node = _hdf5_node(path, file, inside)
+        if isinstance(node, h5py.Dataset):
+            found = _hdf5_fields(path, inside.rstrip("/").rsplit("/", 1)[-1], node)
+        else:
+            datasets = [(n, d) for n, d in node.items() if isinstance(d, h5py.Dataset) and d.shape]
+            found = [column for name, dataset in datasets for column in _hdf5_fields(path, name, dataset)]
+            if not found:
+                raise InputError(_no_datasets(path, inside, node))
+        return _with_masks(file, found)
+
+
+def _with_masks(file: Any, found: list[Hdf5Column]) -> list[Hdf5Column]:
+    """Mark the columns that a mask dataset belongs to (see `VALID_ATTRIBUTE`) as nullable."""
+    masked = {c.name for c in found if VALID_ATTRIBUTE in file[c.dataset].attrs}
+    return [
+        Hdf5Column(
+            c.name, c.dataset, c.member, Field(c.field.kind, c.field.dtype, c.field.shape, True), c.rows
+        )
+        if c.name in masked
+        else c
+        for c in found
+    ]
+
+
+# The attribute of a dataset that names the bool dataset of its valid rows; written by this package.
+VALID_ATTRIBUTE = "iterreduce_valid"
+
+
+def _hdf5_node(path: str, file: Any, inside: str) -> Any:
+    try:
+        return file[inside or "/"]
+    except (KeyError, ValueError):
+        known: list[str] = []
+        file.visit(lambda name: known.append("/" + name) if len(known) < 1000 else None)
+        listed = ", ".join(known[:20]) or "nothing"
+        raise InputError(
+            f"{path} has no {inside} (it holds: {listed}){did_you_mean(inside, known)}"
+        ) from None
+
+
+def _no_datasets(path: str, inside: str, node: Any) -> str:
+    groups = [
+        f"{path}:{inside.rstrip('/')}/{name}" for name, child in node.items() if hasattr(child, "items")
+    ]
+    hint = f"; it holds groups: {', '.join(groups[:10])}" if groups else ""
+    return f"{path} has no columns at {inside}: wanted datasets with a first axis of rows{hint}"
+
+
+def _hdf5_fields(path: str, name: str, dataset: Any) -> list[Hdf5Column]:
+    """The columns of one dataset: one, or one for each member of a compound dtype."""
+    if not dataset.shape:
+        raise InputError(f"{path}:{dataset.name} holds a single value: wanted rows")
+    if dataset.dtype.names:
+        return [
+            Hdf5Column(
+                m,
+                dataset.name,
+                m,
+                _hdf5_field(path, f"{dataset.name}.{m}", dataset.dtype[m], ()),
+                dataset.shape[0],
+            )
+            for m in dataset.dtype.names
+        ]
+    field = _hdf5_field(path, dataset.name, dataset.dtype, dataset.shape[1:])
+    return [Hdf5Column(name, dataset.name, None, field, dataset.shape[0])]
+
+
+def _hdf5_field(path: str, where: str, dtype: Any, shape: tuple[int, ...]) -> Field:
+    import h5py
+
+    if h5py.check_string_dtype(dtype) is not None and not shape:
+        return Field("text", np.dtype(np.uint8))
+    values = h5py.check_vlen_dtype(dtype)
+    if values is not None and np.dtype(values).kind in FIXED_KINDS and not shape:
+        kind = np.dtype(values)
+        return Field("bytes" if kind == np.uint8 else "list", kind)
+    base, inner = (dtype.subdtype[0], dtype.subdtype[1]) if dtype.subdtype else (dtype, ())
+    if base.kind not in FIXED_KINDS or base.hasobject:
+        raise InputError(f"{path}:{where} holds {dtype}: wanted numbers, bools or one text per row")
+    return Field("fixed", base.newbyteorder("="), (*shape, *inner))
+
+
+def hdf5_rows(path: str, columns: Sequence[Hdf5Column], lo: int, hi: int) -> Batch:
+    """Rows `lo` to `hi` of these columns, read as one hyperslab each. Raises `InputError`."""
+    with _hdf5_to_read(path) as file:
+        found: dict[str, Any] = {}
+        valid: dict[str, Array | None] = {}
+        for column in columns:
+            dataset = file[column.dataset]
+            try:
+                found[column.name] = _hdf5_slab(dataset, column, lo, hi)
+                if column.field.nullable:
+                    valid[column.name] = file[dataset.attrs[VALID_ATTRIBUTE]][lo:hi].astype(bool)
+            except (OSError, KeyError) as error:
+                raise InputError(
+                    f"{path}:{column.dataset} rows {lo} to {hi} cannot be read: {error} (a damaged file, or a filter that is not installed)"
+                ) from error
+        return Batch.from_dict(found, valid)
+
+
+def _hdf5_slab(dataset: Any, column: Hdf5Column, lo: int, hi: int) -> Array | Ragged:
+    field = column.field
+    if field.kind != "fixed":
+        cells = dataset[lo:hi] if column.member is None else dataset[lo:hi][column.member]
+        return _ragged_cells(cells, field)
+    if column.member is not None:
+        return np.ascontiguousarray(dataset[lo:hi][column.member]).astype(field.dtype, copy=False)
+    out = np.empty((hi - lo, *field.shape), field.dtype)
+    if out.size:
+        dataset.read_direct(out, np.s_[lo:hi])
+    return out
+
+
+def _ragged_cells(cells: Array, field: Field) -> Ragged:
+    if cells.dtype.kind == "S":
+        return fixed_width_text(cells, field.kind)
+    rows = cells.tolist()
+    if field.kind == "text":
+        raw = Ragged.from_list([row if isinstance(row, bytes) else row.encode() for row in rows])
+        return Ragged(raw.offsets, raw.values, "text")
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
+    values = np.concatenate([np.zeros(0, field.dtype), *rows]).astype(field.dtype, copy=False)
+    return Ragged(offsets, values, field.kind)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- HDF5: writing
+
+
+def pwrite_all(handle: int, data: Array, offset: int) -> None:
+    """Write all bytes of a contiguous array at an offset, however many calls that takes."""
+    view = memoryview(data.reshape(-1).view(np.uint8)) if data.size else memoryview(b"")
+    while len(view):
+        written = os.pwrite(handle, view[: 1 << 30], offset)
+        view, offset = view[written:], offset + written
+
+
+def hdf5_dtype(field: Field) -> Any:
+    """The HDF5 type of a column's rows: h5py's, with dates as tagged opaque bytes and ragged rows as variable length."""
+    import h5py
+
+    if field.kind == "text":
+        return h5py.string_dtype("utf-8")
+    if field.kind != "fixed":
+        return h5py.vlen_dtype(field.dtype)
+    return h5py.opaque_dtype(field.dtype) if field.dtype.kind in "mM" else field.dtype
+
+
+def hdf5_create(path: str, schema: Schema, rows: int) -> dict[str, int]:
+    """Lay out an HDF5 file of `rows` rows; returns the byte offset of each fixed column, and of masks (``NAME.valid``).
+
+    Datasets are contiguous and allocated at once, so any process may fill them with ``os.pwrite``. Ragged columns get
+    an empty dataset of variable length, for `hdf5_write_ragged`. The bytes depend on schema and rows only.
+    """
+    import h5py
+
+    offsets: dict[str, int] = {}
+    with h5py.File(path, "w", libver=("earliest", "v110"), locking=LOCKING) as file:
+        for name, field in schema.items():
+            dataset = _hdf5_dataset(file, name, (rows, *field.shape), hdf5_dtype(field))
+            if field.kind == "fixed":
+                offsets[name] = dataset.id.get_offset() or 0
+            if field.nullable:
+                mask = _hdf5_dataset(file, f"{VALID_GROUP}/{name}", (rows,), np.dtype(bool))
+                dataset.attrs[VALID_ATTRIBUTE] = mask.name
+                offsets[f"{name}.valid"] = mask.id.get_offset() or 0
+    return offsets
+
+
+VALID_GROUP = "iterreduce_valid"
+
+
+def _hdf5_dataset(file: Any, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    import h5py
+
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    ragged = h5py.check_dtype(vlen=dtype) is not None
+    layout.set_fill_time(h5py.h5d.FILL_TIME_ALLOC if ragged else h5py.h5d.FILL_TIME_NEVER)
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    links.set_char_encoding(h5py.h5t.CSET_UTF8)
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    made = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), layout, links)
+    return h5py.Dataset(made)
+
+
+def hdf5_write_ragged(path: str, first_row: int, columns: dict[str, Ragged]) -> None:
+    """Put rows into variable-length datasets of a file that `hdf5_create` made. One process at a time."""
+    import h5py
+
+    if not columns:
+        return
+    with h5py.File(path, "r+", locking=LOCKING) as file:
+        for name, column in columns.items():
+            cells = np.empty(len(column), object)
+            cells[:] = [np.asarray(row) for row in column.to_list()] if column.kind == "list" else _raw_cells(column)
+            file[name][first_row : first_row + len(column)] = cells
+
+
+def _raw_cells(column: Ragged) -> list[Any]:
+    as_bytes = Ragged(column.offsets, column.values, "bytes").to_list()
+    return as_bytes if column.kind == "text" else [np.frombuffer(row, np.uint8) for row in as_bytes]

@@ -1,0 +1,190 @@
+"""One superstep at work: its stages in order, then its writes, all or nothing.
+
+Maps whose rows only feed an exchange run inside it, piece by piece; other maps are run where they stand. A
+rank on which something fails goes on to the next exchange, says so in its header, and all ranks leave there
+together. Failures after the last exchange ride on the control reduction of the iteration (see the driver).
+
+Who speaks to it: the driver. What it must not do: branch between collectives on anything that other ranks do
+not know.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from iterreduce.agreement import Guard, raise_agreed
+from iterreduce.collectives import Group
+from iterreduce.columns.hashing import hash_keys
+from iterreduce.columns.partition import PartitionMap
+from iterreduce.errors import UsageError
+from iterreduce.events import Events
+from iterreduce.exchange import FAILED
+from iterreduce.folding import RowSource
+from iterreduce.loop import Gather, Local, Shuffle, Stage, Superstep, Total, Write, reads_of
+from iterreduce.loop_cache import LoopCache
+from iterreduce.maps import BlockMap
+from iterreduce.rowshuffle import GatherRows, RowShuffle
+from iterreduce.shuffle import CombineShuffle
+from iterreduce.table import Table
+from iterreduce.total import TotalRows
+
+Exchanger = CombineShuffle | RowShuffle | TotalRows | GatherRows
+
+
+@dataclass
+class Workshop:
+    """What all stages of a loop run share on this rank; ``stages`` counts them, alike on all ranks."""
+
+    group: Group
+    cache: LoopCache
+    partitions: PartitionMap
+    events: Events
+    check: bool = False
+    limit_bytes: int | None = None
+    repeats: bool = True
+    keep: bool = True
+    stages: int = 0
+    exchangers: list[Exchanger] = field(default_factory=list)
+
+    def exchanger(self, stage: Stage, source: RowSource) -> Exchanger:
+        """The stage at work, under the next stage number."""
+        self.stages += 1
+        common = (self.stages, self.group, source)
+        if isinstance(stage, Total):
+            made: Exchanger = TotalRows(stage, *common, self.check, self.keep)
+        elif isinstance(stage, Gather):
+            made = GatherRows(stage, *common, self.check, self.limit_bytes)
+        elif isinstance(stage, Shuffle) and stage.combine is not None:
+            made = CombineShuffle(stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats)
+        else:
+            assert isinstance(stage, Shuffle)
+            made = RowShuffle(stage, *common, self.partitions, self.check, self.limit_bytes)
+        self.exchangers.append(made)
+        return made
+
+
+class SuperstepRun:
+    """A superstep, ready to run again and again."""
+
+    def __init__(self, step: Superstep, shop: Workshop, kept: Iterable[str] = ()):
+        """``kept`` names stage results that are wanted after the superstep, beside those written."""
+        self.step, self.shop = step, shop
+        self.actions: list[tuple[str, Stage, BlockMap | Exchanger]] = []
+        fused = fused_maps(step.stages, {*kept, *(w.rows for w in step.writes)})
+        maps: dict[str, BlockMap] = {}
+        for stage in step.stages:
+            label = f"{step.name}: {type(stage).__name__} into {stage.into}"
+            if isinstance(stage, Local):
+                maps[stage.into] = BlockMap(stage)
+                if stage.into not in fused:
+                    self.actions.append((label, stage, maps[stage.into]))
+            else:
+                source = RowSource(stage.rows, maps[stage.rows] if stage.rows in fused else None)
+                self.actions.append((label, stage, shop.exchanger(stage, source)))
+
+    def run(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
+        """Run the stages; returns the tables written. Collective. Raises the same error on all ranks."""
+        seen = self.results(tables, guard)
+        guard.stage = f"{self.step.name}: writes"
+        return guard.run(self._writes, seen) or {}
+
+    def results(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
+        """Run the stages; returns all tables, with their results. Collective."""
+        seen = dict(tables)
+        for label, stage, work in self.actions:
+            guard.stage = label
+            started = self._started(label, guard)
+            if isinstance(work, BlockMap):
+                made = guard.run(local, work, seen, guard.iteration)
+            else:
+                guard.run(work.prepare, seen, guard.iteration)
+                if work.exchange(guard) & FAILED:
+                    raise_agreed(self.shop.group, guard.failure)
+                made = guard.run(work.finish)
+            if made is not None:
+                seen[stage.into] = made
+            self._ended(label, guard, started)
+        return seen
+
+    def _writes(self, seen: Mapping[str, Table]) -> dict[str, Table]:
+        return {w.table: written(w, seen[w.table], seen[w.rows], self.shop) for w in self.step.writes}
+
+    def _started(self, label: str, guard: Guard) -> tuple[float, int]:
+        events = self.shop.events
+        if not events.active:
+            return 0.0, 0
+        guard.run(lambda: events.emit("stage.start", stage=label, iteration=guard.iteration))
+        return time.perf_counter(), self.shop.group.traffic.payload_bytes
+
+    def _ended(self, label: str, guard: Guard, started: tuple[float, int]) -> None:
+        events = self.shop.events
+        if not events.active:
+            return
+        seconds, sent = time.perf_counter() - started[0], self.shop.group.traffic.payload_bytes - started[1]
+        guard.run(lambda: events.emit("stage.end", stage=label, iteration=guard.iteration, seconds=seconds, bytes=sent))
+
+
+def local(work: BlockMap, tables: Mapping[str, Table], iteration: int) -> Table:
+    """A map's whole result on this rank; a rank without rows asks the map what it makes of none."""
+    first = tables[work.stage.reads[0]]
+    if work.stage.cut == "share" or first.everywhere:
+        return work.share(tables, iteration)
+    made = work.whole(tables, iteration)
+    if made is not None:
+        return made
+    empty = work.on_nothing(tables, iteration)
+    return Table(empty, first.layout, first_row=first.first_row, block_starts=first.block_starts, rows_total=first.rows_total)
+
+
+def fused_maps(stages: Iterable[Stage], kept: set[str]) -> set[str]:
+    """Names of map results that one exchange reads and nothing else: they are folded piece by piece, never joined."""
+    stages = tuple(stages)
+    readers: dict[str, list[Stage]] = {}
+    for stage in stages:
+        for name in reads_of(stage):
+            readers.setdefault(name, []).append(stage)
+    out = set()
+    for stage in stages:
+        if isinstance(stage, Local) and stage.into not in kept:
+            by = readers.get(stage.into, [])
+            if len(by) == 1 and not isinstance(by[0], Local) and by[0].rows == stage.into:
+                out.add(stage.into)
+    return out
+
+
+def written(write: Write, old: Table, rows: Table, shop: Workshop) -> Table:
+    """The table after the write; raises `UsageError` where the rows do not lie where the table's must."""
+    kind = old.layout.kind
+    if kind == "everywhere" and not rows.everywhere:
+        raise UsageError(
+            f'replacing "{write.table}", which is the same on all ranks, by "{write.rows}", whose rows lie {describe(rows)}; use Gather or Total first'
+        )
+    if kind == "key":
+        check_owned(write, old, rows, shop)
+        return old.replaced(Table(rows.batch, old.layout, rows.tokens))
+    return old.replaced(rows)
+
+
+def describe(table: Table) -> str:
+    """Where a table's rows lie, in words."""
+    keys = ", ".join(table.layout.keys)
+    return {"everywhere": "on every rank", "block": "by block of their source", "key": f"by key {keys}"}[table.layout.kind]
+
+
+def check_owned(write: Write, old: Table, rows: Table, shop: Workshop) -> None:
+    """Every row must lie with the owner of its key: known where the key columns were passed on, else hashed."""
+    keys = old.layout.keys
+    for key in keys:
+        rows.batch[key]  # names what is missing
+    if all(rows.batch[k] is old.batch[k] for k in keys) or (rows.layout == old.layout and all(k in rows.tokens for k in keys)):
+        return
+    if shop.group.size > 1:
+        owners = shop.partitions.owner_of_hashes(hash_keys(rows.batch.select(*keys)))
+        stray = int((owners != shop.group.rank).sum())
+        if stray:
+            raise UsageError(
+                f'replacing "{write.table}", which is partitioned by {", ".join(keys)}: {stray} rows of "{write.rows}" belong to other ranks; Shuffle them by that key first'
+            )
+

@@ -1,0 +1,88 @@
+"""What is resident on a rank: a batch, how its rows are laid out over the ranks, and its lineage tokens.
+
+A token is a 63-bit digest of (operation, input tokens, parameters, version), computed alike on all ranks
+from the plan and from agreed values; 0 means "not known to be invariant". Nothing here communicates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.ragged import Array
+
+LayoutKind = Literal["everywhere", "block", "key"]
+NO_TOKENS: Mapping[str, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where rows live: a copy ``everywhere``, by ``block`` of the source, or by ``key`` and partition."""
+
+    kind: LayoutKind
+    keys: tuple[str, ...] = ()
+
+
+EVERYWHERE = Layout("everywhere")
+BY_BLOCK = Layout("block")
+
+
+def by_key(*keys: str) -> Layout:
+    """Rows live with the owner of their key's partition."""
+    return Layout("key", keys)
+
+
+def token(*parts: object) -> int:
+    """A digest of agreed values: int, str, bool, float, tuples of them. Never 0.
+
+    >>> token("source", 1) == token("source", 1), token("source", 1) == token("source", 2)
+    (True, False)
+    """
+    raw = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return (int.from_bytes(raw, "little") >> 1) | 1
+
+
+def column_tokens(of: int, batch: Batch) -> dict[str, int]:
+    """The token of each column of a batch that as a whole has the token ``of``; columns with nulls have none."""
+    return {name: token(of, name) for name in batch.names if batch.valid(name) is None}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A rank's share of a named set of rows.
+
+    ``block_starts`` (int64, blocks + 1) are the local row numbers where canonical blocks begin;
+    ``first_row`` is the global number of the first local row and ``rows_total`` the rows of all ranks, where
+    the layout knows them. ``tokens`` maps column names to lineage tokens; ``version`` counts its replacements.
+    """
+
+    batch: Batch
+    layout: Layout
+    tokens: Mapping[str, int] = field(default_factory=lambda: NO_TOKENS)
+    block_starts: Array | None = None
+    first_row: int = 0
+    rows_total: int = -1
+    version: int = 0
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    def everywhere(self) -> bool:
+        """Is it the same on all ranks?"""
+        return self.layout.kind == "everywhere"
+
+    def replaced(self, by: Table) -> Table:
+        """The table after ``Replace``: the rows of ``by``, one version later."""
+        return replace(by, version=self.version + 1)
+
+
+def everywhere(batch: Batch, of: int = 0) -> Table:
+    """A table whose rows are the same on all ranks."""
+    return Table(batch, EVERYWHERE, column_tokens(of, batch) if of else NO_TOKENS, np.array([0, len(batch)]), 0, len(batch))

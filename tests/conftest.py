@@ -1,0 +1,69 @@
+"""What all tests have: one thread per library, group sizes, and no silent skips."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")  # before NumPy is loaded: ranks are the unit of parallel work
+
+#: Fewer ranks than rows, as many, more; powers of two and not.
+RANKS = (1, 2, 3, 5, 8)
+_MPI_TESTS = Path(__file__).parent / "mpi"
+
+
+@pytest.fixture(params=RANKS, ids=lambda ranks: f"{ranks}ranks")
+def ranks(request: pytest.FixtureRequest) -> int:
+    """How many ranks a test runs on, as threads: `run_ranks(ranks, function)`."""
+    number: int = request.param
+    return number
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if _with_mpi(config):
+        return
+    from hypothesis import settings
+
+    settings.register_profile("iterreduce", deadline=None, max_examples=30)
+    settings.load_profile("iterreduce")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Tests of real MPI run under mpirun only; `test_mpirun.py` starts them in a normal run."""
+    return True if collection_path == _MPI_TESTS and not _with_mpi(config) else None
+
+
+def _with_mpi(config: pytest.Config) -> bool:
+    return bool(config.getoption("--with-mpi", default=False))
+
+
+def _no_skips() -> bool:
+    return os.environ.get("ITERREDUCE_NO_SKIPS") == "1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where nothing may be skipped (continuous integration), a skipped test has failed."""
+    report = yield
+    if _no_skips() and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, and ITERREDUCE_NO_SKIPS is set: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for whole files that skip themselves."""
+    report = yield
+    if _no_skips() and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} was skipped, and ITERREDUCE_NO_SKIPS is set: {report.longrepr}"
+    return report

@@ -1,0 +1,74 @@
+"""The tests of real MPI, started from a normal test run: one mpirun per number of ranks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launch import mpirun, mpirun_path
+
+_PYTEST = ("-m", "pytest", "--with-mpi", "-q", "-x", "-p", "pytest_mpi", "-p", "pytest_timeout")
+#: Nothing may be skipped; fewer plugins start faster.
+_ENVIRONMENT = {"ITERREDUCE_NO_SKIPS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
+def test_this_environment_has_mpi4py_and_an_mpirun() -> None:
+    import mpi4py
+
+    assert mpi4py.__version__
+    assert mpirun_path()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_the_mpi_tests_pass_on_real_ranks(ranks: int) -> None:
+    result = mpirun(
+        ranks, *_PYTEST, "-p", "no:cacheprovider", "--timeout=60", "tests/mpi", timeout=150, env=_ENVIRONMENT
+    )
+    assert result.returncode == 0, f"{result.stdout[-20000:]}\n{result.stderr[-10000:]}"
+    assert result.stdout.count(" passed") == ranks, result.stdout  # a status of 0 alone proves nothing
+    assert "MPICH: freeing" not in result.stdout + result.stderr, "requests were left behind"
+
+
+def test_a_run_that_hangs_is_ended_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    program = f"""
+import time
+from mpi4py import MPI
+memory = MPI.Win.Allocate_shared(4096, 8, comm=MPI.COMM_WORLD)
+open({str(started)!r}, "w").close()
+time.sleep(300)
+"""
+    token = {"ITERREDUCE_TEST_TOKEN": tmp_path.name}
+    before = set(Path("/dev/shm").iterdir())
+    with pytest.raises(AssertionError, match="did not end in 4 s"):
+        mpirun(2, "-c", program, timeout=4, env=token)
+    assert started.exists()
+    assert not list(processes_with("ITERREDUCE_TEST_TOKEN", tmp_path.name))
+    left = {path for path in set(Path("/dev/shm").iterdir()) - before if not is_mapped(path)}
+    assert not left
+
+
+def processes_with(variable: str, value: str) -> Iterator[int]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(variable) == value:
+                yield process.pid
+
+
+def is_mapped(path: Path) -> bool:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(entry.path == str(path) for entry in process.memory_maps()):
+                return True
+    return False
+
+
+def test_a_run_hands_back_its_status_and_what_it_wrote() -> None:
+    result = mpirun(1, "-c", "import sys; print('to out'); print('to err', file=sys.stderr); sys.exit(3)")
+    assert result.returncode == 3
+    assert "to out" in result.stdout
+    assert "to err" in result.stderr
