@@ -195,7 +195,7 @@ def _check_outputs(options: Options) -> Problem | None:
             if path is not None:
                 _check_directory(name, path)
     except (OutputError, UsageError) as error:
-        return Problem(FAILED, f"iterreduce: {error}")
+        return Problem(FAILED, f"iterreduce: {error}", for_all=True)
     return None
 
 
@@ -269,5 +269,6 @@ def _write_summary(
         try:
             write_summary(path, summary)
         except OSError as error:
-            problem = Problem(FAILED, f"iterreduce: cannot write the summary {path}: {error.strerror}")
+            text = f"iterreduce: cannot write the summary {path}: {error.strerror}"
+            problem = Problem(FAILED, text, for_all=True)
     return launch.agree(crew, problem, "")

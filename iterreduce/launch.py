@@ -64,13 +64,17 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class Problem:
-    """Why this process does not go on: what to say (nothing if empty) and its exit status."""
+    """Why this process does not go on: its exit status and what to say, which may be nothing.
+
+    `for_all`: this rank looked on behalf of all, so that the others have no problem says nothing.
+    """
 
     status: int
     text: str
+    for_all: bool = False
 
     def pack(self) -> bytes:
-        return json.dumps([self.status, self.text]).encode()
+        return json.dumps([self.status, self.text, self.for_all]).encode()
 
 
 INTERRUPTED = Problem(130, "iterreduce: interrupted")
@@ -187,21 +191,26 @@ def agree(crew: Crew, problem: Problem | None, digest: str) -> Problem | None:
     Collective.
     """
     packed = crew.farewell.allgather_bytes(problem.pack() if problem else digest.encode())
-    problems = {rank: Problem(*json.loads(data)) for rank, data in enumerate(packed) if data.startswith(b"[")}
+    problems = _unpacked(packed)
     if not problems and len(set(packed)) > 1:
         other = next(rank for rank, data in enumerate(packed) if data != packed[0])
         error = DisagreementError(
             f"rank {other} has another app, other arguments or other settings than rank 0: "
             "compare the app file, iterreduce.toml and ITERREDUCE_* on their hosts"
         )
-        problems = dict.fromkeys(range(crew.group.size), Problem(1, f"iterreduce: {error}"))
+        problems = {0: Problem(1, f"iterreduce: {error}", for_all=True)}
     return _common(crew, problems) if problems else None
+
+
+def _unpacked(packed: list[bytes]) -> dict[int, Problem]:
+    """Problems by rank; a digest is no JSON list."""
+    return {rank: Problem(*json.loads(data)) for rank, data in enumerate(packed) if data.startswith(b"[")}
 
 
 def _common(crew: Crew, problems: dict[int, Problem]) -> Problem:
     (rank, lowest), size = min(problems.items(), key=lambda item: item[0]), crew.group.size
     text = lowest.text
-    if len(problems) < size:
+    if len(problems) < size and not lowest.for_all:
         text = text or _left_alone(lowest)
         text += f"\n({len(problems)} of {size} ranks failed; this is rank {rank})"
     elif text and len({problem.text for problem in problems.values()}) > 1:
@@ -213,7 +222,10 @@ def _common(crew: Crew, problems: dict[int, Problem]) -> Problem:
 
 
 def leave(crew: Crew, problem: Problem) -> Problem:
-    """The problem to speak of and leave with, if all ranks come here in time; otherwise does not return."""
+    """The problem to speak of and leave with, if all ranks come in time; otherwise does not return.
+
+    They come here, or to the next `agree`: both are the same exchange, so nobody waits in another.
+    """
     if crew.alone:
         return problem
     done = threading.Event()
@@ -221,7 +233,7 @@ def leave(crew: Crew, problem: Problem) -> Problem:
     threading.Thread(target=_lose_patience, args=(crew, problem, done, patience), daemon=True).start()
     packed = crew.farewell.allgather_bytes(problem.pack())
     done.set()
-    return _common(crew, {rank: Problem(*json.loads(data)) for rank, data in enumerate(packed)})
+    return _common(crew, _unpacked(packed))
 
 
 def _left_alone(problem: Problem) -> str:

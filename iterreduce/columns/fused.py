@@ -16,7 +16,7 @@ from iterreduce.columns.aggregators import Output
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashing import EMPTY, mix
 from iterreduce.columns.jit import kernel
-from iterreduce.columns.keytable import OrderedTable
+from iterreduce.columns.keytable import ALL_HASHES, OrderedTable
 from iterreduce.columns.ragged import Array
 
 FUSED_DTYPES = (np.dtype(np.float64), np.dtype(np.int64))
@@ -24,35 +24,37 @@ FUSED_DTYPES = (np.dtype(np.float64), np.dtype(np.int64))
 
 
 @kernel
-def _add_hashed(words: Any, values: Any, first: Any, table: Any, cells: Any, place: Any, added: Any) -> Any:
-    """Find or insert the key of each row and add its value; ``(rows done, keys held)``."""
-    base, shift, homes, probes, room = place
+def _add_hashed(
+    words: Any, values: Any, table: Any, cells: Any, base: Any, shift: Any, homes: Any, probes: Any, room: Any, used: Any
+) -> Any:
+    """Find or insert the key of each row and add its value; ``(rows done, keys held)``.
+
+    ``base`` None: the table serves all hashes, and none needs to be tested for its range.
+    """
     one, side = np.uint64(1), np.uint64(table.shape[0] - 2)
-    for i in range(first, len(words)):
+    for i in range(len(words)):
         h = mix(np.uint64(words[i]))
-        j = (h - base) >> shift
-        if j >= homes:
-            if h != EMPTY:
-                return i, added
-        held = table[j, 0]
-        if held != h or h == EMPTY:
-            if h == EMPTY:
-                j = side
-                table[j, 0] = np.uint64(0)
-            else:
-                last = j + probes
-                while held != h and held != EMPTY:
-                    j += one
-                    if j == last:
-                        return i, added
-                    held = table[j, 0]
-                if held == EMPTY:
-                    if added >= room:
-                        return i, added
+        if h == EMPTY:
+            table[side, 0] = np.uint64(0)
+            cells[side, 1] += values[i] if values is not None else 1
+            continue
+        j = h >> shift if base is None else (h - base) >> shift
+        if base is not None and j >= homes:
+            return i, used
+        if table[j, 0] != h:
+            last = j + probes
+            while table[j, 0] != h:
+                if table[j, 0] == EMPTY:
+                    if used >= room:
+                        return i, used
                     table[j, 0] = h
-                    added += 1
-        cells[j, one] += values[i] if values is not None else 1
-    return len(words), added
+                    used += 1
+                    break
+                j += one
+                if j == last:
+                    return i, used
+        cells[j, 1] += values[i] if values is not None else 1
+    return len(words), used
 
 
 @kernel
@@ -89,10 +91,13 @@ class Fused:
 
     def add_hashed(self, table: OrderedTable, words: Array, rows: Batch, first: int) -> int:
         """Add rows from ``first`` on to a table of one payload word; the rows done."""
-        place = table.base, table.shift, np.uint64(table.homes), np.uint64(table.probes), table.room
-        cells = table.words.view(self.dtype)
-        done, table.used = _add_hashed(words, self._values(rows), first, table.unsigned, cells, place, table.used)
-        return int(done)
+        values, base = self._values(rows), None if table.range == ALL_HASHES else table.base
+        values = None if values is None else values[first:]
+        limits = table.shift, np.uint64(table.homes), np.uint64(table.probes), table.room
+        done, table.used = _add_hashed(
+            words[first:], values, table.unsigned, table.words.view(self.dtype), base, *limits, table.used
+        )
+        return first + int(done)
 
     def add_addressed(self, store: Array, words: Array, rows: Batch, low: int) -> int:
         """Add rows to a store by address; the rows done."""

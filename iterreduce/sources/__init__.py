@@ -10,16 +10,24 @@ from iterreduce.sources.blocks import Blocks, Loaded, Source, first_nonfinite, l
 from iterreduce.sources.finite import FiniteSource
 from iterreduce.sources.local import LocalSource
 from iterreduce.sources.opening import open_source
+from iterreduce.sources.rowwriter import RowWriter, write_text_blocks
 from iterreduce.sources.stacked import StackedSource
+from iterreduce.sources.write import check_output, write_result
+from iterreduce.storage import write_text
 
 __all__ = [
     "Blocks",
     "FiniteSource",
     "Loaded",
     "LocalSource",
+    "RowWriter",
     "Source",
     "StackedSource",
+    "check_output",
     "first_nonfinite",
     "load",
     "open_source",
+    "write_result",
+    "write_text",
+    "write_text_blocks",
 ]

@@ -42,7 +42,7 @@ class LocalSource:
 
     def open(self, group: Group) -> None:
         """Agree on the schema, deal out blocks. Collective. Raises `DisagreementError` naming rank and difference."""
-        self.schema = _agreed_schema(group, self._batch)
+        self.schema = agreed_schema(group, self._batch)
         self._batch = of_schema(self._batch, self.schema)
         rows = np.zeros(group.size, np.int64)
         rows[group.rank] = len(self._batch)
@@ -97,7 +97,7 @@ class LocalSource:
         return digest.hexdigest()
 
 
-def _agreed_schema(group: Group, batch: Batch) -> Schema:
+def agreed_schema(group: Group, batch: Batch) -> Schema:
     """The schema of the first rank with rows, nullable where any rank has nulls.
 
     A rank without rows need only name the same columns: nobody knows the dtype of an empty list.

@@ -193,15 +193,19 @@ class NpzOutput:
         if self._member is not None:
             self._member.close()
             self._member = None
-        if self._masks:
+        if self._masks or (self._name and self._schema[self._name].nullable and not self._rows):
             self._open(f"{self._name}.valid", np.dtype(bool), ())
             assert self._member is not None
-            _write_array(self._member, np.concatenate(self._masks))
+            _write_array(self._member, np.concatenate([np.zeros(0, bool), *self._masks]))
             self._masks = []
-            self._end()
+            self._member.close()
+            self._member = None
 
     def close(self) -> None:
-        """Write the zip directory."""
+        """Write the zip directory (and, if no rows came, the empty members)."""
+        if not self._rows:
+            for name in self._schema:
+                self._begin(name)
         self._end()
         self._zip.close()
 
