@@ -1,23 +1,22 @@
-"""One k-means iteration by bare kernels (no engine), against scikit-learn's Lloyd iteration, as ratios of one run.
+"""One k-means iteration by bare kernels, without the engine, against scikit-learn's Lloyd iteration.
 
     python benchmarks/kmeans_kernel.py [--workers 2] [--repeats 9] [--scale 1.0]
 
-Each worker is a process with its own share of the points, as a rank is: labels by `iterreduce.nearest` on blocks
-of about 1 MB, sums and counts per cluster while the block is in cache. scikit-learn gets as many threads. The two
-take turns, each figure is a median, and labels are compared with scikit-learn's.
+Each worker is a process with its own share of the points, as a rank is: labels by `iterreduce.nearest` on
+blocks of about 1 MB, sums and counts per cluster while the block is in cache. scikit-learn gets as many
+threads. The two take turns, each figure is a median, and labels are compared with scikit-learn's.
 """
 
 from __future__ import annotations
 
-import os
-
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
-
 import argparse
 import multiprocessing
+import os
 import statistics
 import time
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numba
 import numpy as np
@@ -110,9 +109,10 @@ def compare(shape, pipes, repeats):
         labelling.append(max(part[0] for part in parts))
     rival, mine = statistics.median(rivals), statistics.median(whole)
     print(
-        f"{n} x {d}, k = {k}, {workers} workers: scikit-learn {rival * 1e3:.1f} ms, ours {mine * 1e3:.1f} ms "
-        f"(labels {statistics.median(labelling) * 1e3:.1f}), ratio {rival / mine:.2f}, labels that differ: {differ}",
-        flush=True,
+        f"{n} x {d}, k = {k}, {workers} workers: scikit-learn {rival * 1e3:.1f} ms, ours {mine * 1e3:.1f} ms,"
+    )
+    print(
+        f"  labels {statistics.median(labelling) * 1e3:.1f}, ratio {rival / mine:.2f}, {differ} labels differ"
     )
 
 

@@ -6,7 +6,7 @@ loop that it is an input of runs. Nodes are data: a source, a sample of a datase
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,9 +86,12 @@ class Dataset:
             raise UsageError(f"sample: wanted at least 1 row, got k={k}")
         return Dataset(SampleNode(self, int(k), int(seed), at_least), self.comm)
 
-    def as_matrix(self, name: str = "x") -> Dataset:
-        """Column ``name`` if there is one, else all numeric columns side by side as one of that name."""
-        return Dataset(SourceNode(StackedSource(self._source("as_matrix"), name)), self.comm)
+    def as_matrix(self, name: str = "x", keep: Sequence[str] = ()) -> Dataset:
+        """Column ``name`` if there is one, else all numeric columns side by side as one of that name.
+
+        Columns in ``keep`` (labels, weights), where there are such, stay beside the matrix.
+        """
+        return Dataset(SourceNode(StackedSource(self._source("as_matrix"), name, keep)), self.comm)
 
     def finite(self, *columns: str) -> Dataset:
         """The same rows; NaN or infinity in one of these columns is an error that names the row."""

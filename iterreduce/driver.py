@@ -31,12 +31,14 @@ from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.loop import Local, Loop, Shuffle, Stage, State, Superstep, reads_of
 from iterreduce.loop_cache import LoopCache
 from iterreduce.options import Options
+from iterreduce.shuffle import CombineShuffle
 from iterreduce.sources.blocks import Source, load
 from iterreduce.superstep import SuperstepRun, Workshop
 from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, column_tokens, everywhere, token
 
 CONTROL_WORDS = 4  # stage and sequence, status, token to evict, stages whose result keys changed (bits)
 STAGE, STATUS, EVICT, CHANGED = range(CONTROL_WORDS)
+LAST_BIT = 61
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class LoopRun:
         self.prepare, self.body = hoisted(loop) if not naive else (loop.prepare, loop.body)
         self._supersteps = [SuperstepRun(step, self.shop) for step in self.body]
         self._started = False
+        self._changed, self._wishes = 0, list[int]()
+        # more stages than bits share the last one: a false alarm only makes a plan anew
+        self._watched_keys = [
+            (1 << min(i, LAST_BIT), x) for i, x in enumerate(self.shop.exchangers) if isinstance(x, CombineShuffle)
+        ]
         self._lay_out_control()
 
     def _lay_out_control(self) -> None:
@@ -212,7 +219,7 @@ class LoopRun:
         guard = Guard(self.group.rank, self.iteration + 1)
         if self.events.active:
             guard.stage = "start of the iteration"
-            guard.run(lambda: self.events.emit("iteration.start", iteration=self.iteration + 1))
+            guard.run(emit_iteration, self.events, self.iteration + 1)
         tables = dict(self.tables)
         if self.options.naive and self.iteration:
             self._prepare(tables)
@@ -232,21 +239,32 @@ class LoopRun:
         send[STAGE] = self.iteration + 1
         send[STATUS] = guard.status
         send[EVICT] = self.shop.cache.wish()
-        send[CHANGED] = sum(1 << i for i, x in enumerate(self.shop.exchangers[:62]) if x.keys_changed)
+        send[CHANGED] = 0
+        for bit, work in self._watched_keys:
+            if work.keys_changed:
+                send[CHANGED] |= bit
         if found:
             self._partials[:] = found
         self._control.run()
         check_headers(self._gathered, self.options.check)
-        if int(np.bitwise_or.reduce(self._gathered[:, STATUS])) & FAILED:
+        status = self._changed = 0
+        self._wishes = []
+        for _, said, wish, bits in self._gathered[:, :CONTROL_WORDS].tolist():
+            status |= said
+            self._changed |= bits
+            if wish:
+                self._wishes.append(wish)
+        if status & FAILED:
             raise_agreed(self.group, guard.failure)
 
     def _commit(self, pending: dict[str, Table], seconds: float, sent: int) -> None:
-        changed = int(np.bitwise_or.reduce(self._gathered[:, CHANGED]))
+        changed = self._changed
         renames: dict[int, int] = {}
         for i, work in enumerate(self.shop.exchangers):
-            renames.update(work.commit(bool(changed >> i & 1) if i < 62 else True))
+            renames.update(work.commit(bool(changed >> min(i, LAST_BIT) & 1)))
         self.tables.update({n: _renamed(t, renames) if renames else t for n, t in pending.items()})
-        self._evict_agreed()
+        if self._wishes:
+            self._evict_agreed()
         self.iteration += 1
         self.outcome, self.residual = fixpoint.verdict(self.loop.until, self._floats, self.iteration)
         self.clock.iterations.append(seconds)
@@ -259,8 +277,7 @@ class LoopRun:
             )
 
     def _evict_agreed(self) -> None:
-        wishes = self._gathered[:, EVICT]
-        for wish in dict.fromkeys(wishes[wishes != 0].tolist()):
+        for wish in dict.fromkeys(self._wishes):
             name = self.shop.cache.evict(wish)
             if name and self.events.active:
                 self.events.emit("cache.evict", what=name, bytes=self.shop.cache.nbytes)
@@ -297,6 +314,11 @@ def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep, ...]]:
                 kept.append(stage)
         body.append(replace(step, stages=tuple(kept)))
     return (*loop.prepare, *moved), tuple(body)
+
+
+def emit_iteration(events: Events, iteration: int) -> None:
+    """Tell that an iteration begins."""
+    events.emit("iteration.start", iteration=iteration)
 
 
 def wanted_after(loop: Loop) -> set[str]:

@@ -78,7 +78,7 @@ class Events:
         must not break a run. With `may_raise` it passes through `emit` into the engine instead, as a fault of
         that place in the program.
         """
-        self.watchers.append(watcher)
+        self.watchers = [*self.watchers, watcher]
         if not may_raise:
             self._fragile.add(watcher)
         self.active = True
@@ -93,25 +93,25 @@ class Events:
         if not self.active:
             return
         event = Event(name, time.perf_counter(), fields)
-        for watcher in tuple(self.watchers):
+        for watcher in self.watchers:
             if watcher in self._fragile:
-                self._tell(watcher, event)
+                try:
+                    watcher(event)
+                except Exception as error:
+                    self._give_up(watcher, event, error)
             else:
                 watcher(event)
 
-    def _tell(self, watcher: Watcher, event: Event) -> None:
-        try:
-            watcher(event)
-        except Exception as error:
-            self._drop(watcher)
-            print(
-                f"iterreduce: a watcher failed at {event.name} and is not called again: "
-                f"{type(error).__name__}: {error}",
-                file=sys.stderr,
-            )
+    def _give_up(self, watcher: Watcher, event: Event, error: Exception) -> None:
+        self._drop(watcher)
+        print(
+            f"iterreduce: a watcher failed at {event.name} and is not called again: "
+            f"{type(error).__name__}: {error}",
+            file=sys.stderr,
+        )
 
     def _drop(self, watcher: Watcher) -> None:
-        if watcher in self.watchers:
-            self.watchers.remove(watcher)
-            self._fragile.discard(watcher)
+        # a new list: the old one may be in the middle of an `emit`
+        self.watchers = [other for other in self.watchers if other is not watcher]
+        self._fragile.discard(watcher)
         self.active = bool(self.watchers)

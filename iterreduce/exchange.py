@@ -214,9 +214,9 @@ class ValuesPlan:
         self._call = group.alltoallv_plan(
             self.send, send_counts, self.send_at, self.recv, recv_counts, self.recv_at, self.gap * width
         )
-        self._send_heads = self.send_at[:, None] + np.arange(HEADER_WORDS)
         self._recv_heads = self.recv_at[:, None] + np.arange(HEADER_WORDS)
-        self._head = np.zeros((group.size, HEADER_WORDS), np.int64)
+        self._stages, self._statuses = self.send_at + STAGE, self.send_at + STATUS
+        self._arrived = self.recv_at + STATUS
 
     @property
     def nbytes(self) -> int:
@@ -238,15 +238,16 @@ class ValuesPlan:
             out[start : start + len(part)] = part
         return out.astype(np.int32) if rows_out < 2**31 - 1 else out
 
-    def run(self, status: int = OK, proposal: int = 0) -> Array:
-        """Send the records. Collective. Returns the headers, int64[size, HEADER_WORDS]."""
+    def run(self, status: int = OK) -> int:
+        """Send the records. Collective. Returns the status bits of all ranks together."""
         self.sequence += 1
-        head = self._head
-        head[:, STAGE] = self.stage << 32 | self.sequence & 0xFFFFFFFF
-        head[:, STATUS] = status
-        head[:, PROPOSAL] = proposal
-        self.send[self._send_heads] = head
+        send = self.send
+        send[self._stages] = self.stage << 32 | self.sequence & 0xFFFFFFFF
+        send[self._statuses] = status
         self._call.run()
-        headers = self.recv[self._recv_heads]
-        check_headers(headers, self.check)
-        return headers
+        if self.check:
+            check_headers(self.recv[self._recv_heads], True)
+        agreed = 0
+        for word in self.recv[self._arrived].tolist():
+            agreed |= word
+        return agreed

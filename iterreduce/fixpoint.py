@@ -12,6 +12,7 @@ as a change from nothing (its own size for l1, l2 and max).
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -26,6 +27,10 @@ from iterreduce.table import Table
 
 PerRow = Literal["l1", "l2", "max", "changed"]
 Fold = Literal["sum", "mean", "max"]
+Partials = Sequence[Sequence[float]] | Array  # of each rank, in rank order
+
+
+FLOAT64 = np.dtype(np.float64)
 
 
 class Outcome(enum.Enum):
@@ -75,8 +80,10 @@ class Distance:
         rows = self._rows(old, new)
         if len(rows) == 0:
             return 0.0, 0.0, 0.0
-        total = float(np.dot(rows, rows)) if self.per_row == "l2" else float(rows.sum())
-        return total, float(len(rows)), float(rows.max())
+        if self.fold == "max":
+            return 0.0, float(len(rows)), float(rows.max())
+        total = float(np.dot(rows, rows)) if self.per_row == "l2" else float(np.add.reduce(rows))
+        return total, float(len(rows)), 0.0
 
     def _rows(self, old: Batch, new: Batch) -> Array:
         if callable(self.per_row):
@@ -85,16 +92,18 @@ class Distance:
         parts = [_row_distance(self.per_row, n, old, new) for n in names]
         return parts[0] if len(parts) == 1 else _combined(self.per_row, parts)
 
-    def fold_ranks(self, partials: Array) -> float:
-        """The distance, from float64[ranks, 3] in rank order."""
-        total, rows = 0.0, 0.0
-        for rank_total, rank_rows, _ in partials.tolist():
+    def fold_ranks(self, partials: Partials) -> float:
+        """The distance, from three numbers of each rank, in rank order."""
+        total = rows = largest = 0.0
+        for rank_total, rank_rows, rank_largest in partials:
             total += rank_total
             rows += rank_rows
+            if not rank_largest <= largest:  # a NaN is never small
+                largest = rank_largest
         if self.fold == "max":
-            return float(partials[:, 2].max())
+            return float(largest)
         value = total / max(rows, 1.0) if self.fold == "mean" else total
-        return float(np.sqrt(value)) if self.per_row == "l2" else value
+        return math.sqrt(value) if self.per_row == "l2" else value
 
     def holds(self, value: float) -> bool:
         """Is the fixpoint reached at this distance? (NaN: never.)"""
@@ -114,9 +123,9 @@ class Unchanged:
         """(1,) if this rank's share differs."""
         return (0.0 if old.schema == new.schema and old.equals(new) else 1.0,)
 
-    def fold_ranks(self, partials: Array) -> float:
+    def fold_ranks(self, partials: Partials) -> float:
         """On how many ranks something differs."""
-        return float(partials[:, 0].sum())
+        return float(sum(p[0] for p in partials))
 
     def holds(self, value: float) -> bool:
         """None differs."""
@@ -136,9 +145,9 @@ class Empty:
         """(rows of this share,)."""
         return (float(len(new)),)
 
-    def fold_ranks(self, partials: Array) -> float:
+    def fold_ranks(self, partials: Partials) -> float:
         """Rows on all ranks."""
-        return float(partials[:, 0].sum())
+        return float(sum(p[0] for p in partials))
 
     def holds(self, value: float) -> bool:
         """No rows."""
@@ -163,9 +172,9 @@ class NoneActive:
         """(active rows of this share,)."""
         return (float(np.count_nonzero(new[self.column])),)
 
-    def fold_ranks(self, partials: Array) -> float:
+    def fold_ranks(self, partials: Partials) -> float:
         """Active rows on all ranks."""
-        return float(partials[:, 0].sum())
+        return float(sum(p[0] for p in partials))
 
     def holds(self, value: float) -> bool:
         """None is active."""
@@ -186,9 +195,9 @@ class Predicate:
         """(1,) if this rank says no; a rank without rows abstains."""
         return (0.0 if len(new) == 0 and len(old) == 0 else float(not self.function(old, new)),)
 
-    def fold_ranks(self, partials: Array) -> float:
+    def fold_ranks(self, partials: Partials) -> float:
         """Ranks that said no."""
-        return float(partials[:, 0].sum())
+        return float(sum(p[0] for p in partials))
 
     def holds(self, value: float) -> bool:
         """No rank said no."""
@@ -311,7 +320,10 @@ def side_by_side(old: Table, new: Table, columns: tuple[str, ...]) -> tuple[Batc
 
 
 def _same_keys(old: Batch, new: Batch, keys: tuple[str, ...]) -> bool:
-    if all(old[k] is new[k] for k in keys):
+    for k in keys:
+        if old[k] is not new[k]:
+            break
+    else:
         return True
     return len(old) == len(new) and old.select(*keys).equals(new.select(*keys))
 
@@ -338,7 +350,7 @@ def _row_distance(per_row: PerRow, name: str, old: Batch, new: Batch) -> Array:
         return _row_changed(name, per_row, a, b)
     if a.dtype.kind not in "biuf":
         raise SchemaError(f'a distance needs numbers; column "{name}" is {a.dtype} (use ir.changed("{name}"))')
-    diff = np.subtract(b, a, dtype=np.float64)
+    diff = b - a if a.dtype == b.dtype == FLOAT64 else np.subtract(b, a, dtype=np.float64)
     flat = diff if diff.ndim == 1 else diff.reshape(len(diff), -1)
     if flat.ndim == 1:
         return np.abs(flat, out=flat)
@@ -394,12 +406,13 @@ def partials(until: Until, old: Mapping[str, Table], new: Mapping[str, Table], r
 def verdict(until: Until, gathered: Array, iteration: int) -> tuple[Outcome | None, float | None]:
     """(outcome or None, residual) from float64[ranks, words] of all ranks' partials; pure, the same everywhere."""
     at, residual, outcome = 0, None, None
+    ranks = gathered.tolist()
     for rule in until.rules:
         if isinstance(rule, MaxIterations):
             if outcome is None and iteration >= rule.n:
                 outcome = rule.outcome
             continue
-        value = rule.fold_ranks(gathered[:, at : at + rule.width])
+        value = rule.fold_ranks([words[at : at + rule.width] for words in ranks])
         at += rule.width
         residual = value if residual is None else residual
         if outcome is None and rule.holds(value):

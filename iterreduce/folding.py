@@ -39,6 +39,7 @@ class Outputs:
                 raise SchemaError(f'output "{output.name}" needs all rows of a key together; it cannot be combined before sending')
             self.offsets.append(self.width)
             self.width += output.bound.words
+        self._zero = not any(o.bound.identity.any() for o in self.outputs)
         self._used = [(n, schema[n]) for n in self.names if n in keys or any(n in o.inputs for o in self.outputs)]
 
     def fits(self, batch: Batch) -> bool:
@@ -58,6 +59,9 @@ class Outputs:
 
     def fill(self, records: Array) -> None:
         """Write identities."""
+        if self._zero:
+            records.fill(0)
+            return
         for output, offset in zip(self.outputs, self.offsets, strict=True):
             output.bound.fill(records, offset)
 
@@ -138,6 +142,7 @@ class Combiner:
     def __init__(self, reduce: Reduce, keys: tuple[str, ...], source: RowSource):
         self.reduce, self.keys, self.source = reduce, keys, source
         self.outputs: Outputs | None = None
+        self.dirty = False
 
     @property
     def schema(self) -> Schema | None:
@@ -153,8 +158,14 @@ class Combiner:
 
     def clear(self) -> None:
         """Forget what was folded."""
-        if self.outputs is not None:
+        if self.dirty:
             self.fold.clear()
+            self.dirty = False
+
+    def add(self, batch: Batch) -> None:
+        """Fold the rows of a piece."""
+        self.dirty = True
+        self.fold.add(batch)
 
     def check(self, batch: Batch) -> None:
         """Learn the columns of a first piece; raise where a later one differs."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,8 +23,7 @@ from iterreduce.fixpoint import MaxIterations, Until
 Reduce = Aggregator | Mapping[str, Aggregator]
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(NamedTuple):
     """What a kernel may know beside its rows: never the rank."""
 
     iteration: int

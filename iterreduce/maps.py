@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +25,7 @@ from iterreduce.table import BY_BLOCK, EVERYWHERE, NO_TOKENS, Layout, Table
 PIECE_BYTES = 1 << 20  # input bytes of one piece: half of an L2 cache of 2 MiB, the rest is for temporaries
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Rows ``lo`` to ``hi`` of a share as a map returned them, with the tokens of columns passed on."""
 
     lo: int
@@ -40,35 +38,41 @@ class Handed:
     """A batch as handed to user code, and the way back from each view to the column behind it."""
 
     __slots__ = ("batch", "lo", "origin")
+    origin: dict[int, tuple[Any, int]]
 
     def __init__(self, batch: Batch, tokens: Mapping[str, int], lo: int = 0):
-        views = {name: read_only(batch[name]) for name in batch.names}
-        self.batch = Batch._trusted(views, batch._valid, len(batch), batch._schema)
-        self.origin = {id(view): (batch[name], tokens.get(name, 0)) for name, view in views.items()}
+        views, self.origin = {}, {}
+        for name, column in batch._columns.items():
+            view = read_only(column)
+            views[name] = view
+            self.origin[id(view)] = (column, tokens.get(name, 0))
+        self.batch = Batch._trusted(views, batch._valid, batch._length, batch._schema)
         self.lo = lo
 
 
 def read_only(column: Any) -> Any:
     """A view of the column that cannot be written to."""
-    if isinstance(column, Ragged):
+    if type(column) is Ragged:
         return Ragged(read_only(column.offsets), read_only(column.values), column.kind)
     view = column.view()
-    view.flags.writeable = False
+    view.setflags(False)
     return view
 
 
 def take_back(result: Batch, origins: Sequence[dict[int, tuple[Any, int]]]) -> tuple[Batch, dict[str, int]]:
     """The result with resident columns in place of their views, and the tokens of those columns."""
     tokens: dict[str, int] = {}
-    columns = dict(result._columns)
+    columns = result._columns.copy()
     for name, column in result._columns.items():
+        key = id(column)
         for origin in origins:
-            hit = origin.get(id(column))
+            hit = origin.get(key)
             if hit is not None:
                 columns[name] = hit[0]
                 if hit[1] and name not in result._valid:
                     tokens[name] = hit[1]
-    return Batch._trusted(columns, result._valid, len(result), result._schema), tokens
+                break
+    return Batch._trusted(columns, result._valid, result._length, result._schema), tokens
 
 
 class InUserCode(Exception):
@@ -81,11 +85,12 @@ class InUserCode(Exception):
 
 def call(function: Callable[..., Batch] | Kernel, context: Context, batches: Sequence[Batch]) -> Batch:
     """Run user code on batches; what it returns must be a `Batch`."""
-    if isinstance(function, Kernel):
-        result = function.run(context, *batches)
+    kernel = getattr(function, "run", None)  # isinstance of a protocol costs 15 us
+    if kernel is not None:
+        result = kernel(context, *batches)
     else:
         try:
-            result = function(*batches)
+            result = function(*batches)  # type: ignore[operator]
         except BaseException as error:  # SystemExit and KeyboardInterrupt too: other ranks wait for this one
             raise InUserCode(error) from error
     if not isinstance(result, Batch):
@@ -191,14 +196,15 @@ class BlockMap:
 
     def _placed(self, result: Table, tables: Mapping[str, Table]) -> Table:
         """Where the rows of a share's result live: as the first table read that is not everywhere."""
-        spread = [tables[name] for name in self.stage.reads if not tables[name].everywhere]
-        if not spread:
-            return replace(result, block_starts=np.array([0, len(result)]), rows_total=len(result))
-        like = spread[0]
-        layout = like.layout if all(k in result.batch for k in like.layout.keys) else BY_BLOCK
-        if len(result) == len(like):
-            return replace(like, batch=result.batch, tokens=result.tokens, layout=layout)
-        return Table(result.batch, layout, result.tokens, np.array([0, len(result)]))
+        batch = result.batch
+        for name in self.stage.reads:
+            like = tables[name]
+            if like.layout.kind != "everywhere":
+                layout = like.layout if all(k in batch for k in like.layout.keys) else BY_BLOCK
+                if len(batch) == len(like.batch):
+                    return Table(batch, layout, result.tokens, like.block_starts, like.first_row, like.rows_total)
+                return Table(batch, layout, result.tokens, np.array([0, len(batch)]))
+        return Table(batch, EVERYWHERE, result.tokens, np.array([0, len(batch)]), 0, len(batch))
 
     def whole(self, tables: Mapping[str, Table], iteration: int) -> Table | None:
         """All pieces joined; None on a rank without rows (which cannot know the schema)."""
@@ -231,7 +237,7 @@ def joined(first: Table, pieces: list[Piece]) -> Table | None:
     batch = _join(first, pieces, tokens)
     layout: Layout = first.layout if all(k in batch for k in first.layout.keys) else BY_BLOCK
     if all(len(p.batch) == p.hi - p.lo for p in pieces):
-        return replace(first, batch=batch, tokens=tokens, layout=layout)
+        return Table(batch, layout, tokens, first.block_starts, first.first_row, first.rows_total)
     ends = np.cumsum([0] + [len(p.batch) for p in pieces])
     return Table(batch, layout, NO_TOKENS, ends)
 

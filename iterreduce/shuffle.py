@@ -31,7 +31,6 @@ from iterreduce.exchange import (
     REPLAN,
     ROWS,
     SCHEMA,
-    STATUS,
     FreshExchange,
     Outgoing,
     ValuesPlan,
@@ -87,6 +86,7 @@ class CombineShuffle:
         self.repeats = repeats  # a stage that runs once needs no plan
         self.stage, self.number, self.group, self.source = stage, number, group, source
         self.cache, self.partitions, self.check = cache, partitions, check
+        self.layout = by_key(*stage.key)
         self.fresh = FreshExchange(group, number, check, limit_bytes=limit_bytes)
         assert stage.combine is not None
         self.combiner = Combiner(stage.combine, stage.key, source)
@@ -102,6 +102,9 @@ class CombineShuffle:
         self._records: Array | None = None
         self._tokens_known: dict[tuple[int, ...], int] = {}
         self._index: tuple[Batch, KeyIndex] | None = None
+        self._version_tokens: dict[int, dict[str, int]] = {}
+        self._onto_known: tuple[int, ...] = ()
+        self._onto_token = 0
         self._relearned = False
         self._last_proposal = 0
         self._parts: list[Folded] = []
@@ -119,7 +122,7 @@ class CombineShuffle:
     def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
         """Fold this rank's rows."""
         self._tables, self._iteration = tables, iteration
-        self._onto_token = self._token_of_onto()
+        self._token_of_onto()
         try:
             self._fold_all()
         except Relearn as found:
@@ -158,7 +161,7 @@ class CombineShuffle:
         return body
 
     def _add(self, piece: Piece) -> None:
-        self.combiner.fold.add(piece.batch)
+        self.combiner.add(piece.batch)
         if self.proposal > 0:
             self._key_parts.append(piece.batch.select(*self.stage.key))
 
@@ -173,6 +176,7 @@ class CombineShuffle:
         seen[numbered.codes[: self._rows_seen]] = True
         at = np.flatnonzero(seen)
         places = self.plan.shifted(at)
+        self.combiner.dirty = True
         self.combiner.fold.merge(Folded(numbered.hashes[at], numbered.keys.take(at), self.plan.records[places]))
         if self._rows_seen:
             self._key_parts = [numbered.keys.take(numbered.codes[: self._rows_seen])]
@@ -183,7 +187,7 @@ class CombineShuffle:
         self._relearned = self.plan is not None
 
     def _proposal_of(self, piece: Piece) -> int:
-        tokens = tuple(piece.tokens.get(k, 0) for k in self.stage.key)
+        tokens = tuple([piece.tokens.get(k, 0) for k in self.stage.key])
         known = self._tokens_known.get(tokens)
         if known is None:
             agreed = 0 not in tokens and self._onto_token != 0
@@ -194,11 +198,12 @@ class CombineShuffle:
     def _token_of_onto(self) -> int:
         if self.stage.onto is None:
             return 1
-        tokens = tuple(self._tables[self.stage.onto].tokens.get(k, 0) for k in self.stage.key)
-        found = 0 if 0 in tokens else token("onto", tokens)
-        if found != getattr(self, "_onto_token", found):
-            self._tokens_known = {}
-        return found
+        tokens = self._tables[self.stage.onto].tokens
+        mine = tuple([tokens.get(k, 0) for k in self.stage.key])
+        if mine != self._onto_known:
+            self._onto_known, self._tokens_known = mine, {}
+            self._onto_token = 0 if 0 in mine else token("onto", mine)
+        return self._onto_token
 
     # ------------------------------------------------------------------ the exchange
 
@@ -215,8 +220,7 @@ class CombineShuffle:
 
     def _exchange_planned(self, guard: Guard) -> int:
         assert self.plan is not None
-        headers = self.plan.run(guard.status if self.on_plan else guard.status | REPLAN)
-        status = int(np.bitwise_or.reduce(headers[:, STATUS]))
+        status = self.plan.run(guard.status if self.on_plan else guard.status | REPLAN)
         if status & FAILED:
             return status
         self.planned = not status & REPLAN
@@ -357,11 +361,16 @@ class CombineShuffle:
         if self.stage.onto is not None:
             onto = self._tables[self.stage.onto]
             tokens = {k: onto.tokens[k] for k in self.stage.key if k in onto.tokens}
-            return Table(batch, onto.layout if onto.layout.kind == "key" else by_key(*self.stage.key), tokens)
+            return Table(batch, onto.layout if onto.layout.kind == "key" else self.layout, tokens)
         tokens = self._key_tokens(self.keys_version + self.keys_changed) if self.cache.enabled else NO_TOKENS
-        return Table(batch, by_key(*self.stage.key), tokens)
+        return Table(batch, self.layout, tokens)
 
     def _key_tokens(self, version: int) -> dict[str, int]:
+        if version not in self._version_tokens:
+            self._version_tokens = {version: self._tokens_of(version)}
+        return self._version_tokens[version]
+
+    def _tokens_of(self, version: int) -> dict[str, int]:
         return {k: token("keys", self.number, version, k) for k in self.stage.key if self.combiner.outputs and not self.combiner.outputs.schema[k].nullable}
 
     def _propose_plan(self, keys: Batch) -> None:

@@ -1,8 +1,8 @@
 """Files as bytes and as HDF5: the only module that imports h5py, and only once an HDF5 file is touched.
 
-It offers files that appear whole or not at all (`replacing`), and datasets read and written by row range. It does not
-know what a source is, how rows are cut into blocks, or that there are other ranks: `iterreduce.sources` speaks to it,
-as checkpoints do.
+It offers files that appear whole or not at all (`replacing`), and datasets read and written by row range. It
+does not know what a source is, how rows are cut into blocks, or that there are other ranks:
+`iterreduce.sources` speaks to it, as checkpoints do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ def write_text(path: str, text: str) -> None:
 
 
 def fixed_width_text(cells: Array, kind: str) -> Ragged:
-    """NumPy ``S`` or ``U`` cells as a `Ragged` column (trailing zeros are padding), without a loop over rows."""
+    """NumPy ``S`` or ``U`` cells as a `Ragged` column; trailing zeros are padding. No loop over rows."""
     if cells.dtype.kind == "U":
         cells = np.char.encode(cells, "utf-8") if len(cells) else cells.astype("S1")
     rows, width = len(cells), cells.dtype.itemsize
@@ -154,7 +154,7 @@ def _hdf5_to_read(path: str) -> Iterator[Any]:
     except OSError as error:
         if "truncated" in str(error) or "eof" in str(error):
             raise InputError(
-                f"{path} is truncated: part of the file is missing, or its writer was stopped; copy or write it again ({error})"
+                f"{path} is truncated: its end is missing, or its writer was stopped; write it again ({error})"
             ) from error
         raise InputError(f"{path} cannot be opened as HDF5: {error}") from error
     with file:
@@ -264,7 +264,8 @@ def hdf5_rows(path: str, columns: Sequence[Hdf5Column], lo: int, hi: int) -> Bat
                     valid[column.name] = file[dataset.attrs[VALID_ATTRIBUTE]][lo:hi].astype(bool)
             except (OSError, KeyError) as error:
                 raise InputError(
-                    f"{path}:{column.dataset} rows {lo} to {hi} cannot be read: {error} (a damaged file, or a filter that is not installed)"
+                    f"{path}:{column.dataset} rows {lo} to {hi} cannot be read: {error} "
+                    "(a damaged file, or a filter that is not installed)"
                 ) from error
         return Batch.from_dict(found, valid)
 
@@ -300,36 +301,44 @@ def _ragged_cells(cells: Array, field: Field) -> Ragged:
 
 def pwrite_all(handle: int, data: Array, offset: int) -> None:
     """Write all bytes of a contiguous array at an offset, however many calls that takes."""
-    view = memoryview(data.reshape(-1).view(np.uint8)) if data.size else memoryview(b"")
+    view = data.reshape(-1).view(np.uint8).data if data.size else memoryview(b"")
     while len(view):
         written = os.pwrite(handle, view[: 1 << 30], offset)
         view, offset = view[written:], offset + written
 
 
-def hdf5_dtype(field: Field) -> Any:
-    """The HDF5 type of a column's rows: h5py's, with dates as tagged opaque bytes and ragged rows as variable length."""
+def hdf5_dtype(field: Field, width: int = 0) -> Any:
+    """The HDF5 type of a column's rows: h5py's, and dates as tagged opaque bytes.
+
+    Text of a known `width` is of fixed length (its bytes have a place before they are known), else variable.
+    """
     import h5py
 
     if field.kind == "text":
-        return h5py.string_dtype("utf-8")
+        return h5py.string_dtype("utf-8", width or None)
     if field.kind != "fixed":
         return h5py.vlen_dtype(field.dtype)
     return h5py.opaque_dtype(field.dtype) if field.dtype.kind in "mM" else field.dtype
 
 
-def hdf5_create(path: str, schema: Schema, rows: int) -> dict[str, int]:
-    """Lay out an HDF5 file of `rows` rows; returns the byte offset of each fixed column, and of masks (``NAME.valid``).
+def hdf5_create(
+    path: str, schema: Schema, rows: int, widths: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Lay out an HDF5 file of `rows` rows; returns where the rows of each column, and of masks
+    (``NAME.valid``), begin.
 
-    Datasets are contiguous and allocated at once, so any process may fill them with ``os.pwrite``. Ragged columns get
-    an empty dataset of variable length, for `hdf5_write_ragged`. The bytes depend on schema and rows only.
+    Datasets are contiguous and allocated at once, so any process may fill them with ``os.pwrite`` at these
+    byte offsets. Ragged columns without a width get a dataset of variable length and no offset, for
+    `hdf5_write_ragged`. The bytes depend on the arguments only.
     """
     import h5py
 
     offsets: dict[str, int] = {}
-    with h5py.File(path, "w", libver=("earliest", "v110"), locking=LOCKING) as file:
+    with h5py.File(path, "w", libver=("earliest", "v110"), locking=LOCKING, track_order=True) as file:
         for name, field in schema.items():
-            dataset = _hdf5_dataset(file, name, (rows, *field.shape), hdf5_dtype(field))
-            if field.kind == "fixed":
+            width = (widths or {}).get(name, 0)
+            dataset = _hdf5_dataset(file, name, (rows, *field.shape), hdf5_dtype(field, width))
+            if field.kind == "fixed" or width:
                 offsets[name] = dataset.id.get_offset() or 0
             if field.nullable:
                 mask = _hdf5_dataset(file, f"{VALID_GROUP}/{name}", (rows,), np.dtype(bool))
@@ -346,6 +355,7 @@ def _hdf5_dataset(file: Any, name: str, shape: tuple[int, ...], dtype: Any) -> A
 
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_layout(h5py.h5d.CONTIGUOUS)
+    layout.set_obj_track_times(False)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     ragged = h5py.check_dtype(vlen=dtype) is not None
     layout.set_fill_time(h5py.h5d.FILL_TIME_ALLOC if ragged else h5py.h5d.FILL_TIME_NEVER)
@@ -361,12 +371,12 @@ def hdf5_write_ragged(path: str, first_row: int, columns: dict[str, Ragged]) -> 
     """Put rows into variable-length datasets of a file that `hdf5_create` made. One process at a time."""
     import h5py
 
-    if not columns:
-        return
     with h5py.File(path, "r+", locking=LOCKING) as file:
         for name, column in columns.items():
             cells = np.empty(len(column), object)
-            cells[:] = [np.asarray(row) for row in column.to_list()] if column.kind == "list" else _raw_cells(column)
+            cells[:] = (
+                [np.asarray(row) for row in column.to_list()] if column.kind == "list" else _raw_cells(column)
+            )
             file[name][first_row : first_row + len(column)] = cells
 
 

@@ -92,10 +92,13 @@ class SuperstepRun:
 
     def results(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
         """Run the stages; returns all tables, with their results. Collective."""
-        seen = dict(tables)
+        seen, events = dict(tables), self.shop.events
         for label, stage, work in self.actions:
             guard.stage = label
-            started = self._started(label, guard)
+            watched = events.active
+            if watched:
+                started, sent = time.perf_counter(), self.shop.group.traffic.payload_bytes
+                guard.run(emit_stage, events, label, guard.iteration)
             if isinstance(work, BlockMap):
                 made = guard.run(local, work, seen, guard.iteration)
             else:
@@ -105,25 +108,21 @@ class SuperstepRun:
                 made = guard.run(work.finish)
             if made is not None:
                 seen[stage.into] = made
-            self._ended(label, guard, started)
+            if watched:
+                seconds, sent = time.perf_counter() - started, self.shop.group.traffic.payload_bytes - sent
+                guard.run(emit_stage, events, label, guard.iteration, seconds, sent)
         return seen
 
     def _writes(self, seen: Mapping[str, Table]) -> dict[str, Table]:
         return {w.table: written(w, seen[w.table], seen[w.rows], self.shop) for w in self.step.writes}
 
-    def _started(self, label: str, guard: Guard) -> tuple[float, int]:
-        events = self.shop.events
-        if not events.active:
-            return 0.0, 0
-        guard.run(lambda: events.emit("stage.start", stage=label, iteration=guard.iteration))
-        return time.perf_counter(), self.shop.group.traffic.payload_bytes
 
-    def _ended(self, label: str, guard: Guard, started: tuple[float, int]) -> None:
-        events = self.shop.events
-        if not events.active:
-            return
-        seconds, sent = time.perf_counter() - started[0], self.shop.group.traffic.payload_bytes - started[1]
-        guard.run(lambda: events.emit("stage.end", stage=label, iteration=guard.iteration, seconds=seconds, bytes=sent))
+def emit_stage(events: Events, stage: str, iteration: int, seconds: float | None = None, sent: int = 0) -> None:
+    """Tell that a stage begins, or (with seconds and bytes) that it has ended."""
+    if seconds is None:
+        events.emit("stage.start", stage=stage, iteration=iteration)
+    else:
+        events.emit("stage.end", stage=stage, iteration=iteration, seconds=seconds, bytes=sent)
 
 
 def local(work: BlockMap, tables: Mapping[str, Table], iteration: int) -> Table:

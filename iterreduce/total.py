@@ -74,7 +74,7 @@ class TotalRows:
         for piece in self.source.pieces(self._tables, self._iteration):
             batch = piece.batch if self.stage.key else self._with_all(piece.batch)
             self.combiner.check(batch)
-            self.combiner.fold.add(batch)
+            self.combiner.add(batch)
         self._folded = None if self.combiner.outputs is None else self.combiner.fold.result()
 
     def _with_all(self, batch: Batch) -> Batch:

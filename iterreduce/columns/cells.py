@@ -1,12 +1,13 @@
 """Delimited text to cells and numbers, lines to text: the compiled loops under the text sources.
 
-`parse_cells` cuts records of a CSV text into cells (quotes as in RFC 4180) and reads numerals in the same pass;
-`gather_cells` copies cells out as text; `split_lines` does the same for lines. They see one buffer of whole records:
-where files and ranks cut, and which type a column gets, is decided in `iterreduce.sources`.
+`parse_cells` cuts records of a CSV text into cells (quotes as in RFC 4180) and reads numerals in the same
+pass; `gather_cells` copies cells out as text; `split_lines` does the same for lines. They see one buffer of
+whole records: where files and ranks cut, and which type a column gets, is decided in `iterreduce.sources`.
 
-Numerals are read exactly as Python's ``float`` does: small ones by one exact multiplication or division (Clinger,
-"How to read floating point numbers accurately", 1990), others by a 128-bit product (Lemire, "Number parsing at a
-gigabyte per second", 2021, section 5); the few that neither decides are marked `SLOW` for the caller.
+Numerals are read exactly as Python's ``float`` does: small ones by one exact multiplication or division
+(Clinger, "How to read floating point numbers accurately", 1990), others by a 128-bit product (Lemire, "Number
+parsing at a gigabyte per second", 2021, section 5); the few that neither decides are marked `SLOW` for the
+caller.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from iterreduce.columns.ragged import Array, Ragged
 
 NEWLINE, RETURN, QUOTE, SPACE, TAB = 10, 13, 34, 32, 9
 
-# What a cell holds. BIG: an integer that int64 cannot hold. SLOW: a float left to Python. BLANK: nothing, unquoted.
+# What a cell holds. BIG: an integer beyond int64. SLOW: a float left to Python. BLANK: nothing, unquoted.
 BLANK, QUOTED_BLANK, INT, FLOAT, BIG, SLOW, TEXT = 0, 1, 2, 3, 4, 5, 6
 DOUBLED = 64  # added to the kind of a quoted cell in which quotes stand doubled
 
@@ -114,7 +115,13 @@ def _word_at(text: Any, lo: Any, hi: Any) -> Any:
         return 0
     if n == 3:
         return 2
-    i, n2, i2, t, y = text[lo + 3] | 32, text[lo + 4] | 32, text[lo + 5] | 32, text[lo + 6] | 32, text[lo + 7] | 32
+    i, n2, i2, t, y = (
+        text[lo + 3] | 32,
+        text[lo + 4] | 32,
+        text[lo + 5] | 32,
+        text[lo + 6] | 32,
+        text[lo + 7] | 32,
+    )
     return 2 if i == 105 and n2 == 110 and i2 == 105 and t == 116 and y == 121 else 0
 
 
@@ -171,7 +178,8 @@ def read_numeral(text: Any, lo: Any, hi: Any) -> Any:
             c = text[at]
             if c < 48 or c > 57:
                 return TEXT, _U0
-            exponent = min(exponent * 10 + (np.int64(c) - 48), 100000)
+            if exponent < 10000:
+                exponent = exponent * 10 + int(c) - 48
             at += 1
         power += -exponent if down else exponent
     if digits > 19:
@@ -194,8 +202,9 @@ def parse_cells(
 ) -> Any:
     """Cut whole records ``text[lo:hi]`` into cells, as many as the output arrays hold rows.
 
-    ``records`` (rows,) gets where each record begins; ``starts``, ``ends`` int64, ``kinds`` uint8 and ``words``
-    uint64 have shape (rows, columns). Empty lines are skipped. Returns (rows filled, where the parse stopped, status, cells found in a ragged row).
+    ``records`` (rows,) gets where each record begins; ``starts``, ``ends`` int64, ``kinds`` uint8 and
+    ``words`` uint64 have shape (rows, columns). Empty lines are skipped. Returns (rows filled, where the
+    parse stopped, status, cells found in a ragged row).
     """
     row, at, columns = 0, lo, kinds.shape[1]
     while at < hi and row < len(kinds):

@@ -21,7 +21,7 @@ import numpy as np
 from iterreduce.columns import hashing
 from iterreduce.columns.aggregators import Output
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.fused import Fused, fused_sum
+from iterreduce.columns.fused import fused_sum
 from iterreduce.columns.hashing import hash_words, key_words, unhash_words
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.keycodec import is_word_key
@@ -129,39 +129,27 @@ class HashedStore:
         column, valid = keys[self.name], keys.valid(self.name)
         if not self.table.homes:
             self.table.reserve(estimate_distinct(column), hash_words(key_words(column[:PIECE])))
-        if self.fused is not None and valid is None and self.fused.takes(column, rows):
-            self._add_fused(self.fused, column, rows)
-            return len(rows)
-        for lo in range(0, len(rows), PIECE):
-            piece = rows if len(rows) <= PIECE else rows.slice(lo, lo + PIECE)
-            words, mask = key_words(column[lo : lo + PIECE]), None if valid is None else valid[lo : lo + PIECE]
-            self._add_piece(hash_words(words, self._hashes[: len(words)]), mask, piece)
+        fused = self.fused if self.fused is not None and valid is None and self.fused.takes(column, rows) else None
+        lo = 0 if fused is None else fused.add_hashed(self.table, key_words(column), rows, 0)
+        while lo < len(rows):
+            hi = min(lo + PIECE, len(rows))
+            words, mask = key_words(column[lo:hi]), None if valid is None else valid[lo:hi]
+            self._add_piece(hash_words(words, self._hashes[: hi - lo]), mask, rows.slice(lo, hi), column[hi:])
+            lo = hi if fused is None else fused.add_hashed(self.table, key_words(column), rows, hi)
         return len(rows)
 
-    def _add_fused(self, fused: Fused, column: Array, rows: Batch) -> None:
-        done, words = 0, key_words(column)
-        while True:
-            done = fused.add_hashed(self.table, words, rows, done)
-            if done == len(words):
-                return
-            left = words[done : done + PIECE]
-            self.table.make_room(hash_words(left), self._expected(words[done:]))
-
-    def _expected(self, words: Array) -> int:
-        return max(2 * self.table.used, estimate_distinct(words)) if len(words) > PIECE else 0
-
-    def _add_piece(self, hashes: Array, valid: Array | None, rows: Batch) -> None:
+    def _add_piece(self, hashes: Array, valid: Array | None, rows: Batch, rest: Array) -> None:
+        """Any piece, whatever stands in its way; ``rest``: the keys that come after it."""
         done, slots = 0, self._slots[: len(hashes)]
         while True:
             now = self.table.insert(hashes, valid, slots)
             if now == len(hashes):
-                self.layout.update(self.table.words, slots, rows if not done else rows.slice(done, len(rows)))
+                self.layout.update(self.table.words, slots, rows.slice(done, len(rows)) if done else rows)
                 return
-            if now:
-                self.layout.update(self.table.words, slots[:now], rows.slice(done, done + now))
+            self.layout.update(self.table.words, slots[:now], rows.slice(done, done + now))
             done, hashes, slots = done + now, hashes[now:], slots[now:]
             valid = None if valid is None else valid[now:]
-            self.table.make_room(hashes)
+            self.table.make_room(hashes, estimate_distinct(rest))
 
     def merge(self, part: Folded) -> int:
         n, valid = len(part), part.keys.valid(self.name)

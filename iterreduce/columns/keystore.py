@@ -42,7 +42,7 @@ def _insert(hashes: Any, starts: Any, lengths: Any, data: Any, held: Any, table:
         j = (h - base) >> shift
         if j >= homes:
             return i
-        last = j + probes
+        home = j
         while True:
             if table[j, 0] == h:
                 k = np.int64(table[j, 1])
@@ -50,7 +50,7 @@ def _insert(hashes: Any, starts: Any, lengths: Any, data: Any, held: Any, table:
                     break
             elif table[j, 0] == EMPTY:
                 k, used = counts[0], counts[1]
-                if np.uint64(k) == room or k == len(held_starts) or used + length > len(held_data):
+                if np.uint64(k) == room or j - home >= probes or k == len(held_starts) or used + length > len(held_data):
                     return i
                 for b in range(length):
                     held_data[used + b] = data[starts[i] + b]
@@ -60,8 +60,6 @@ def _insert(hashes: Any, starts: Any, lengths: Any, data: Any, held: Any, table:
                 table[j, 0], table[j, 1] = h, np.uint64(k)
                 break
             j += one
-            if j == last:
-                return i
         numbers[i] = k
     return len(hashes)
 
@@ -69,7 +67,7 @@ def _insert(hashes: Any, starts: Any, lengths: Any, data: Any, held: Any, table:
 @kernel
 def _find(hashes: Any, starts: Any, lengths: Any, data: Any, held: Any, table: Any, place: Any, numbers: Any) -> None:
     held_starts, held_lengths, held_data = held
-    base, shift, homes, probes, _ = place
+    base, shift, homes, _, _ = place
     one = np.uint64(1)
     for i in range(len(hashes)):
         numbers[i] = -1
@@ -77,8 +75,7 @@ def _find(hashes: Any, starts: Any, lengths: Any, data: Any, held: Any, table: A
         j = (h - base) >> shift
         if j >= homes:
             continue
-        last = j + probes
-        while j != last and table[j, 0] != EMPTY:
+        while table[j, 0] != EMPTY:
             if table[j, 0] == h:
                 k = np.int64(table[j, 1])
                 if held_lengths[k] == length and _same(data, starts[i], held_data, held_starts[k], length):

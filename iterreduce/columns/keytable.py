@@ -24,7 +24,9 @@ from iterreduce.columns.ragged import Array
 HOMES_PER_KEY = 1.6  # expected keys times this many homes, rounded up by at most 2: loads between 0.3 and 0.63
 MAX_LOAD = 0.7
 FEWEST_HOMES = 64
-PROBES = 256  # rows past its home that a key may stand: longer walks mean that the range does not fit
+# A key stands less than this many rows behind its home: longer walks mean that the range does not fit. It is tested
+# only where a key is inserted; the row behind the last one that can be filled stays free and ends every walk.
+PROBES = 256
 SIDE_ROWS = 2  # the key of the all-ones hash, then the null key
 ALL_HASHES = (0, 2**64 - 1)
 
@@ -48,26 +50,24 @@ def insert_hashes(hashes: Any, valid: Any, table: Any, base: Any, shift: Any, ho
         j = (h - base) >> shift
         if j >= homes:
             return i, added
-        last = j + probes
+        home = j
         while True:
             held = table[j, 0]
             if held == h:
                 break
             if held == EMPTY:
-                if added == room:
+                if added == room or j - home >= probes:
                     return i, added
                 table[j, 0] = h
                 added += 1
                 break
             j += one
-            if j == last:
-                return i, added
         slots[i] = j
     return len(hashes), added
 
 
 @kernel
-def find_hashes(hashes: Any, valid: Any, table: Any, base: Any, shift: Any, homes: Any, probes: Any, slots: Any) -> None:
+def find_hashes(hashes: Any, valid: Any, table: Any, base: Any, shift: Any, homes: Any, slots: Any) -> None:
     """The row of each hash, -1 where it is absent."""
     one, side = np.uint64(1), table.shape[0] - 2
     for i in range(len(hashes)):
@@ -84,13 +84,9 @@ def find_hashes(hashes: Any, valid: Any, table: Any, base: Any, shift: Any, home
         j = (h - base) >> shift
         if j >= homes:
             continue
-        last = j + probes
-        while j != last:
-            held = table[j, 0]
-            if held == h:
+        while table[j, 0] != EMPTY:
+            if table[j, 0] == h:
                 slots[i] = j
-                break
-            if held == EMPTY:
                 break
             j += one
 
@@ -104,11 +100,11 @@ def _move(old: Any, new: Any, base: Any, shift: Any, probes: Any) -> bool:
         if h == EMPTY:
             continue
         j = (h - base) >> shift
-        last = j + probes
+        home = j
         while new[j, 0] != EMPTY:
             j += one
-            if j == last:
-                return False
+        if j - home >= probes:
+            return False
         for k in range(old.shape[1]):
             new[j, k] = old[i, k]
     for side in range(2):
@@ -241,7 +237,7 @@ class OrderedTable:
 
     def find(self, hashes: Array, valid: Array | None, slots: Array) -> None:
         """Write the row of each hash into ``slots``, -1 where it is absent."""
-        find_hashes(hashes, valid, self.unsigned, self.base, self.shift, np.uint64(self.homes), np.uint64(self.probes), slots)
+        find_hashes(hashes, valid, self.unsigned, self.base, self.shift, np.uint64(self.homes), slots)
 
     def make_room(self, hashes: Array, keys: int = 0) -> None:
         """Make a larger, or better fitting, table: rows move. ``hashes`` come next; ``keys`` are expected in all."""

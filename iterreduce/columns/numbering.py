@@ -80,20 +80,18 @@ def _number(hashes: Any, valid: Any, table: Any, place: Any, done: Any, m: Any, 
     for i in range(done, len(hashes)):
         h = hashes[i]
         if valid is not None and not valid[i]:
-            j, h = side + one, np.uint64(0)  # the side rows are marked by any word but EMPTY
+            j, h, home = side + one, np.uint64(0), side + one  # side rows are marked by any word but EMPTY
         elif h == EMPTY:
-            j, h = side, np.uint64(0)
+            j, h, home = side, np.uint64(0), side
         else:
             j = (h - base) >> shift
             if j >= homes:
                 return i, m
-            last = j + probes
+            home = j
             while table[j, 0] != h and table[j, 0] != EMPTY:
                 j += one
-                if j == last:
-                    return i, m
         if table[j, 0] == EMPTY:
-            if np.uint64(m) >= room:
+            if np.uint64(m) >= room or j - home >= probes:
                 return i, m
             table[j, 0], table[j, 1] = h, np.uint64(m)
             first[m] = i
@@ -290,7 +288,7 @@ def _find_address(words: Any, valid: Any, low: Any, place: Any, slots: Any) -> N
 
 @kernel
 def _find_number(hashes: Any, valid: Any, table: Any, place: Any, slots: Any) -> None:
-    base, shift, homes, probes, _ = place
+    base, shift, homes, _, _ = place
     one, side = np.uint64(1), np.uint64(table.shape[0] - 2)
     for i in range(len(hashes)):
         h, slots[i] = hashes[i], -1
@@ -302,8 +300,7 @@ def _find_number(hashes: Any, valid: Any, table: Any, place: Any, slots: Any) ->
             j = (h - base) >> shift
             if j >= homes:
                 continue
-            last = j + probes
-            while j != last and table[j, 0] != h and table[j, 0] != EMPTY:
+            while table[j, 0] != h and table[j, 0] != EMPTY:
                 j += one
         if table[j, 0] == h:
             slots[i] = np.int64(table[j, 1])

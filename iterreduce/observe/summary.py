@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -77,12 +78,26 @@ def cpu() -> dict[str, Any]:
     return {"model": _cpu_model() or platform.machine(), "cores": cores}
 
 
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """JSON with a line per value, and per list of numbers: one has an entry for every iteration.
+
+    >>> print(format_summary({"bytes": {"per_iteration": [1, 2]}}), end="")
+    {
+      "bytes": {
+        "per_iteration": [1, 2]
+      }
+    }
+    """
+    text = json.dumps(summary, indent=2)
+    return re.sub(r"\[[-+.\deE,\s]+\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text) + "\n"
+
+
 def write_summary(path: str, summary: Mapping[str, Any]) -> None:
     """Replace the file `path` in one step: nobody reads half a summary. OSError when that cannot be."""
     handle, draft = tempfile.mkstemp(prefix=".summary-", dir=os.path.dirname(path) or ".")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(summary, indent=2) + "\n")
+            file.write(format_summary(summary))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(draft, 0o666 & ~_umask())

@@ -1,7 +1,9 @@
-"""Where rows come from and where results go: one source per kind of file, one `load` and one `write_result` for all.
+"""Where rows come from and where results go: one source per kind of file, one `load` and one `write_result`
+for all.
 
-`open_source(path)` chooses by suffix; `LocalSource` wraps arrays that ranks already hold; `StackedSource` makes one
-matrix of many columns. Nothing here moves rows between ranks, except a result on its way to rank 0, who writes it.
+`open_source(path)` chooses by suffix; `LocalSource` wraps arrays that ranks already hold; `StackedSource`
+makes one matrix of many columns. Nothing here moves rows between ranks, except a result on its way to rank 0,
+who writes it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One outcome for all ranks: what every input and output does when something fails on some of them.
 
-A file may be readable on one node and missing on another. Whoever works on files works through these two functions,
-so that an error of any rank is raised on all of them, with the same text, and nobody waits for a rank that has left.
+A file may be readable on one node and missing on another. Whoever works on files works through these two
+functions, so that an error of any rank is raised on all of them, with the same text, and nobody waits for a
+rank that has left.
 """
 
 from __future__ import annotations
@@ -67,4 +68,4 @@ def _error_to_bytes(error: Exception | None) -> bytes:
 
 def _error_from_bytes(told: bytes) -> IterReduceError:
     kind, text = json.loads(bytes(told))
-    return getattr(errors, kind, InputError)(text)  # type: ignore[no-any-return]
+    return getattr(errors, kind, InputError)(text)

@@ -1,8 +1,8 @@
 """Blocks, the `Source` protocol, and `load`: how rows that stand in files become one batch per rank.
 
 Blocks are fixed by the data alone (row count, or file size), never by the number of ranks; a rank owns whole
-ascending blocks. So the rows, and their order over the ranks, are the same on any number of ranks. This module opens
-no file: formats do, and `Dataset` calls `load`.
+ascending blocks. So the rows, and their order over the ranks, are the same on any number of ranks. This
+module opens no file: formats do, and `Dataset` calls `load`.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def block_bytes_for(size: int) -> int:
 class Blocks:
     """How a source is cut: `count` blocks and, for sources of known length, the rows at which they start.
 
-    `starts`: int64 of shape ``(count + 1,)``, or None (text, before it is read). `rank_bounds`: the blocks of each
-    rank where they cannot be dealt freely (rows that a rank already holds), int64 of shape ``(size + 1,)``.
+    `starts`: int64 of shape ``(count + 1,)``, or None (text, before it is read). `rank_bounds`: the blocks of
+    each rank where they cannot be dealt freely (rows that a rank already holds), int64 of shape ``(size +
+    1,)``.
     """
 
     count: int
@@ -86,7 +87,7 @@ class Blocks:
 
 
 class Source(Protocol):
-    """Where rows come from. A constructor does no input or output; `open` does, once, on all ranks together."""
+    """Where rows come from. A constructor touches no file; `open` does, once, on all ranks together."""
 
     name: str
     schema: Schema
@@ -104,7 +105,7 @@ class Source(Protocol):
         """Rows of each of the blocks ``[lo, hi)``, int64; for text, of a range that was just read. Local."""
 
     def columns(self, names: Sequence[str]) -> Source:
-        """The same source with these columns only; to be called before `open`, where wrong names are refused."""
+        """The same source with these columns only; called before `open`, which refuses wrong names."""
 
     def require_numeric(self, column: str) -> None:
         """Raise `InputError` if the column is not of numbers, naming its first offending cell where known."""
@@ -128,7 +129,8 @@ def load(group: Group, source: Source) -> Loaded:
 
     Collective.
 
-    All ranks get batches of `source.schema`, those without rows too. Raises the same `InputError` on all ranks.
+    All ranks get batches of `source.schema`, those without rows too. Raises the same `InputError` on all
+    ranks.
     """
     lo, hi = source.blocks.owned(group.rank, group.size)
     batch = agree(group, lambda: of_schema(source.read(lo, hi), source.schema))

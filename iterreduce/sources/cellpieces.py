@@ -1,6 +1,8 @@
-"""From cells to columns: pieces of a CSV text as parsed, the types that all ranks agreed on, and the batch of both.
+"""From cells to columns: pieces of a CSV text as parsed, the types that all ranks agreed on, and the batch of
+both.
 
-Local and without files: `csv.py` brings the bytes, carries the flags between ranks, and names lines in errors.
+Local and without files: `csv.py` brings the bytes, carries the flags between ranks, and names lines in
+errors.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Trouble:
 class Piece:
     """Some rows as parsed. `words` (rows, columns): int64, or float64 bits in columns that have floats.
 
-    `flags`: of each column, which kinds of cells occur; `kinds` (rows, columns): only kept if some cell is blank.
+    `flags`: of each column, which kinds of cells occur; `kinds` (rows, columns): only kept if some cell is
+    blank.
     """
 
     words: Array
@@ -55,7 +58,9 @@ class Parser:
 
     def __init__(self, names: Sequence[str], delimiter: int, known: CellKinds | None):
         self._names, self._delimiter, self._known = names, delimiter, known
-        self._textual = set() if known is None else {i for i, kind in enumerate(known.kinds) if kind == "text"}
+        self._textual = (
+            set() if known is None else {i for i, kind in enumerate(known.kinds) if kind == "text"}
+        )
         shape = (max(LEAST_PIECE_ROWS, PIECE_CELLS // len(names)), len(names))
         self._records = np.empty(shape[0], np.int64)
         self._starts, self._ends = np.empty(shape, np.int64), np.empty(shape, np.int64)
@@ -65,9 +70,11 @@ class Parser:
         self.troubles: dict[str, Trouble] = {}
 
     def parse(self, segment: Segment, at: int) -> tuple[int, Array, tuple[int, int, int] | None]:
-        """Parse rows from byte `at` on: (where it stopped, where the rows begin, (byte, status, cells) if bad)."""
+        """Parse rows from byte `at` on: (where it stopped, where rows begin, (byte, status, cells) or None)."""
         buffers = (self._records, self._starts, self._ends, self._kinds, self._words)
-        rows, at, status, found = cells.parse_cells(segment.text, at, len(segment.text), self._delimiter, *buffers)
+        rows, at, status, found = cells.parse_cells(
+            segment.text, at, len(segment.text), self._delimiter, *buffers
+        )
         if status == cells.DONE and rows:
             self.pieces.append(self._piece(segment, rows))
         return at, self._records[:rows], (at, status, found) if status != cells.DONE else None
@@ -77,7 +84,9 @@ class Parser:
         flags = np.zeros(len(self._names), np.int64)
         cells.settle_kinds(kinds, flags)
         self._note_troubles(segment, rows, flags)
-        self._textual |= set(np.flatnonzero(flags & (_TEXT | _BIG)).tolist()) if self._known is None else set()
+        self._textual |= (
+            set(np.flatnonzero(flags & (_TEXT | _BIG)).tolist()) if self._known is None else set()
+        )
         floats = [i for i in np.flatnonzero(self._is_float(flags)).tolist() if not flags[i] & _TEXT]
         if floats:
             self._settle_slow(segment.text, rows, floats, flags)
@@ -92,11 +101,11 @@ class Parser:
     def _is_float(self, flags: Array) -> Array:
         """Which columns are read as floats: those known to be, or those that have a float here."""
         if self._known is None:
-            return (flags & _FLOATS) != 0
+            return np.asarray((flags & _FLOATS) != 0)
         return np.array([kind == "float64" for kind in self._known.kinds])
 
     def _settle_slow(self, text: Array, rows: int, floats: list[int], flags: Array) -> None:
-        """Read the numerals that the compiled parser left over (more than 19 digits, subnormal) as Python does."""
+        """Read what the compiled parser left over (more than 19 digits, subnormals) as Python does."""
         for column in floats:
             if flags[column] & (_BIG | 1 << cells.SLOW):
                 kinds = self._kinds[:rows, column]
@@ -105,13 +114,16 @@ class Parser:
                     self._words[row, column] = np.float64(raw.decode()).view(np.uint64)
 
     def _note_troubles(self, segment: Segment, rows: int, flags: Array) -> None:
-        """Remember the first cell of each column that is no number (or too long a one), and the first empty one."""
+        """Remember the first cell of each column that is no number (or too long a one), or empty."""
         news = flags & ~self._seen
         self._seen |= flags
         for column in np.flatnonzero(news & (_BLANKS | _TEXT | _BIG)).tolist():
             kinds = self._kinds[:rows, column] & (cells.DOUBLED - 1)
             wrong = kinds == cells.TEXT
-            for what, rows_of in (("text", wrong if wrong.any() else kinds == cells.BIG), ("null", kinds <= 1)):
+            for what, rows_of in (
+                ("text", wrong if wrong.any() else kinds == cells.BIG),
+                ("null", kinds <= 1),
+            ):
                 self._note(f"{what} {self._names[column]}", segment, rows_of, column)
 
     def _note(self, what: str, segment: Segment, rows: Array, column: int) -> None:
@@ -119,7 +131,9 @@ class Parser:
             row = int(np.argmax(rows))
             a, b = int(self._starts[row, column]), int(self._ends[row, column])
             cell = segment.text[a : min(b, a + SHOWN_BYTES)].tobytes().decode(errors="replace")
-            self.troubles[what] = Trouble(segment.file, segment.origin + a, cell + "..." * (b - a > SHOWN_BYTES))
+            self.troubles[what] = Trouble(
+                segment.file, segment.origin + a, cell + "..." * (b - a > SHOWN_BYTES)
+            )
 
 
 @dataclass(frozen=True)
@@ -148,12 +162,21 @@ class CellKinds:
         ('int64', 'float64', 'text')
         """
         kinds = tuple(_kind_of(int(bits)) for bits in flags)
-        nullable = [bool(f & (_BLANKS if k != "text" else 1 << cells.BLANK)) for f, k in zip(flags, kinds, strict=True)]
+        nullable = [
+            bool(f & (_BLANKS if k != "text" else 1 << cells.BLANK))
+            for f, k in zip(flags, kinds, strict=True)
+        ]
         columns = []
         at = 0
         while at < len(names):
             name, shape, count = _vector_at(names, kinds, at)
-            columns.append(Column(name, tuple(range(at, at + count)), _field(kinds[at : at + count], shape, nullable[at : at + count])))
+            columns.append(
+                Column(
+                    name,
+                    tuple(range(at, at + count)),
+                    _field(kinds[at : at + count], shape, nullable[at : at + count]),
+                )
+            )
             at += count
         if len({c.name for c in columns}) < len(columns):  # "x" beside "x[0]": keep the names of the file
             columns = [Column(n, (i,), _field((kinds[i],), (), [nullable[i]])) for i, n in enumerate(names)]

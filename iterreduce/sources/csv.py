@@ -1,14 +1,15 @@
 """CSV and TSV with a header: columns of int64, float64 or text, the same on any number of ranks.
 
 A column's type is inferred from all of its cells: int64 if all are integers that fit, else float64 if all are
-numerals (``nan`` and ``inf`` count), else text; integers beyond int64 are text unless the column has fractions. An
-unquoted cell that is empty or blank is null. Quotes are those of RFC 4180: a quoted cell may hold delimiters,
-doubled quotes and newlines; a quote inside an unquoted cell is refused, because behind it nobody knows which newline
-ends a row. Columns ``x[0]``, ``x[1]``, ... that stand side by side are one column ``x`` of vectors.
+numerals (``nan`` and ``inf`` count), else text; integers beyond int64 are text unless the column has
+fractions. An unquoted cell that is empty or blank is null. Quotes are those of RFC 4180: a quoted cell may
+hold delimiters, doubled quotes and newlines; a quote inside an unquoted cell is refused, because behind it
+nobody knows which newline ends a row. Columns ``x[0]``, ``x[1]``, ... that stand side by side are one column
+``x`` of vectors.
 
-`open` does the work: each rank counts quotes and newlines of its blocks (so that all know where rows and lines
-begin), parses its range, and all agree on the types. The parsed rows are kept for the first `read` of that range.
-How a range is parsed and how parsed pieces become columns stands in `cellpieces.py`.
+`open` does the work: each rank counts quotes and newlines of its blocks (so that all know where rows and
+lines begin), parses its range, and all agree on the types. The parsed rows are kept for the first `read` of
+that range. How a range is parsed and how parsed pieces become columns stands in `cellpieces.py`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class CsvSource(TextSource):
         self.suffixes = (".tsv", ".tsv.gz") if delimiter == "\t" else (".csv", ".csv.gz")
         self._delimiter = delimiter
         self._held: dict[tuple[int, int], Batch] = {}
-        self._raw: dict[int, tuple[int, Array]] = {}  # of each file, while opening: own bytes and their offset
+        self._raw: dict[
+            int, tuple[int, Array]
+        ] = {}  # of each file, while opening: own bytes and their offset
         self._offenders: dict[str, tuple[str, int, str]] = {}
 
     # -- opening
@@ -80,10 +83,15 @@ class CsvSource(TextSource):
                     f"{path} differs from {paths[0]}: its header is {', '.join(header.names)}; "
                     f"that of the other is {', '.join(first.names)}"
                 )
-        return {**found, "begins": [h.end for h in headers], "names": first.names, "delimiter": first.delimiter}
+        return {
+            **found,
+            "begins": [h.end for h in headers],
+            "names": first.names,
+            "delimiter": first.delimiter,
+        }
 
     def _agree_borders(self, group: Group, lo: int, hi: int) -> None:
-        """Count quotes and newlines of all blocks: does a quoted cell go on into a block, which line begins it."""
+        """Count quotes and newlines of all blocks: does one begin inside a quoted cell, and on which line."""
         counts = np.zeros(2 * self.blocks.count, np.int64)
         quotes, newlines = counts.reshape(2, -1)
         agree(group, lambda: self._count_marks(lo, hi, quotes, newlines))
@@ -130,7 +138,11 @@ class CsvSource(TextSource):
         """The number of the line on which this byte stands, from 1."""
         block = at // self._step
         text = self.read_bytes(file, block * self._step, at)
-        return 1 + int(self._lines_before[self._first_block[file] + block]) + int(np.count_nonzero(text == cells.NEWLINE))
+        return (
+            1
+            + int(self._lines_before[self._first_block[file] + block])
+            + int(np.count_nonzero(text == cells.NEWLINE))
+        )
 
     # -- reading
 
@@ -157,13 +169,13 @@ class CsvSource(TextSource):
             count = len(self._names)
             return f"{where}: {found} cell{'s' * (found != 1)}, header has {count} column{'s' * (count != 1)}"
         if status == cells.OPEN_QUOTE:
-            return f"{where}: a quote opens here and is never closed; close it, or double it inside a quoted cell"
+            return f"{where}: a quote opens here and is never closed; close it, or double it in a quoted cell"
         if status == cells.AFTER_QUOTE:
             return f"{where}: text follows a closing quote; a quote inside a quoted cell must be doubled"
         return f"{where}: a quote inside an unquoted cell; put the cell in quotes and double the quotes in it"
 
     def _finish(self, lo: int, hi: int, parsed: list[Piece]) -> Batch:
-        """The wanted columns of parsed pieces; parsed again where a piece was read as another type than agreed."""
+        """The wanted columns of parsed pieces; parsed again if one was read as another type than agreed."""
         if not all(self._kinds.fit(piece) for piece in parsed):
             parsed, _ = self._parse(lo, hi, self._kinds)
         return self._kinds.batch(parsed, self.schema)
@@ -224,7 +236,9 @@ def _first_record(path: str, begin: int) -> bytes:
                 raise InputError(f"{path} line 1: a quote opens in the header and is never closed")
             line += more
     if len(line) >= HEADER_BYTES:
-        raise InputError(f"{path}: no line ends in its first {HEADER_BYTES >> 20} MiB, so this is not a table of text")
+        raise InputError(
+            f"{path}: no line ends in its first {HEADER_BYTES >> 20} MiB, so this is not a table of text"
+        )
     if b"\0" in line:
         raise InputError(f"{path} is not text: it holds a zero byte at offset {begin + line.index(0)}")
     return line

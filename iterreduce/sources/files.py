@@ -1,8 +1,8 @@
 """Files and their rows: names, globs, magic bytes, identity; and the source over files of known length.
 
 `RowsSource` serves every format that can say how many rows a file has without reading them (npy, npz, HDF5,
-Parquet): several files are one long table, cut into blocks over file borders. Text is cut by bytes and lives in
-`text.py`. Rank 0 alone looks at the file system in `open`; all ranks learn what it found.
+Parquet): several files are one long table, cut into blocks over file borders. Text is cut by bytes and lives
+in `text.py`. Rank 0 alone looks at the file system in `open`; all ranks learn what it found.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def suffix_of(name: str) -> str:
 
 
 def check_magic(path: str, wanted: str) -> bytes:
-    """The first 16 bytes of a file of kind `wanted` (a suffix; "" for text). Raises `InputError` for another kind."""
+    """The first 16 bytes of a file of kind `wanted` (a suffix; "" for text). Raises `InputError`."""
     try:
         with open(path, "rb") as file:
             head = file.read(16)
@@ -276,7 +276,7 @@ def reading(path: str, work: Callable[[], Batch]) -> Batch:
 
 
 def same_schema(paths: Sequence[str], schemas: Sequence[Schema]) -> Schema:
-    """The schema of all files, nullable where any is. Raises `InputError` naming the file that differs, and how."""
+    """The schema of all files, nullable where any is. Raises `InputError` for a file that differs."""
     first = schemas[0]
     for path, schema in zip(paths, schemas, strict=True):
         found = difference(bare(schema), bare(first))

@@ -75,4 +75,6 @@ class FiniteSource:
             if row is not None:
                 shown: Any = batch[column][row].ravel()
                 bad = next(v for v in shown.tolist() if v != v or v in (float("inf"), float("-inf")))
-                raise InputError(f"{self.name} row {first_row + row} of {column} holds {bad}; wanted finite numbers (rows are counted from 0)")
+                raise InputError(
+                    f"{self.name} row {first_row + row} of {column} holds {bad}; wanted finite numbers (rows are counted from 0)"
+                )

@@ -1,7 +1,7 @@
 """HDF5 files as tables: datasets of one length, side by side, are columns.
 
-``file.h5`` means its top level, ``file.h5:/path`` a group or one dataset there. What HDF5 itself can do stands in
-`iterreduce.storage`; this module only says which columns make a table.
+``file.h5`` means its top level, ``file.h5:/path`` a group or one dataset there. What HDF5 itself can do
+stands in `iterreduce.storage`; this module only says which columns make a table.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Hdf5:
         if len({c.rows for c in columns}) > 1:
             listed = ", ".join(f"{c.name} {c.rows}" for c in columns)
             raise InputError(
-                f"{path}: datasets at {self.inside} must have one length; rows: {listed} (name one: {path}:/{columns[0].name})"
+                f"{path}: datasets at {self.inside} must have one length; rows: {listed} "
+                f"(or name one of them: {path}:{columns[0].dataset})"
             )
         return Schema({c.name: c.field for c in columns}), columns[0].rows
 

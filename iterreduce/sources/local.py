@@ -1,7 +1,7 @@
 """Rows that the ranks hold already: what `Dataset.from_local` makes of a caller's arrays.
 
-No file, no movement: a rank keeps its rows, so blocks end at rank borders. The only agreement needed is that all ranks
-hold the same columns.
+No file, no movement: a rank keeps its rows, so blocks end at rank borders. The only agreement needed is that
+all ranks hold the same columns.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LocalSource:
         self._first_block = 0
 
     def open(self, group: Group) -> None:
-        """Agree on the schema, deal out blocks. Collective. Raises `DisagreementError` naming rank and difference."""
+        """Agree on the schema, deal out blocks. Collective. Raises `DisagreementError`, naming the rank."""
         self.schema = agreed_schema(group, self._batch)
         self._batch = of_schema(self._batch, self.schema)
         rows = np.zeros(group.size, np.int64)

@@ -1,7 +1,8 @@
-"""NumPy's own files: .npy (one array) and .npz (a zip archive of them), read by row range and never unpickled.
+"""NumPy's own files: .npy (one array) and .npz (a zip archive of them), read by row range and never
+unpickled.
 
-The header is parsed here (format: numpy.lib.format in NumPy's reference), because rows are wanted without the rest of the
-array, and so that each way in which a file can be wrong has its own message.
+The header is parsed here (format: numpy.lib.format in NumPy's reference), because rows are wanted without the
+rest of the array, and so that each way in which a file can be wrong has its own message.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def rows_of(path: str, header: Header, lo: int, hi: int) -> Array:
 
 
 class Npy:
-    """One array per file: rows ``(n,)`` or ``(n, d)`` are column ``x``; a structured dtype gives its fields."""
+    """One array per file: rows ``(n,)`` or ``(n, d)`` are column ``x``; records give their fields."""
 
     suffix: str = ".npy"
     suffixes: tuple[str, ...] = (".npy",)
@@ -149,8 +150,8 @@ class Npy:
         fields = fields_of(header, "x", path)
         if held < header.data_bytes:
             raise InputError(
-                f"{path} is truncated: its header promises {header.shape[0]} rows of {header.row_bytes} bytes, "
-                f"the file holds {held // max(1, header.row_bytes)}; copy or write it again"
+                f"{path} is truncated: its header promises {header.shape[0]} rows of {header.row_bytes} "
+                f"bytes, the file holds {held // max(1, header.row_bytes)}; copy or write it again"
             )
         return Schema(fields), header.shape[0]
 
@@ -167,8 +168,8 @@ class Npy:
 class Npz:
     """Named arrays of equal length; stored ones are read by offset, compressed ones up to the rows wanted.
 
-    Members of shape () are parameters, not columns, and are left out. A bool member ``NAME.valid`` beside ``NAME`` is
-    that column's mask (this package writes it so).
+    Members of shape () are parameters, not columns, and are left out. A bool member ``NAME.valid`` beside
+    ``NAME`` is that column's mask (this package writes it so).
     """
 
     suffix: str = ".npz"
@@ -270,7 +271,7 @@ def _member_rows(path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, lo:
 
 
 def _data_start(path: str, info: zipfile.ZipInfo) -> int:
-    """Where a stored member's bytes begin: behind its local header, whose name and extra field vary in length."""
+    """Where a stored member's bytes begin: behind its local header, which varies in length."""
     with open(path, "rb") as file:
         file.seek(info.header_offset)
         local = file.read(30)

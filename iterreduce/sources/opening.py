@@ -30,9 +30,9 @@ KNOWN = (*ROWS, ".csv", ".tsv", *LINES)
 def open_source(path: str | os.PathLike[str], **options: Any) -> Source:
     """The source that a path means; no file is touched before `.open(group)`.
 
-    A path is a file, a directory, or a pattern (``*`` and ``?``); ``file.h5:/path`` names a place in an HDF5 file.
-    Options: `block_rows` (.npy .npz .h5 .parquet) and `block_bytes` (text) override the size of a block,
-    `delimiter` what separates the cells of a .csv. Raises `UsageError` for an unknown suffix.
+    A path is a file, a directory, or a pattern (``*`` and ``?``); ``file.h5:/path`` names a place in an HDF5
+    file. Options: `block_rows` (.npy .npz .h5 .parquet) and `block_bytes` (text) override the size of a
+    block, `delimiter` what separates the cells of a .csv. Raises `UsageError` for an unknown suffix.
 
     >>> open_source("points.npy").name
     'points.npy'
@@ -95,7 +95,9 @@ class FoundSource:
 
     def _suffix_found(self) -> str:
         if os.path.isdir(self.path):
-            names = [e.name for e in os.scandir(self.path) if e.is_file() and not e.name.startswith((".", "_"))]
+            names = [
+                e.name for e in os.scandir(self.path) if e.is_file() and not e.name.startswith((".", "_"))
+            ]
         elif glob.has_magic(self.path) and not os.path.exists(self.path):
             names = glob.glob(self.path, recursive=True)
         else:
@@ -104,9 +106,15 @@ class FoundSource:
         known = [k for k in kinds if k in KNOWN or not k]
         if len(known) > 1:
             listed = ", ".join(k or "no suffix" for k in known)
-            raise InputError(f"{self.path} holds files of several kinds ({listed}): name one, as in {self.path.rstrip('/')}/*{known[-1]}")
+            raise InputError(
+                f"{self.path} holds files of several kinds ({listed}): "
+                f"name one, as in {self.path.rstrip('/')}/*{known[-1]}"
+            )
         if kinds and not known:
-            raise InputError(f"{self.path} holds no files that can be read; they end in {', '.join(kinds)}, known: {' '.join(KNOWN)}")
+            raise InputError(
+                f"{self.path} holds no files that can be read; "
+                f"they end in {', '.join(kinds)}, known: {' '.join(KNOWN)}"
+            )
         return known[0] if known else ""
 
     def _opened(self) -> Source:

@@ -1,4 +1,5 @@
-"""Files of a result, one class per suffix: opened under a temporary name, fed batches of rows in order, closed.
+"""Files of a result, one class per suffix: opened under a temporary name, fed batches of rows in order,
+closed.
 
 Only rank 0 uses them, and nothing here knows about ranks: `write.py` brings the rows and publishes the file.
 """
@@ -6,8 +7,6 @@ Only rank 0 uses them, and nothing here knows about ranks: `write.py` brings the
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Iterable, Iterator
 from typing import IO, Any, Protocol
 
 import numpy as np
@@ -19,8 +18,6 @@ from iterreduce.errors import OutputError, UsageError, did_you_mean
 from iterreduce.storage import hdf5_create, hdf5_write_ragged, pwrite_all
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".csv", ".tsv", ".parquet")
-# Rows turned into text at a time.
-TEXT_ROWS = 1 << 16
 
 
 class Output(Protocol):
@@ -36,16 +33,18 @@ class Output(Protocol):
 
 
 def open_output(temporary: str, path: str, schema: Schema, rows: int, widths: dict[str, int]) -> Output:
-    """The writer for this suffix. `widths`: bytes of the longest row of each text column. Raises `OutputError`."""
+    """The writer for this suffix. `widths`: bytes of the longest row of each ragged column."""
     suffix = output_suffix(path)
     if suffix == ".npy":
         return NpyOutput(temporary, path, schema, rows, widths)
     if suffix == ".npz":
         return NpzOutput(temporary, path, schema, rows, widths)
     if suffix in (".h5", ".hdf5"):
-        return Hdf5Output(temporary, schema, rows)
+        return Hdf5Output(temporary, schema, rows, widths)
     if suffix == ".parquet":
         return ParquetOutput(temporary, schema)
+    from iterreduce.sources.csvout import CsvOutput
+
     return CsvOutput(temporary, path, schema, "\t" if suffix == ".tsv" else ",")
 
 
@@ -68,7 +67,9 @@ def output_suffix(path: str) -> str:
 def stored_dtype(path: str, name: str, field: Field, width: int) -> np.dtype[Any]:
     """The dtype in a .npy file of a column; text gets the width of its longest row. Raises `OutputError`."""
     if field.kind == "list":
-        raise OutputError(f'{path}: column "{name}" holds lists, which NumPy files cannot; write .h5 or .parquet')
+        raise OutputError(
+            f'{path}: column "{name}" holds lists, which NumPy files cannot; write .h5 or .parquet'
+        )
     if field.kind == "text":
         return np.dtype(f"U{max(1, width)}")
     return np.dtype(f"S{max(1, width)}") if field.kind == "bytes" else field.dtype
@@ -85,19 +86,18 @@ def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """The header of an .npy file: version 1.0, or 2.0 where that is too short."""
     fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     text = "{" + ", ".join(f"{key!r}: {fields[key]!r}" for key in sorted(fields)) + ", }"
-    for version, layout, width in ((1, "<H", 2), (2, "<I", 4)):
-        pad = -(8 + width + len(text) + 1) % 64
-        raw = (text + " " * pad + "\n").encode("latin-1")
-        if version == 2 or len(raw) < 1 << 16:
-            break
-    return b"\x93NUMPY" + bytes((version, 0)) + struct.pack(layout, len(raw)) + raw
+    version, width = (1, 2) if len(text) < 65000 else (2, 4)
+    raw = (text + " " * (-(8 + width + len(text) + 1) % 64) + "\n").encode("latin-1")
+    return b"\x93NUMPY" + bytes((version, 0)) + len(raw).to_bytes(width, "little") + raw
 
 
 def npy_dtype(path: str, schema: Schema, widths: dict[str, int]) -> tuple[np.dtype[Any], tuple[int, ...]]:
     """Dtype and row shape of a .npy file: of one column, itself; of several, a structured dtype."""
     hidden = [name for name, field in schema.items() if field.nullable and field.dtype.kind != "f"]
     if hidden:
-        raise OutputError(f'{path}: column "{hidden[0]}" has empty rows, which .npy cannot hold; write .npz, .h5 or .csv')
+        raise OutputError(
+            f'{path}: column "{hidden[0]}" has empty rows, which .npy cannot hold; write .npz, .h5 or .csv'
+        )
     stored = {name: stored_dtype(path, name, field, widths.get(name, 0)) for name, field in schema.items()}
     if len(schema) == 1:
         (name,) = schema
@@ -148,17 +148,16 @@ class NpyOutput:
 
 def _write_array(file: IO[bytes], array: Array) -> None:
     if array.size:
-        file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 class NpzOutput:
-    """An uncompressed zip of .npy members, one pass per column; null masks as members ``NAME.valid``.
-    """
+    """An uncompressed zip of .npy members, one pass per column; null masks as members ``NAME.valid``."""
 
     def __init__(self, temporary: str, path: str, schema: Schema, rows: int, widths: dict[str, int]):
         import zipfile
 
-        self.passes = [(name,) for name in schema]
+        self.passes: list[tuple[str, ...]] = [(name,) for name in schema]
         self._schema, self._rows = schema, rows
         self._dtypes = {name: stored_dtype(path, name, f, widths.get(name, 0)) for name, f in schema.items()}
         self._zip = zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED)
@@ -192,7 +191,7 @@ class NpzOutput:
     def _end(self) -> None:
         if self._member is not None:
             self._member.close()
-            self._member = None
+        self._member = None
         if self._masks or (self._name and self._schema[self._name].nullable and not self._rows):
             self._open(f"{self._name}.valid", np.dtype(bool), ())
             assert self._member is not None
@@ -213,20 +212,31 @@ class NpzOutput:
 # ---------------------------------------------------------------- HDF5 and Parquet
 
 
-class Hdf5Output:
-    """One contiguous dataset per column, filled by offset; text as variable-length strings."""
+# Text is stored at the width of its longest row, unless that would waste more than this for all rows.
+PADDING_BYTES = 64 << 20
 
-    def __init__(self, temporary: str, schema: Schema, rows: int):
+
+class Hdf5Output:
+    """One contiguous dataset per column, filled by offset; text of fixed length if that wastes little."""
+
+    def __init__(self, temporary: str, schema: Schema, rows: int, widths: dict[str, int]):
         self.passes = [tuple(schema)]
         self._path, self._schema, self._at = temporary, schema, 0
-        self._offsets = hdf5_create(temporary, schema, rows)
+        self._widths = {
+            n: max(1, w) for n, w in widths.items() if schema[n].kind == "text" and w * rows <= PADDING_BYTES
+        }
+        self._offsets = hdf5_create(temporary, schema, rows, self._widths)
         self._handle = os.open(temporary, os.O_WRONLY)
 
     def write(self, batch: Batch) -> None:
         """The next rows."""
         write_hdf5_rows(self._handle, self._offsets, self._schema, self._at, batch)
-        ragged = {n: batch[n] for n in batch.names if isinstance(batch[n], Ragged)}
-        hdf5_write_ragged(self._path, self._at, ragged)
+        for name, width in self._widths.items():
+            cells = as_stored(Ragged(batch[name].offsets, batch[name].values, "bytes"), np.dtype(f"S{width}"))
+            pwrite_all(self._handle, cells, self._offsets[name] + self._at * width)
+        free = {n: batch[n] for n in batch.names if isinstance(batch[n], Ragged) and n not in self._widths}
+        if free and len(batch):
+            hdf5_write_ragged(self._path, self._at, free)
         self._at += len(batch)
 
     def close(self) -> None:
@@ -234,7 +244,9 @@ class Hdf5Output:
         os.close(self._handle)
 
 
-def write_hdf5_rows(handle: int, offsets: dict[str, int], schema: Schema, first_row: int, batch: Batch) -> None:
+def write_hdf5_rows(
+    handle: int, offsets: dict[str, int], schema: Schema, first_row: int, batch: Batch
+) -> None:
     """Put the fixed columns and masks of a batch where `hdf5_create` said they stand."""
     for name, field in schema.items():
         if field.kind == "fixed":
@@ -264,89 +276,3 @@ class ParquetOutput:
     def close(self) -> None:
         """Write the footer."""
         self._writer.close()
-
-
-# ---------------------------------------------------------------- CSV
-
-
-class CsvOutput:
-    """A header and one line per row. Floats are written so that reading gives the same bits."""
-
-    def __init__(self, temporary: str, path: str, schema: Schema, delimiter: str):
-        self.passes = [tuple(schema)]
-        self._delimiter = delimiter
-        lists = [name for name, field in schema.items() if field.kind == "list"]
-        if lists:
-            raise OutputError(f'{path}: column "{lists[0]}" holds lists, which {path[-4:]} cannot; write .h5 or .parquet')
-        names = [cell for name, field in schema.items() for cell in header_cells(name, field)]
-        self._blank = "" if len(names) > 1 else " "  # an empty line is no row, a blank one is
-        self._file = open(temporary, "wb")  # noqa: SIM115 (closed by close)
-        self._line(delimiter.join(quoted(names, delimiter)) + "\n")
-
-    def _line(self, text: str) -> None:
-        self._file.write(text.encode("utf-8", errors="surrogateescape"))
-
-    def write(self, batch: Batch) -> None:
-        """The next rows."""
-        for lo in range(0, len(batch), TEXT_ROWS):
-            part = batch.slice(lo, lo + TEXT_ROWS)
-            columns = [cells for name in part.names for cells in self._cells(part, name)]
-            self._line("".join(self._delimiter.join(row) + "\n" for row in zip(*columns, strict=True)))
-
-    def _cells(self, batch: Batch, name: str) -> Iterator[list[str]]:
-        valid = batch.valid(name)
-        for cells in column_cells(batch[name], self._delimiter):
-            if valid is not None:
-                for row in np.flatnonzero(~valid).tolist():
-                    cells[row] = self._blank
-            yield cells
-
-    def close(self) -> None:
-        """Done."""
-        self._file.close()
-
-
-def header_cells(name: str, field: Field) -> list[str]:
-    """The column's names in the header: ``x[0]``, ``x[1]`` for vectors.
-
-    >>> header_cells("x", Field("fixed", np.dtype(float), (2,)))
-    ['x[0]', 'x[1]']
-    """
-    if not field.shape:
-        return [name]
-    return [f"{name}[{','.join(map(str, index))}]" for index in np.ndindex(*field.shape)]
-
-
-def column_cells(column: Any, delimiter: str) -> Iterator[list[str]]:
-    """The cells of each column of text that a column of a batch makes."""
-    if isinstance(column, Ragged):
-        yield quoted(Ragged(column.offsets, column.values, "text").to_list(), delimiter)
-        return
-    flat = column.reshape(len(column), int(np.prod(column.shape[1:], dtype=np.int64)))
-    for i in range(flat.shape[1]):
-        yield numerals(flat[:, i])
-
-
-def numerals(values: Array) -> list[str]:
-    """Numbers as text that reads back to the same bits; bools as 1 and 0, dates as ISO 8601."""
-    if values.dtype.kind == "b":
-        values = values.astype(np.int8)
-    if values.dtype.kind in "mM" or (values.dtype.kind in "fc" and values.dtype.itemsize < 8):
-        return [str(value) for value in values]
-    return list(map(repr, values.tolist()))
-
-
-def quoted(cells: Iterable[str], delimiter: str) -> list[str]:
-    """Cells in quotes where they need them: those that are empty or hold a delimiter, quote, line end or outer blank.
-
-    >>> quoted(["to", "a,b", 'q"', ""], ",")
-    ['to', '"a,b"', '"q""\"', '""']
-    """
-    special = {delimiter, '"', "\n", "\r"}
-    return [
-        f'"{c.replace(chr(34), chr(34) * 2)}"' if not c or c.strip(" \t") != c or not special.isdisjoint(c) else c
-        for c in cells
-    ]
-
-
-__all__ = ["SUFFIXES", "Output", "npy_dtype", "npy_header", "npy_rows", "open_output", "output_suffix", "write_hdf5_rows"]

@@ -1,7 +1,7 @@
 """Parquet files as tables, by row groups, through pyarrow (an optional extra that nobody else imports).
 
-Numbers, bools, dates, text, bytes, lists of numbers, and fixed-size lists (vectors) become columns; a column is
-nullable only if it holds nulls. pyarrow is imported when a file is opened.
+Numbers, bools, dates, text, bytes, lists of numbers, and fixed-size lists (vectors) become columns; a column
+is nullable only if it holds nulls. pyarrow is imported when a file is opened.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def pyarrow() -> Any:
     """pyarrow with its Parquet part. Raises `UsageError` that names the extra, if it is not installed."""
     try:
         import pyarrow as pa
+        import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
         raise UsageError(
@@ -39,10 +40,14 @@ class Parquet:
         pa = pyarrow()
         try:
             with pa.parquet.ParquetFile(path) as file:
-                fields = {f.name: _field(pa, path, f, _has_nulls(file.metadata, f.name)) for f in file.schema_arrow}
+                fields = {
+                    f.name: _field(pa, path, f, _has_nulls(file.metadata, f.name)) for f in file.schema_arrow
+                }
                 return Schema(fields), int(file.metadata.num_rows)
         except pa.ArrowException as error:
-            raise InputError(f"{path} is truncated or damaged: {_first_line(error)}; write it again") from error
+            raise InputError(
+                f"{path} is truncated or damaged: {_first_line(error)}; write it again"
+            ) from error
 
     def read(self, path: str, schema: Schema, lo: int, hi: int) -> Batch:
         """Rows ``[lo, hi)``."""
@@ -50,7 +55,9 @@ class Parquet:
         try:
             with pa.parquet.ParquetFile(path) as file:
                 groups, skip = _groups(file.metadata, lo, hi)
-                table = file.read_row_groups(groups, columns=list(schema), use_threads=False).slice(skip, hi - lo)
+                table = file.read_row_groups(groups, columns=list(schema), use_threads=False).slice(
+                    skip, hi - lo
+                )
         except pa.ArrowException as error:
             raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
         found = {n: _column(pa, table.column(n).combine_chunks(), f) for n, f in schema.items()}
@@ -100,6 +107,7 @@ def _field(pa: Any, path: str, found: Any, nullable: bool) -> Field:
 
 
 def _dtype(path: str, found: Any, kind: Any) -> np.dtype[Any]:
+    dtype: np.dtype[Any]
     try:
         dtype = np.dtype(kind.to_pandas_dtype())
     except (NotImplementedError, TypeError):
@@ -112,7 +120,7 @@ def _dtype(path: str, found: Any, kind: Any) -> np.dtype[Any]:
         dtype = np.dtype("datetime64[ms]")
     if dtype.kind not in FIXED_KINDS:
         raise InputError(
-            f'{path}: column "{found.name}" is {found.type}: wanted numbers, bools, dates, text or lists of numbers; '
+            f'{path}: column "{found.name}" is {found.type}, wanted numbers, dates, text or lists; '
             "cast it, or leave it out by naming the columns"
         )
     return dtype
@@ -124,7 +132,9 @@ def _column(pa: Any, array: Any, field: Field) -> Array | Ragged:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if field.kind == "fixed" and field.shape:
-        values = _numbers(pa, array.values.slice(array.offset * field.shape[0], len(array) * field.shape[0]), field)
+        values = _numbers(
+            pa, array.values.slice(array.offset * field.shape[0], len(array) * field.shape[0]), field
+        )
         return values.reshape(len(array), *field.shape)
     return _numbers(pa, array, field) if field.kind == "fixed" else _ragged(pa, array, field)
 
@@ -133,7 +143,9 @@ def _numbers(pa: Any, array: Any, field: Field) -> Array:
     """An Arrow array as NumPy; NaN or zero under nulls."""
     if array.null_count:
         zero = float("nan") if field.dtype.kind == "f" else 0
-        array = array.fill_null(pa.scalar(zero).cast(array.type) if field.dtype.kind not in "mMb" else _zero(pa, array))
+        array = array.fill_null(
+            pa.scalar(zero).cast(array.type) if field.dtype.kind not in "mMb" else _zero(pa, array)
+        )
     return np.ascontiguousarray(array.to_numpy(zero_copy_only=False)).astype(field.dtype, copy=True)
 
 
@@ -155,13 +167,26 @@ def _ragged(pa: Any, array: Any, field: Field) -> Ragged:
     bytes_of = array.drop_null()
     wide = bytes_of.cast(pa.large_binary())
     _, ends, data = wide.buffers()
-    bounds = np.frombuffer(ends, np.int64)[wide.offset : wide.offset + len(wide) + 1] if len(wide) else np.zeros(1, np.int64)
-    values = np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]].copy() if data is not None else np.zeros(0, np.uint8)
+    bounds = (
+        np.frombuffer(ends, np.int64)[wide.offset : wide.offset + len(wide) + 1]
+        if len(wide)
+        else np.zeros(1, np.int64)
+    )
+    values = (
+        np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]].copy()
+        if data is not None
+        else np.zeros(0, np.uint8)
+    )
     return Ragged(offsets, values, field.kind)  # type: ignore[arg-type]
 
 
 def _mask(pa: Any, column: Any) -> Array:
-    return np.asarray(column.is_valid().to_numpy(zero_copy_only=False) if not isinstance(column, pa.ChunkedArray) else column.is_valid().to_numpy(), dtype=bool)
+    return np.asarray(
+        column.is_valid().to_numpy(zero_copy_only=False)
+        if not isinstance(column, pa.ChunkedArray)
+        else column.is_valid().to_numpy(),
+        dtype=bool,
+    )
 
 
 def to_table(batch: Batch) -> Any:
@@ -184,4 +209,6 @@ def _arrow(pa: Any, batch: Batch, name: str) -> Any:
         return pa.LargeListArray.from_arrays(offsets, pa.array(tight.values), mask=hidden)
     kind = pa.large_string() if column.kind == "text" else pa.large_binary()
     bits = None if valid is None else pa.array(valid).buffers()[1]
-    return pa.Array.from_buffers(kind, len(column), [bits, offsets.buffers()[1], pa.py_buffer(np.ascontiguousarray(tight.values))])
+    return pa.Array.from_buffers(
+        kind, len(column), [bits, offsets.buffers()[1], pa.py_buffer(np.ascontiguousarray(tight.values))]
+    )

@@ -1,7 +1,8 @@
-"""Files that all ranks write together: rows to fixed places (.npy, .h5), or blocks of text one behind the other.
+"""Files that all ranks write together: rows to fixed places (.npy, .h5), or blocks of text one behind the
+other.
 
-For data as large as the disk: memory stays bounded, and the file has the same bytes on any number of ranks. All ranks
-must see the same file system. It appears under its name when the last rank has written its part.
+For data as large as the disk: memory stays bounded, and the file has the same bytes on any number of ranks.
+All ranks must see the same file system. It appears under its name when the last rank has written its part.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class SharedFile:
     """A temporary file that all ranks have open for writing, and its end: published, or gone."""
 
     def __init__(self, group: Group, path: str, begin: Callable[[str], Any]):
-        """Rank 0 makes the file by `begin(temporary)`, whose JSON result is `.layout` on all ranks. Collective."""
+        """Rank 0 calls `begin(temporary)`; its JSON result is `.layout` on all ranks. Collective."""
         self._group, self.path = group, path
 
         def make() -> list[Any]:
@@ -104,8 +105,8 @@ def _named(path: str, work: Callable[[], Any]) -> Any:
 class RowWriter:
     """A .npy or .h5 file of `rows_total` rows, to which every rank writes rows at their places, in any order.
 
-    Collective: making, `close`, and leaving a ``with`` block. `write` is local. Columns are of fixed dtypes; one
-    column makes a plain .npy array, several a structured one. Raises `OutputError`, `UsageError`.
+    Collective: making, `close`, and leaving a ``with`` block. `write` is local. Columns are of fixed dtypes;
+    one column makes a plain .npy array, several a structured one. Raises `OutputError`, `UsageError`.
 
     >>> import tempfile
     >>> from iterreduce.collectives import SoloGroup
@@ -126,11 +127,15 @@ class RowWriter:
     def _check(self) -> None:
         suffix = output_suffix(self._path)
         if suffix not in (".npy", ".h5", ".hdf5"):
-            raise UsageError(f"{self._path}: rows can be written in parallel to .npy and .h5, not to {suffix}")
+            raise UsageError(
+                f"{self._path}: rows can be written in parallel to .npy and .h5, not to {suffix}"
+            )
         ragged = [name for name, field in self._schema.items() if field.kind != "fixed" or field.nullable]
         if ragged:
             found = self._schema[ragged[0]].describe()
-            raise UsageError(f'{self._path}: column "{ragged[0]}" is {found}; wanted columns of one length, without nulls')
+            raise UsageError(
+                f'{self._path}: column "{ragged[0]}" is {found}; wanted columns of one length, without nulls'
+            )
         self._is_npy = suffix == ".npy"
 
     def _begin(self, temporary: str) -> dict[str, int]:
@@ -146,12 +151,14 @@ class RowWriter:
         return {"": len(header)}
 
     def write(self, first_row: int, batch: Batch) -> None:
-        """Put rows at row `first_row`. Local. Raises `SchemaError` for other columns or rows outside the file."""
+        """Put rows at row `first_row`. Local. Raises `SchemaError` for other columns, or rows outside."""
         found = difference(bare(batch.schema), bare(self._schema))
         if found:
             raise SchemaError(f"rows for {self._path}: {found}")
         if first_row < 0 or first_row + len(batch) > self._rows:
-            raise SchemaError(f"rows {first_row} to {first_row + len(batch)} of {self._path}, which has {self._rows}")
+            raise SchemaError(
+                f"rows {first_row} to {first_row + len(batch)} of {self._path}, which has {self._rows}"
+            )
         if self._is_npy:
             dtype, shape = npy_dtype(self._path, self._schema, {})
             row_bytes = int(dtype.itemsize * np.prod(shape, dtype=np.int64))
@@ -174,7 +181,7 @@ class RowWriter:
 
 
 def leave(file: SharedFile, failure: BaseException | None) -> None:
-    """Finish a file at the end of a ``with`` block; a failure of this rank stays the error that it was. Collective."""
+    """Finish a file at the end of a ``with`` block; a rank's own failure stays as it was. Collective."""
     try:
         file.finish(failure)
     except IterReduceError:
@@ -189,8 +196,8 @@ def write_text_blocks(
 
     Collective.
 
-    Ranks make blocks in turn, one each at a time, so `make` must depend on nothing but the block's number. Errors of
-    `make` are raised on all ranks, and the file is not there then.
+    Ranks make blocks in turn, one each at a time, so `make` must depend on nothing but the block's number.
+    Errors of `make` are raised on all ranks, and the file is not there then.
     """
     path = os.fspath(path)
     file = SharedFile(group, path, lambda temporary: None)
@@ -204,7 +211,9 @@ def write_text_blocks(
     return end
 
 
-def _text_rounds(group: Group, file: SharedFile, count: int, make: Callable[[int], bytes], header: bytes) -> int:
+def _text_rounds(
+    group: Group, file: SharedFile, count: int, make: Callable[[int], bytes], header: bytes
+) -> int:
     end = len(header)
     if group.rank == 0:
         agree(group, lambda: file.put(np.frombuffer(header, np.uint8), 0))
@@ -219,5 +228,3 @@ def _text_rounds(group: Group, file: SharedFile, count: int, make: Callable[[int
         agree(group, lambda text=text, at=at: file.put(np.frombuffer(text, np.uint8), at))  # type: ignore[misc]
         end += int(sizes.sum())
     return end
-
-

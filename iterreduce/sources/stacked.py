@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 class StackedSource:
     """Column `name` as a matrix, whatever columns the wrapped source has.
 
-    A column of that name is passed on as it is (with the others beside it) if its rows are vectors or if it is the
-    only column of numbers. Otherwise all columns of numbers, in file order, become one float64 matrix: a table with
-    the header ``x,y,z`` means points in space, not the column x. Columns of text are refused by `open`, and empty
-    cells by `open` or `read`, with `InputError`.
+    A column of that name is passed on as it is (with the others beside it) if its rows are vectors or if it
+    is the only column of numbers. Otherwise all columns of numbers, in file order, become one float64 matrix:
+    a table with the header ``x,y,z`` means points in space, not the column x. Columns of text are refused by
+    `open`, and empty cells by `open` or `read`, with `InputError`. Columns in `keep`, where there are such, stay
+    beside the matrix and are no part of it.
     """
 
     schema: Schema
     token: str
     blocks: Blocks
 
-    def __init__(self, source: Source, name: str = "x"):
-        self.source, self.column, self.name = source, name, source.name
+    def __init__(self, source: Source, name: str = "x", keep: Sequence[str] = ()):
+        self.source, self.column, self.keep, self.name = source, name, tuple(keep), source.name
         self.rereadable = source.rereadable
         self._stacked: list[str] | None = None
 
@@ -43,12 +44,14 @@ class StackedSource:
         self.source.open(group)
         found = self.source.schema
         self.token, self.blocks, self.schema = self.source.token, self.source.blocks, found
-        if not self._is_matrix(found):
-            self._refuse_others(found)
-            self._stacked = list(found)
-            width = sum(int(np.prod(f.shape, dtype=np.int64)) for f in found.values())
-            self.schema = Schema({self.column: Field("fixed", np.dtype(np.float64), (width,))})
-            self.token += f"-stacked-{self.column}"
+        beside = {name: found[name] for name in self.keep if name in found}
+        rest = Schema({name: field for name, field in found.items() if name not in beside})
+        if not self._is_matrix(rest):
+            self._refuse_others(rest)
+            self._stacked = list(rest)
+            width = sum(int(np.prod(f.shape, dtype=np.int64)) for f in rest.values())
+            self.schema = Schema({self.column: Field("fixed", np.dtype(np.float64), (width,)), **beside})
+            self.token += f"-stacked-{self.column}-beside-{','.join(beside)}"
 
     def _is_matrix(self, found: Schema) -> bool:
         if self.column not in found:
@@ -57,6 +60,10 @@ class StackedSource:
         return bool(found[self.column].shape) or numbers == [self.column]
 
     def _refuse_others(self, found: Schema) -> None:
+        if not found:
+            raise InputError(
+                f'{self.name} has no column beside {", ".join(self.keep)}; wanted "{self.column}", or columns of numbers'
+            )
         wrong = [n for n, f in found.items() if f.kind != "fixed" or f.dtype.kind not in "biuf"]
         if wrong:
             try:
@@ -64,7 +71,7 @@ class StackedSource:
             except InputError as error:
                 listed = ", ".join(f'"{name}"' for name in wrong)
                 raise InputError(
-                    f"{error}; columns that are not numbers: {listed} (name the columns to use, or drop these)"
+                    f"{error}; columns that are not numbers: {listed} (drop these, or name the others)"
                 ) from error
         for name in found:
             self._refuse_null(name)
@@ -87,13 +94,17 @@ class StackedSource:
             part = batch[name].reshape(rows, -1) if rows else out[:, :0]
             out[:, at : at + part.shape[1]] = part
             at += part.shape[1]
-        return Batch(**{self.column: out})
+        beside = [n for n in self.schema if n != self.column]
+        columns = {self.column: out, **{n: batch[n] for n in beside}}
+        return Batch.from_dict(columns, {n: batch.valid(n) for n in beside})
 
     def _check_filled(self, valid: Array | None, name: str, lo: int) -> None:
         if valid is not None and not valid.all():
             first = 0 if self.blocks.starts is None else int(self.blocks.starts[lo])
             row = first + int(np.argmin(valid))
-            raise InputError(f'{self.name} row {row}, column "{name}": the cell is empty, wanted a number in every cell')
+            raise InputError(
+                f'{self.name} row {row}, column "{name}": the cell is empty, wanted a number in every cell'
+            )
 
     def block_rows(self, lo: int, hi: int) -> Array:
         """Rows of each block. Local."""
@@ -110,7 +121,7 @@ class StackedSource:
 
     def require_numeric(self, column: str) -> None:
         """Raise `InputError` if the column is not of numbers."""
-        if self._stacked is None:
+        if self._stacked is None or column != self.column:
             self.source.require_numeric(column)
         else:
             self.schema.require(column)

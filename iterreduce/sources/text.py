@@ -1,8 +1,9 @@
 """Text cut by byte range: which lines belong to which block, and the source of plain lines.
 
-A file is cut into blocks of equal bytes; a line belongs to the block in which its first byte lies, so every line
-belongs to exactly one block, however blocks are dealt to ranks. A rank reads its whole range in one go, a little
-beyond its end for the last line. Text is kept as the bytes it was; UTF-8 is assumed where it is shown.
+A file is cut into blocks of equal bytes; a line belongs to the block in which its first byte lies, so every
+line belongs to exactly one block, however blocks are dealt to ranks. A rank reads its whole range in one go,
+a little beyond its end for the last line. Text is kept as the bytes it was; UTF-8 is assumed where it is
+shown.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class TextSource(FileSource):
             text = np.concatenate([text, more])
 
     def _is_inside(self, file: int, position: int) -> bool:
-        """Whether a quoted cell is open at the start of a block (or at the end of a file: never, in a good one)."""
+        """Whether a quoted cell is open at the start of a block (at the end of a file: never)."""
         if self._inside is None or position >= int(self._bytes[file]):
             return False
         return bool(self._inside[self._first_block[file] + position // self._step])
@@ -186,13 +187,13 @@ def is_packed(path: str) -> bool:
 
 
 def open_bytes(path: str) -> BinaryIO:
-    """A file to read, unpacked where it is gzip. A packed one is unpacked up to what is read: no rank can jump."""
+    """A file to read, unpacked if it is gzip: then a rank unpacks all that stands before its part."""
     return gzip.open(path, "rb") if is_packed(path) else open(path, "rb")  # type: ignore[return-value]
 
 
 def _fill(stream: Any, out: Array) -> int:
     got = 0
-    view = memoryview(out)
+    view = out.data
     while got < len(out):
         n = stream.readinto(view[got : got + (1 << 30)])
         if not n:

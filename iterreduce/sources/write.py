@@ -1,7 +1,8 @@
-"""The result on its way to a file: rows of all ranks, in rank order, to rank 0, which writes and publishes it.
+"""The result on its way to a file: rows of all ranks, in rank order, to rank 0, which writes and publishes
+it.
 
-Rows travel in rounds of bounded size, so rank 0 never holds the whole. The file appears under its name when it is
-complete and on the disk, or not at all. `rowwriter.py` is for data too large for one writer.
+Rows travel in rounds of bounded size, so rank 0 never holds the whole. The file appears under its name when
+it is complete and on the disk, or not at all. `rowwriter.py` is for data too large for one writer.
 """
 
 from __future__ import annotations
@@ -31,15 +32,19 @@ ROUND_BYTES = 64 << 20
 
 
 def write_result(
-    group: Group, path: str | os.PathLike[str], batch: Batch, everywhere: bool = False, round_bytes: int = ROUND_BYTES
+    group: Group,
+    path: str | os.PathLike[str],
+    batch: Batch,
+    everywhere: bool = False,
+    round_bytes: int = ROUND_BYTES,
 ) -> None:
     """Write the rows of all ranks, in rank order, to a file whose suffix says the format.
 
     Collective.
 
-    `everywhere`: all ranks hold the same rows, and those of rank 0 are written. Raises the same error on all ranks:
-    `OutputError` (then what stood at `path` still stands there, and no part of a file is left), `UsageError` for an
-    unknown suffix, `DisagreementError` for ranks with different columns.
+    `everywhere`: all ranks hold the same rows, and those of rank 0 are written. Raises the same error on all
+    ranks: `OutputError` (then what stood at `path` still stands there, and no part of a file is left),
+    `UsageError` for an unknown suffix, `DisagreementError` for ranks with different columns.
 
     >>> import tempfile
     >>> from iterreduce.collectives import SoloGroup
@@ -79,14 +84,16 @@ def _agree_shares(group: Group, share: Batch, schema: Schema) -> Shares:
     longest = np.array([share[name].lengths.max(initial=0) for name in ragged], np.int64)
     if ragged:
         group.allreduce(longest, "max")
-    return Shares(totals[::2].tolist(), totals[1::2].tolist(), dict(zip(ragged, longest.tolist(), strict=True)))
+    return Shares(
+        totals[::2].tolist(), totals[1::2].tolist(), dict(zip(ragged, longest.tolist(), strict=True))
+    )
 
 
 Move = tuple[int, int, int]  # rank, from row, to row
 
 
 def _rounds(shares: Shares, round_bytes: int) -> Iterator[list[Move]]:
-    """Which rows of which ranks travel together: in rank order, about `round_bytes` at a time. The same on all ranks."""
+    """Which rows of which ranks travel together, in rank order: about `round_bytes` at a time."""
     moves: list[Move] = []
     room = round_bytes
     for rank, (rows, size) in enumerate(zip(shares.rows, shares.bytes, strict=True)):
@@ -161,6 +168,7 @@ class _FileAtRoot:
 
     def open(self, schema: Schema, shares: Shares) -> list[tuple[str, ...]]:
         """Open the temporary file; the passes that its format wants."""
+
         def work() -> None:
             check_room(self._path, sum(shares.bytes))
             temporary = self._stack.enter_context(replacing(self._path))
@@ -173,7 +181,7 @@ class _FileAtRoot:
     def write(self, batches: list[Batch]) -> None:
         """Rows of a round."""
         output = self._output
-        self._at_root(lambda: [output.write(batch) for batch in batches] if output else None)
+        self._at_root(lambda: output.write(Batch.concat(batches)) if output else None)
 
     def close(self) -> None:
         """Finish and publish."""
@@ -191,10 +199,11 @@ class _FileAtRoot:
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Refuse early what could only fail after hours: unknown suffix, missing directory, no permission, no space.
+    """Refuse early what could only fail after hours: unknown suffix, missing directory, no permission, no
+    space.
 
-    Local: let rank 0 do it (``agree(group, lambda: check_output(path) if group.rank == 0 else None)``). Leaves
-    nothing behind. Raises `UsageError` or `OutputError`.
+    Local: let rank 0 do it (``agree(group, lambda: check_output(path) if group.rank == 0 else None)``).
+    Leaves nothing behind. Raises `UsageError` or `OutputError`.
     """
     path = os.fspath(path)
     if output_suffix(path) == ".parquet":

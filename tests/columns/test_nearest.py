@@ -139,6 +139,13 @@ def test_scores_are_within_the_proven_error(seed, d, exponent, offset):
     assert (np.abs(score[:k].astype(wide) - exact) <= bound[None, :]).all()
 
 
+def test_more_columns_than_the_bound_allows_are_compared_in_float64():
+    rng = np.random.default_rng(9)
+    points, centroids = rng.normal(size=(20, 16_001)), rng.normal(size=(3, 16_001))
+    assert scored(points, centroids) == 20
+    assert_as_defined(points, centroids)
+
+
 def test_ties_go_to_the_smallest_number():
     grid = np.array([[x, y] for x in range(8) for y in range(8)], float)
     halves = grid[:-9] + 0.5
