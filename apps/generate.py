@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 
 import iterreduce as ir
-from iterreduce.sources import RowWriter, write_text_blocks
 
 BLOCK = 1 << 16  # rows made at a time: blocks begin at its multiples whatever the number of ranks
 BLOCK_BYTES = 1 << 24  # of one column; wide rows come fewer at a time
@@ -91,14 +90,14 @@ def write_rows(group: ir.Group, path: str, rows: int, make: Callable[[np.ndarray
     widest = max(field.row_bytes for field in schema.values())
     height = max(1, min(BLOCK, BLOCK_BYTES // widest))
     blocks = -(-rows // height)
-    with RowWriter(group, path, schema, rows) as file:
+    with ir.RowWriter(group, path, schema, rows) as file:
         for block in range(blocks * group.rank // group.size, blocks * (group.rank + 1) // group.size):
             file.write(block * height, make(rows_of(block, rows, height)))
 
 
 def write_text(group: ir.Group, path: str, rows: int, make: Callable[[np.ndarray], bytes]) -> None:
     """Ranks make blocks in turn. Collective."""
-    write_text_blocks(group, path, -(-rows // BLOCK), lambda block: make(rows_of(block, rows, BLOCK)))
+    ir.write_text_blocks(group, path, -(-rows // BLOCK), lambda block: make(rows_of(block, rows, BLOCK)))
 
 
 def rows_of(block: int, rows: int, height: int) -> np.ndarray:

@@ -15,7 +15,8 @@ import iterreduce as ir
 
 
 def assign(points: ir.Batch, centroids: ir.Batch) -> ir.Batch:
-    return ir.Batch(cluster=ir.nearest(points["x"], centroids["x"]), x=points["x"], count=np.ones(len(points)))
+    x = points["x"]
+    return ir.Batch(cluster=ir.nearest(x, centroids["x"]), x=x, count=np.ones(len(x)))
 
 
 def recentre(sums: ir.Batch, centroids: ir.Batch) -> ir.Batch:
@@ -25,8 +26,8 @@ def recentre(sums: ir.Batch, centroids: ir.Batch) -> ir.Batch:
 
 
 def inertia(points: ir.Batch, centroids: ir.Batch) -> ir.Batch:
-    """Squared distance of each point to its centroid, and how many centroids have points."""
-    cluster, distance = ir.nearest(points["x"], centroids["x"], distance=True)
+    """Squared distance of each point to its centroid."""
+    _, distance = ir.nearest(points["x"], centroids["x"], distance=True)
     return ir.Batch(inertia=distance, points=np.ones(len(points), np.int64))
 
 
@@ -43,12 +44,16 @@ def kmeans(
     """Cluster POINTS into K groups.
 
     POINTS has a column x of vectors, or numeric columns that are taken as one. The result is the centroids,
-    column x. --init FILE starts from the centroids in FILE; --start chooses how to find K of them otherwise.
-    --tolerance is compared with the distance that the centroids moved in an iteration (root of the sum of
-    squares); 0 runs until nothing moves.
+    column x; a centroid that no point is nearest to stays where it is. --init FILE starts from the centroids
+    in FILE, as many as there are; --start chooses how to find K of them otherwise. --tolerance is compared
+    with the distance that the centroids moved in an iteration (root of the sum of squares); 0 runs until
+    nothing moves. The summary's values are the inertia (the sum of squared distances of points to their
+    centroids) and the number of points.
     """
     if k < 1:
         raise ir.UsageError(f"--k: wanted at least 1 cluster, got {k}")
+    if not tolerance >= 0:
+        raise ir.UsageError(f"--tolerance: wanted 0 or more, got {tolerance:g}")
     points = points.as_matrix("x").finite("x")
     if init is not None:
         centroids = init.as_matrix("x").finite("x")

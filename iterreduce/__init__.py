@@ -47,6 +47,7 @@ _WHERE = {
     "iterreduce.loop": ("Context", "Gather", "Kernel", "Local", "Loop", "Replace", "Shuffle", "State", "Superstep", "Total"),
     "iterreduce.options": ("Options",),
     "iterreduce.run": ("Result",),
+    "iterreduce.sources": ("RowWriter", "write_text_blocks"),
 }  # fmt: skip
 _NAMES = {name: module for module, names in _WHERE.items() for name in names}
 # names of Python's own functions stand with an underscore where they are defined

@@ -16,9 +16,8 @@ from typing import Any, NoReturn, TypeVar
 import iterreduce.errors as errors
 from iterreduce.collectives import Group
 from iterreduce.columns.schema import Schema, difference, either_null, never_null
-from iterreduce.errors import DisagreementError, Failure, IterReduceError, StageError, UserCodeError
+from iterreduce.errors import DisagreementError, Failure, InUserCode, IterReduceError, StageError, UserCodeError
 from iterreduce.exchange import FAILED, OK
-from iterreduce.maps import InUserCode
 
 T = TypeVar("T")
 
@@ -37,8 +36,12 @@ def caught(error: BaseException, stage: str, iteration: int, rank: int) -> Caugh
     original = error.original if isinstance(error, InUserCode) else error
     expected = isinstance(original, IterReduceError) and not user
     text = "" if expected else "".join(traceback.format_exception(type(original), original, _own_frames(original, user)))
+    try:
+        message = str(original)
+    except BaseException:  # a text that fails must not keep this rank from the next collective
+        message = "(an exception without a text)"
     kind = type(original).__name__
-    return Caught(Failure(rank, socket.gethostname(), iteration, stage, kind, str(original), text, user), original)
+    return Caught(Failure(rank, socket.gethostname(), iteration, stage, kind, message, text, user), original)
 
 
 def _own_frames(original: BaseException, user: bool):  # type: ignore[no-untyped-def]

@@ -109,11 +109,11 @@ class LoopRun:
         """Load sources, prepare invariants, give states their initial rows. Collective; `advance` calls it."""
         if self._started:
             return
-        self._started = True
         before = self.group.traffic.payload_bytes
         self._prepare(self.tables)
         for name, state in self.loop.state.items():
             self.tables[name] = self._initial(name, state)
+        self._started = True
         self.bytes_invariants = self.group.traffic.payload_bytes - before
 
     def _prepare(self, tables: dict[str, Table]) -> None:
@@ -129,7 +129,8 @@ class LoopRun:
         if isinstance(source, Batch):
             return everywhere(source, token("constant", self.loop.name, name))
         if isinstance(source, Loop):
-            inner = LoopRun(source, self.group, replace(self.options, naive=False), self.events)
+            alike = replace(source, partitions=self.loop.partitions)  # its result may be shuffled onto
+            inner = LoopRun(alike, self.group, replace(self.options, naive=False), self.events)
             inner.run()
             inner.finish()
             return _renewed(inner.tables[source.result], token("loop", self.loop.name, name))

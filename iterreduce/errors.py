@@ -95,6 +95,14 @@ class StageError(IterReduceError):
         super().__init__(f"{failure.kind}{self.origin} on {failure.where}{others}\n{text}")
 
 
+class InUserCode(Exception):
+    """Carries an exception out of a user's function, so that the engine knows whose it was; never leaves it."""
+
+    def __init__(self, original: BaseException):
+        super().__init__(type(original).__name__)
+        self.original = original
+
+
 class UserCodeError(StageError):
     """An exception of the user's code. The same error, with the same text, is raised on every rank."""
 

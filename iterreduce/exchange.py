@@ -62,6 +62,7 @@ class Arrival:
     buffers: tuple[Array, ...]
     starts: Array
     counts: Array
+    too_large: str = ""
 
     @property
     def status(self) -> int:
@@ -73,12 +74,18 @@ class Arrival:
         at = int(self.starts[source])
         return self.buffers[source][at : at + int(self.counts[source])]
 
+    def segments(self) -> list[Array]:
+        """The payloads in rank order; raises `MemoryBudgetError` where this rank threw them away."""
+        if self.too_large:
+            raise MemoryBudgetError(self.too_large)
+        return [self.segment(source) for source in range(len(self.counts))]
+
 
 class FreshExchange:
     """The exchange of one stage when nothing is known beforehand. Buffers live as long as it does.
 
     ``limit_bytes`` bounds what one rank may receive: a rank over it takes part in all rounds, throws the
-    rows away, and reports `MemoryBudgetError` after the last round.
+    rows away, and its `Arrival.segments` raises `MemoryBudgetError`.
     """
 
     def __init__(self, group: Group, stage: int, check: bool = False, round_bytes: int = ROUND_BYTES, limit_bytes: int | None = None):
@@ -129,7 +136,7 @@ class FreshExchange:
         counts = headers[:, WORDS].copy()
         status = int(np.bitwise_or.reduce(headers[:, STATUS]))
         buffers = [self.inline_recv] * self.group.size
-        starts = self.slot_starts + HEADER_WORDS
+        starts, self._too_large = self.slot_starts + HEADER_WORDS, ""
         if status & (FAILED | STOP):
             counts[:] = 0
         elif status & SECOND:
@@ -138,7 +145,7 @@ class FreshExchange:
             starts = np.where(late, at, starts)
             buffers = [received if second else self.inline_recv.copy() for second in late]
         self._adapt(int(headers[:, LARGEST].max()))
-        return Arrival(headers, tuple(buffers), starts, counts)
+        return Arrival(headers, tuple(buffers), starts, counts, self._too_large)
 
     def _adapt(self, largest: int) -> None:
         """The next exchange's slot: what would have held this one. A function of agreed headers alone."""
@@ -166,7 +173,7 @@ class FreshExchange:
             rd = np.arange(self.group.size) * self.round_words if over else recv_at + np.minimum(done, counts)
             self.group.alltoallv(send, sc, send_at + np.minimum(done, words), recv, rc, rd, 0)
         if over:
-            raise MemoryBudgetError(
+            self._too_large = (
                 f"this rank's share of a shuffle is {total * 8:,} bytes, its budget {self.limit_words * 8:,}; "  # type: ignore[operator]
                 "use more ranks, raise --memory, or combine rows before they are sent"
             )
@@ -211,12 +218,17 @@ class ValuesPlan:
         self.send = np.zeros(int(send_counts.sum()), np.int64)
         self.recv = np.zeros(int(recv_counts.sum()), np.int64)
         self.records, self.received = self.send.reshape(-1, width), self.recv.reshape(-1, width)
-        self._call = group.alltoallv_plan(
-            self.send, send_counts, self.send_at, self.recv, recv_counts, self.recv_at, self.gap * width
-        )
+        self._counts = send_counts, recv_counts
         self._recv_heads = self.recv_at[:, None] + np.arange(HEADER_WORDS)
         self._stages, self._statuses = self.send_at + STAGE, self.send_at + STATUS
         self._arrived = self.recv_at + STATUS
+
+    def connect(self) -> None:
+        """Prepare the exchange; apart from the constructor, which one rank may fail to reach. Collective."""
+        send_counts, recv_counts = self._counts
+        self._call = self.group.alltoallv_plan(
+            self.send, send_counts, self.send_at, self.recv, recv_counts, self.recv_at, self.gap * self.width
+        )
 
     @property
     def nbytes(self) -> int:

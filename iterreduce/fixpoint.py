@@ -22,8 +22,8 @@ import numpy as np
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import KeyIndex
 from iterreduce.columns.ragged import Array, Ragged
-from iterreduce.errors import SchemaError, UsageError
-from iterreduce.table import Table
+from iterreduce.errors import InUserCode, SchemaError, UsageError
+from iterreduce.table import Table, read_only
 
 PerRow = Literal["l1", "l2", "max", "changed"]
 Fold = Literal["sum", "mean", "max"]
@@ -87,7 +87,7 @@ class Distance:
 
     def _rows(self, old: Batch, new: Batch) -> Array:
         if callable(self.per_row):
-            return _checked_rows(self.per_row(old, new), len(new))
+            return _checked_rows(asked(self.per_row, old, new), len(new))
         names = self.columns or tuple(n for n in new.names)
         parts = [_row_distance(self.per_row, n, old, new) for n in names]
         return parts[0] if len(parts) == 1 else _combined(self.per_row, parts)
@@ -98,7 +98,7 @@ class Distance:
         for rank_total, rank_rows, rank_largest in partials:
             total += rank_total
             rows += rank_rows
-            if not rank_largest <= largest:  # a NaN is never small
+            if not rank_largest <= largest and largest == largest:  # a NaN stays the largest
                 largest = rank_largest
         if self.fold == "max":
             return float(largest)
@@ -193,7 +193,7 @@ class Predicate:
 
     def partial(self, old: Batch, new: Batch) -> tuple[float]:
         """(1,) if this rank says no; a rank without rows abstains."""
-        return (0.0 if len(new) == 0 and len(old) == 0 else float(not self.function(old, new)),)
+        return (0.0 if len(new) == 0 and len(old) == 0 else float(not asked(self.function, old, new)),)
 
     def fold_ranks(self, partials: Partials) -> float:
         """Ranks that said no."""
@@ -347,7 +347,7 @@ def _nothing_like(rows: Batch, keys: tuple[str, ...]) -> Batch:
 def _row_distance(per_row: PerRow, name: str, old: Batch, new: Batch) -> Array:
     a, b = old[name], new[name]
     if isinstance(a, Ragged) or per_row == "changed":
-        return _row_changed(name, per_row, a, b)
+        return _row_changed(name, per_row, a, b) if not (old._valid or new._valid) else _null_changed(name, per_row, old, new)
     if a.dtype.kind not in "biuf":
         raise SchemaError(f'a distance needs numbers; column "{name}" is {a.dtype} (use ir.changed("{name}"))')
     diff = b - a if a.dtype == b.dtype == FLOAT64 else np.subtract(b, a, dtype=np.float64)
@@ -372,11 +372,28 @@ def _row_changed(name: str, per_row: str, a: Any, b: Any) -> Array:
     return (differs if differs.ndim == 1 else differs.reshape(len(a), -1).any(axis=1)).astype(np.float64)
 
 
+def _null_changed(name: str, per_row: str, old: Batch, new: Batch) -> Array:
+    """A null equals a null, whatever lies under it, and differs from every value."""
+    every = np.ones(len(new), bool)
+    before, after = (every if m is None else m for m in (old.valid(name), new.valid(name)))
+    out: Array = np.where(before & after, _row_changed(name, per_row, old[name], new[name]), before != after)
+    return out.astype(np.float64)
+
+
 def _combined(per_row: PerRow, parts: Sequence[Array]) -> Array:
     stack = np.stack(parts)
     if per_row == "l1":
         return stack.sum(axis=0)
     return np.sqrt((stack * stack).sum(axis=0)) if per_row == "l2" else stack.max(axis=0)
+
+
+def asked(function: Callable[[Batch, Batch], Any], old: Batch, new: Batch) -> Any:
+    """What a user's function says of two versions of a state, which it cannot change."""
+    views = [Batch._trusted({n: read_only(b[n]) for n in b.names}, b._valid, len(b), b._schema) for b in (old, new)]
+    try:
+        return function(*views)
+    except BaseException as error:  # whatever it is, the other ranks are waiting in the control reduction
+        raise InUserCode(error) from error
 
 
 def _checked_rows(rows: Any, n: int) -> Array:

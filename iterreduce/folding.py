@@ -101,8 +101,8 @@ def inputs_of(output: Output, batch: Batch) -> tuple[Any, Array | None]:
 class RowSource:
     """Where a stage's rows come from: a resident table, or a map that is run piece by piece as they are folded."""
 
-    def __init__(self, name: str, map_: BlockMap | None):
-        self.name, self.map = name, map_
+    def __init__(self, name: str, map_: BlockMap | None, rank: int = 0, size: int = 1):
+        self.name, self.map, self.rank, self.size = name, map_, rank, size
 
     @property
     def described(self) -> str:
@@ -116,7 +116,10 @@ class RowSource:
             yield from self.map.pieces(tables, iteration)
             return
         table = self.map.share(tables, iteration) if self.map else tables[self.name]
-        yield Piece(0, len(table), table.batch, table.tokens)
+        batch = table.batch
+        if table.everywhere and self.size > 1:  # each row counts once: every rank brings an equal part
+            batch = batch.slice(len(batch) * self.rank // self.size, len(batch) * (self.rank + 1) // self.size)
+        yield Piece(0, len(batch), batch, table.tokens)
 
     def on_nothing(self, tables: Mapping[str, Table], iteration: int) -> Batch:
         """The rows that no rows make: for their schema."""

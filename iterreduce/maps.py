@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.ragged import Array, Ragged
-from iterreduce.errors import SchemaError
+from iterreduce.columns.ragged import Array
+from iterreduce.errors import InUserCode, SchemaError
 from iterreduce.loop import Context, Kernel, Local
-from iterreduce.table import BY_BLOCK, EVERYWHERE, NO_TOKENS, Layout, Table
+from iterreduce.table import BY_BLOCK, EVERYWHERE, NO_TOKENS, Layout, Table, read_only
 
 PIECE_BYTES = 1 << 20  # input bytes of one piece: half of an L2 cache of 2 MiB, the rest is for temporaries
 
@@ -50,15 +50,6 @@ class Handed:
         self.lo = lo
 
 
-def read_only(column: Any) -> Any:
-    """A view of the column that cannot be written to."""
-    if type(column) is Ragged:
-        return Ragged(read_only(column.offsets), read_only(column.values), column.kind)
-    view = column.view()
-    view.setflags(False)
-    return view
-
-
 def take_back(result: Batch, origins: Sequence[dict[int, tuple[Any, int]]]) -> tuple[Batch, dict[str, int]]:
     """The result with resident columns in place of their views, and the tokens of those columns."""
     tokens: dict[str, int] = {}
@@ -73,14 +64,6 @@ def take_back(result: Batch, origins: Sequence[dict[int, tuple[Any, int]]]) -> t
                     tokens[name] = hit[1]
                 break
     return Batch._trusted(columns, result._valid, result._length, result._schema), tokens
-
-
-class InUserCode(Exception):
-    """Carries an exception out of a user's function, so that the engine knows whose it was."""
-
-    def __init__(self, original: BaseException):
-        super().__init__(repr(original))
-        self.original = original
 
 
 def call(function: Callable[..., Batch] | Kernel, context: Context, batches: Sequence[Batch]) -> Batch:

@@ -24,10 +24,11 @@ from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
 from iterreduce.errors import UsageError
-from iterreduce.exchange import ABSTAIN, FAILED, ROWS, SCHEMA, FreshExchange, Outgoing, exclusive, nothing
+from iterreduce.exchange import ABSTAIN, FAILED, OK, ROWS, SCHEMA, Arrival, FreshExchange, Outgoing, exclusive, nothing
 from iterreduce.folding import RowSource
 from iterreduce.loop import Gather, Shuffle
 from iterreduce.maps import joined
+from iterreduce.shuffle import require_keyed
 from iterreduce.table import EVERYWHERE, NO_TOKENS, Table, by_key
 
 
@@ -65,9 +66,8 @@ class RowSender:
                 if self.group.agree_any(guard.failure is not None):
                     return FAILED
             rows = arrival.headers[:, ROWS].tolist()
-            segments = [arrival.segment(s) for s in range(self.group.size)]
-            guard.run(self._receive, segments, rows)
-            return guard.status
+            guard.run(self._receive, arrival, rows)
+            return OK  # a failure of this rank alone is told with the next exchange, or the control reduction
 
     def _mine(self) -> Schema | None:
         return None if self.rows is None else self.rows.schema
@@ -92,11 +92,11 @@ class RowSender:
     def _addressed(self, rows: Batch) -> Outgoing:
         raise NotImplementedError
 
-    def _receive(self, segments: list[Array], counts: list[int]) -> None:
+    def _receive(self, arrival: Arrival, counts: list[int]) -> None:
         assert self.rows is not None
         schema = self.rows.schema
         # the receive buffer is used again by the next exchange: rows leave it
-        parts = [unpack(words, schema, n).copy() for words, n in zip(segments, counts, strict=True)]
+        parts = [unpack(words, schema, n).copy() for words, n in zip(arrival.segments(), counts, strict=True)]
         self.received = parts
 
     def commit(self, keys_changed: bool) -> dict[int, int]:
@@ -144,6 +144,7 @@ class RowShuffle(RowSender):
         rows = Batch.concat(self.received)
         if self.stage.onto is None:
             return Table(group_rows(rows, self.stage.key).rows, by_key(*self.stage.key), NO_TOKENS)
+        require_keyed(self.stage, self._tables[self.stage.onto])
         onto = self._tables[self.stage.onto].batch.select(*self.stage.key)
         slots = KeyIndex(onto).lookup(rows.select(*self.stage.key))
         absent = slots < 0

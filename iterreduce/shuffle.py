@@ -28,9 +28,11 @@ from iterreduce.errors import UsageError
 from iterreduce.exchange import (
     ABSTAIN,
     FAILED,
+    OK,
     REPLAN,
     ROWS,
     SCHEMA,
+    Arrival,
     FreshExchange,
     Outgoing,
     ValuesPlan,
@@ -66,6 +68,14 @@ class Pending:
     token: int
     plan: ValuesPlan
     body: PlanBody
+
+
+def require_keyed(stage: Shuffle, onto: Table) -> None:
+    """Raise `UsageError` unless each row of ``onto`` lies with the owner of its key."""
+    if onto.layout != by_key(*stage.key):
+        keys = ", ".join(stage.key)
+        lies = f"lies by key {', '.join(onto.layout.keys)}" if onto.layout.kind == "key" else "is not partitioned by key"
+        raise UsageError(f'shuffle onto "{stage.onto}" by {keys}: that table {lies}; name a state with key=({keys}), or the result of a Shuffle by {keys}')
 
 
 class CombineShuffle:
@@ -198,6 +208,7 @@ class CombineShuffle:
     def _token_of_onto(self) -> int:
         if self.stage.onto is None:
             return 1
+        require_keyed(self.stage, self._tables[self.stage.onto])
         tokens = self._tables[self.stage.onto].tokens
         mine = tuple([tokens.get(k, 0) for k in self.stage.key])
         if mine != self._onto_known:
@@ -251,8 +262,8 @@ class CombineShuffle:
                     return FAILED
             self.proposal = agreed_proposal(arrival.headers)
             rows = arrival.headers[:, ROWS]
-            self._merged = guard.run(self._merge, [arrival.segment(s) for s in range(self.group.size)], rows)
-            return guard.status
+            self._merged = guard.run(self._merge, arrival, rows)
+            return OK  # a failure of this rank alone is told with the next exchange, or the control reduction
 
     def _agree_schemas(self, guard: Guard, digests: list[int]) -> bool:
         """All ranks learn one schema; True if the exchange must be repeated with it. Collective."""
@@ -272,11 +283,11 @@ class CombineShuffle:
         folded = self.combiner.fold.result()
         return self.combiner.outgoing(folded, self.partitions.send_bounds(folded.hashes), self.proposal)
 
-    def _merge(self, segments: list[Array], rows: Array) -> Folded:
+    def _merge(self, arrival: Arrival, rows: Array) -> Folded:
         self.combiner.merged.clear()
         keep = self.cache.wants(self.proposal)
         self._parts = []
-        for words, n in zip(segments, rows.tolist(), strict=True):
+        for words, n in zip(arrival.segments(), rows.tolist(), strict=True):
             part = self.combiner.arrived(words, n)
             self.combiner.merged.merge(part)
             if keep:  # the receive buffer is reused: what outlives this iteration is copied
@@ -330,7 +341,6 @@ class CombineShuffle:
     def _worth_a_plan(self) -> bool:
         """Keys that changed before must be proposed twice in a row: plans for keys that go on changing cost more."""
         steady = self.replans == 0 or self.proposal == self._last_proposal
-        self._last_proposal = self.proposal
         return self.repeats and steady and self.proposal > 0 and self.cache.wants(self.proposal)
 
     def _stable(self, keys: Batch) -> Batch:
@@ -394,6 +404,8 @@ class CombineShuffle:
         """The iteration stands; ``keys_changed`` on any rank. Returns tokens to rename in tables made here."""
         if self._keys_next is not None:
             self.keys = self._keys_next
+        if not self.planned:
+            self._last_proposal = self.proposal
         renames = {}
         if keys_changed:
             before, after = self._key_tokens(self.keys_version), self._key_tokens(self.keys_version + 1)
@@ -401,6 +413,7 @@ class CombineShuffle:
             self.keys_version += 1
         if self._pending is not None:
             self.plan, self.plan_token = self._pending.plan, self._pending.token
+            self.plan.connect()
             self.cache.put(self.plan_token, "plan", self._pending.body, self._pending.body.nbytes, self._drop_plan)
         self._forget()
         return renames

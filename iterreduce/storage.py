@@ -67,15 +67,17 @@ def replacing(path: str) -> Iterator[str]:
         temporary = temporary_beside(path)
         yield temporary
         publish(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # HDF5 says some system errors as RuntimeError
         raise OutputError(why_not_written(path, error)) from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
 
 
-def why_not_written(path: str, error: OSError) -> str:
+def why_not_written(path: str, error: OSError | RuntimeError) -> str:
     """The message for a system error while writing."""
+    if not isinstance(error, OSError):
+        return f"{path} could not be written: {error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{path}: the disk is full; no partial file is left, and what stood there before is unchanged"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -81,7 +81,7 @@ class SuperstepRun:
                 if stage.into not in fused:
                     self.actions.append((label, stage, maps[stage.into]))
             else:
-                source = RowSource(stage.rows, maps[stage.rows] if stage.rows in fused else None)
+                source = RowSource(stage.rows, maps[stage.rows] if stage.rows in fused else None, shop.group.rank, shop.group.size)
                 self.actions.append((label, stage, shop.exchanger(stage, source)))
 
     def run(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:

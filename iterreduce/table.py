@@ -10,12 +10,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.ragged import Array
+from iterreduce.columns.ragged import Array, Ragged
 
 LayoutKind = Literal["everywhere", "block", "key"]
 NO_TOKENS: Mapping[str, int] = MappingProxyType({})
@@ -81,6 +81,15 @@ class Table:
     def replaced(self, by: Table) -> Table:
         """The table after ``Replace``: the rows of ``by``, one version later."""
         return Table(by.batch, by.layout, by.tokens, by.block_starts, by.first_row, by.rows_total, self.version + 1)
+
+
+def read_only(column: Any) -> Any:
+    """A view of the column that cannot be written to."""
+    if type(column) is Ragged:
+        return Ragged(read_only(column.offsets), read_only(column.values), column.kind)
+    view = column.view()
+    view.setflags(False)
+    return view
 
 
 def everywhere(batch: Batch, of: int = 0) -> Table:

@@ -22,11 +22,13 @@ from iterreduce.exchange import (
     ABSTAIN,
     FAILED,
     HEADER_WORDS,
+    OK,
     REPLAN,
     ROWS,
     SCHEMA,
     STAGE,
     STATUS,
+    Arrival,
     FreshExchange,
     Outgoing,
     check_headers,
@@ -118,11 +120,13 @@ class TotalRows:
         # a slice's folder must not drop out between the two halves: folding cannot fail on checked records
         self._dense.complete()
         guard.run(self._take_dense)
-        return guard.status
+        return OK
 
     def _scatter(self) -> bool:
         """This rank's records into the dense block; False if a key is not in the domain."""
         assert self.domain is not None and self._dense is not None and self.combiner.outputs is not None
+        if self.combiner.outputs is not self._dense.outputs:
+            return False  # columns have nulls now: the block was laid out for other records
         dense = self._dense.mine
         self.combiner.outputs.fill(dense[:, 1:])
         dense[:, 0] = 0
@@ -163,8 +167,8 @@ class TotalRows:
                 if self.group.agree_any(guard.failure is not None):
                     return FAILED
             rows = arrival.headers[:, ROWS].tolist()
-            guard.run(self._merge_all, [arrival.segment(s) for s in range(self.group.size)], rows)
-            return guard.status
+            guard.run(self._merge_all, arrival, rows)
+            return OK  # a failure of this rank alone is told with the next exchange, or the control reduction
 
     def _outgoing(self) -> Outgoing:
         if self._folded is None:
@@ -178,10 +182,10 @@ class TotalRows:
 
         return Outgoing(np.repeat(alike.words, size), np.repeat(alike.rows, size), fill, alike.schema)
 
-    def _merge_all(self, segments: list[Array], rows: list[int]) -> None:
+    def _merge_all(self, arrival: Arrival, rows: list[int]) -> None:
         merged = self.combiner.merged
         merged.clear()
-        for words, n in zip(segments, rows, strict=True):
+        for words, n in zip(arrival.segments(), rows, strict=True):
             merged.merge(self.combiner.arrived(words, n))
         folded = merged.result()
         self._result = self._finished(folded.keys, folded.records)

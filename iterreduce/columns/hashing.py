@@ -85,6 +85,13 @@ def is_word_column(column: Column) -> bool:
     return isinstance(column, np.ndarray) and column.ndim == 1 and column.dtype.kind in WORD_KINDS and column.dtype.itemsize <= 8
 
 
+@kernel
+def _one_zero_one_nan(values: Any, out: Any) -> None:
+    for i in range(len(values)):
+        v = np.float64(values[i]) + 0.0  # -0.0 + 0.0 is 0.0
+        out[i] = v if v == v else np.nan
+
+
 def key_words(column: Array) -> Array:
     """Canonical words, int64 ``(n,)``, of a fixed column ``(n,)``: equal exactly where the keys are equal.
 
@@ -96,8 +103,8 @@ def key_words(column: Array) -> Array:
     """
     kind = column.dtype.kind
     if kind == "f":
-        floats = column.astype(np.float64, order="C") + 0.0  # -0.0 + 0.0 is 0.0
-        floats[np.isnan(floats)] = np.nan
+        floats = np.empty(len(column), np.float64)
+        _one_zero_one_nan(column.astype(np.float32) if column.dtype.itemsize == 2 else column, floats)
         return floats.view(np.int64)
     if column.dtype.itemsize == 8:
         return np.ascontiguousarray(column).view(np.int64)
@@ -182,11 +189,11 @@ def _chain(hashes: Any, words: Any) -> None:
 
 def column_words(name: str, column: Column) -> list[Array]:
     """The canonical word columns of a fixed column of any row shape: one per number, two per complex number."""
-    n = len(column)
+    n, numbers = len(column), int(np.prod(column.shape[1:], dtype=np.int64))
     if column.dtype.kind == "c":
-        parts = column.astype(np.complex128, order="C").reshape(n, -1).view(np.float64)
+        parts = column.astype(np.complex128, order="C").reshape(n, numbers).view(np.float64)
     elif column.dtype.kind in WORD_KINDS and column.dtype.itemsize <= 8:
-        parts = column.reshape(n, -1) if n else column.reshape(0, int(np.prod(column.shape[1:])))
+        parts = column.reshape(n, numbers)
     else:
         raise UsageError(f'column "{name}" of dtype {column.dtype} cannot be a key: wanted numbers, bools, dates, text or bytes')
     return [key_words(parts[:, k]) for k in range(parts.shape[1])]

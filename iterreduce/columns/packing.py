@@ -8,6 +8,7 @@ schema and the number of rows travel in a header. Bytes are those of the host: r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,9 +71,15 @@ def _words(nbytes: Any) -> Any:
     return (nbytes + 7) // 8
 
 
+def _row_bytes(column: Array) -> int:
+    return column.itemsize * math.prod(column.shape[1:])
+
+
 def _as_units(rows: Array) -> Array:
     """The same memory as unsigned integers as wide as the row allows: (n,) or (n, units)."""
-    size = rows.dtype.itemsize * int(np.prod(rows.shape[1:], dtype=np.int64))
+    size = _row_bytes(rows)
+    if rows.ndim == 1 and size == 8:
+        return rows.view(np.uint64)
     unit = next(u for u in UNITS if size % np.dtype(u).itemsize == 0)
     flat = rows.reshape(-1).view(unit)
     per_row = size // np.dtype(unit).itemsize
@@ -90,14 +97,11 @@ def packed_words(batch: Batch, order: Array | None, bounds: Array, schema: Schem
     """
     bounds = np.asarray(bounds)
     counts, total = np.diff(bounds), np.zeros(len(bounds) - 1, np.int64)
-    for name, field in agreed_schema(batch, schema).items():
-        column = batch[name]
+    for column in _columns(batch, schema):
         if isinstance(column, Ragged):
-            total += counts + 1 + _words(_value_counts(column, order, bounds) * field.dtype.itemsize)
+            total += counts + 1 + _words(_value_counts(column, order, bounds) * column.values.itemsize)
         else:
-            total += _words(counts * field.row_bytes)
-        if field.nullable:
-            total += _words(counts)
+            total += _words(counts * _row_bytes(column))
     return total
 
 
@@ -109,16 +113,24 @@ def _value_counts(column: Ragged, order: Array | None, bounds: Array) -> Array:
     return counts
 
 
-def agreed_schema(batch: Batch, schema: Schema | None) -> Schema:
-    """The schema of the wire: the batch's own, or the agreed one, which may only add nulls. `SchemaError` otherwise."""
-    own = batch.schema
-    if schema is None or schema is own or schema == own:
-        return own
-    for name, field in schema.items():
-        mine = own[name] if name in own else None
-        if mine is None or (mine != field and (mine.nullable or not field.nullable)) or len(own) != len(schema):
-            raise SchemaError(f"rows do not have the columns that were agreed on: {difference(own, schema)}")
-    return schema
+def _columns(batch: Batch, schema: Schema | None) -> list[Column]:
+    """The columns of a segment in order, each followed by its mask if it has one, or has one by agreement."""
+    nullable = batch._valid if schema is None else _agreed_nulls(batch.schema, schema)
+    columns: list[Column] = []
+    for name, column in batch._columns.items():
+        columns.append(column)
+        if name in nullable:
+            mask = batch._valid.get(name)
+            columns.append(np.ones(len(batch), bool) if mask is None else mask)
+    return columns
+
+
+def _agreed_nulls(own: Schema, agreed: Schema) -> set[str]:
+    """The columns with a mask in an agreed schema, which may only add nulls to our own; `SchemaError` otherwise."""
+    full = [(n, Field(f.kind, f.dtype, f.shape, f.nullable or (n in agreed and agreed[n].nullable))) for n, f in own.items()]
+    if full != list(agreed.items()):
+        raise SchemaError(f"rows do not have the columns that were agreed on: {difference(own, agreed)}")
+    return {name for name, field in agreed.items() if field.nullable}
 
 
 def pack(
@@ -136,17 +148,12 @@ def pack(
     >>> unpack(out[:3], rows.schema, 2)["a"].tolist()
     [3, 1]
     """
-    begin, rows = at, hi - lo
-    chosen = None if order is None else order[lo:hi]
-    for name, field in agreed_schema(batch, schema).items():
-        column = batch[name]
+    begin, chosen = at, None if order is None else order[lo:hi]
+    for column in _columns(batch, schema):
         if isinstance(column, Ragged):
             at = _pack_ragged(column, chosen, lo, hi, out, at)
-        elif rows and field.row_bytes:
+        elif hi > lo and column.size:
             at = _pack_fixed(column, chosen, lo, hi, out, at)
-        if field.nullable:
-            mask = batch.valid(name)
-            at = _pack_fixed(np.ones(len(batch), bool) if mask is None else mask, chosen, lo, hi, out, at)
     return at - begin
 
 
@@ -163,8 +170,8 @@ def _piece(out: Array, at: int, nbytes: int) -> tuple[Array, int]:
 def _pack_fixed(column: Array, chosen: Array | None, lo: int, hi: int, out: Array, at: int) -> int:
     if not column.flags.c_contiguous:  # only the rows that go are copied
         column, chosen, lo, hi = np.ascontiguousarray(column[lo:hi] if chosen is None else column[chosen]), None, 0, hi - lo
-    source = _as_units(column) if len(column) else np.empty(0, np.uint8)
-    piece, end = _piece(out, at, (hi - lo) * column.dtype.itemsize * int(np.prod(column.shape[1:], dtype=np.int64)))
+    source = _as_units(column)
+    piece, end = _piece(out, at, (hi - lo) * _row_bytes(column))
     target = piece.view(source.dtype).reshape(-1, *source.shape[1:])
     if chosen is None:
         target[...] = source[lo:hi]

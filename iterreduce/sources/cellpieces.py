@@ -43,12 +43,13 @@ class Trouble:
 class Piece:
     """Some rows as parsed. `words` (rows, columns): int64, or float64 bits in columns that have floats.
 
-    `flags`: of each column, which kinds of cells occur; `kinds` (rows, columns): only kept if some cell is
-    blank.
+    `flags`: of each column, which kinds of cells occur; `floats`: the columns whose words are float64 bits;
+    `kinds` (rows, columns): only kept if some cell is blank.
     """
 
     words: Array
     flags: Array
+    floats: frozenset[int]
     kinds: Array | None
     text: dict[int, Ragged] = field(default_factory=dict)
 
@@ -96,7 +97,8 @@ class Parser:
             for i in self._textual
         }
         blank = bool((flags & _BLANKS).any())
-        return Piece(words.copy(), flags, kinds & np.uint8(cells.DOUBLED - 1) if blank else None, text)
+        kept = kinds & np.uint8(cells.DOUBLED - 1) if blank else None
+        return Piece(words.copy(), flags, frozenset(floats), kept, text)
 
     def _is_float(self, flags: Array) -> Array:
         """Which columns are read as floats: those known to be, or those that have a float here."""
@@ -195,7 +197,7 @@ class CellKinds:
         for i, kind in enumerate(self.kinds):
             if kind == "text" and i not in piece.text:
                 return False
-            if kind == "float64" and piece.flags[i] & _BIG and not piece.flags[i] & _FLOATS:
+            if kind == "float64" and piece.flags[i] & _BIG and i not in piece.floats:
                 return False
         return True
 
@@ -225,7 +227,7 @@ class CellKinds:
         words = piece.words[:, member]
         if wanted.dtype.kind == "i":
             return words.view(np.int64)
-        if piece.flags[member] & _FLOATS or (self.kinds[member] == "float64" and piece.flags[member] & _BIG):
+        if member in piece.floats:
             return words.view(np.float64)
         numbers = words.view(np.int64).astype(np.float64)
         if piece.kinds is not None and piece.flags[member] & _BLANKS:

@@ -57,6 +57,8 @@ class CsvOutput:
         """Done."""
         self._file.close()
 
+    abandon = close
+
 
 def header_cells(name: str, field: Field) -> list[str]:
     """The column's names in the header: ``x[0]``, ``x[1]`` for vectors.

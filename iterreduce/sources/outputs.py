@@ -31,6 +31,9 @@ class Output(Protocol):
     def close(self) -> None:
         """All rows have come."""
 
+    def abandon(self) -> None:
+        """Something failed: let go of the file, which will be removed."""
+
 
 def open_output(temporary: str, path: str, schema: Schema, rows: int, widths: dict[str, int]) -> Output:
     """The writer for this suffix. `widths`: bytes of the longest row of each ragged column."""
@@ -145,6 +148,8 @@ class NpyOutput:
         """Done."""
         self._file.close()
 
+    abandon = close
+
 
 def _write_array(file: IO[bytes], array: Array) -> None:
     if array.size:
@@ -160,7 +165,8 @@ class NpzOutput:
         self.passes: list[tuple[str, ...]] = [(name,) for name in schema]
         self._schema, self._rows = schema, rows
         self._dtypes = {name: stored_dtype(path, name, f, widths.get(name, 0)) for name, f in schema.items()}
-        self._zip = zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED)
+        self._file = open(temporary, "wb")  # noqa: SIM115 (closed by close)
+        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
         self._member: IO[bytes] | None = None
         self._name = ""
         self._masks: list[Array] = []
@@ -207,6 +213,12 @@ class NpzOutput:
                 self._begin(name)
         self._end()
         self._zip.close()
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Let go; the zip directory, which the archive would write when collected, is not wanted."""
+        self._zip.fp = None
+        self._file.close()
 
 
 # ---------------------------------------------------------------- HDF5 and Parquet
@@ -243,6 +255,8 @@ class Hdf5Output:
         """Done."""
         os.close(self._handle)
 
+    abandon = close
+
 
 def write_hdf5_rows(
     handle: int, offsets: dict[str, int], schema: Schema, first_row: int, batch: Batch
@@ -276,3 +290,5 @@ class ParquetOutput:
     def close(self) -> None:
         """Write the footer."""
         self._writer.close()
+
+    abandon = close

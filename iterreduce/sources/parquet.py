@@ -81,7 +81,7 @@ def _has_nulls(metadata: Any, name: str) -> bool:
     """Whether any row group counts nulls in this column, or does not say."""
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
-        for j in range(group.num_columns):
+        for j in range(group.num_columns if group.num_rows else 0):
             chunk = group.column(j)
             if chunk.path_in_schema.split(".", 1)[0] == name:
                 counted = chunk.statistics is not None and chunk.statistics.has_null_count

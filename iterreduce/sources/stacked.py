@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class StackedSource:
-    """Column `name` as a matrix, whatever columns the wrapped source has.
+    """Column `name` as a float matrix of shape (rows, columns), whatever columns the wrapped source has.
 
-    A column of that name is passed on as it is (with the others beside it) if its rows are vectors or if it
-    is the only column of numbers. Otherwise all columns of numbers, in file order, become one float64 matrix:
-    a table with the header ``x,y,z`` means points in space, not the column x. Columns of text are refused by
-    `open`, and empty cells by `open` or `read`, with `InputError`. Columns in `keep`, where there are such, stay
-    beside the matrix and are no part of it.
+    A column of that name is taken if its rows are vectors, or if it is the only column. Otherwise all columns, in
+    file order, become the matrix: a table with the header ``x,y,z`` means points in space, not the column x, and
+    one with ``x,y`` and a word under y is a mistake, not points on a line. Columns in `keep`, where there are such,
+    stay beside the matrix and are no part of it. A float64 or float32 matrix is passed on as it is, other numbers
+    become float64. Columns of text are refused by `open`, and empty cells by `open` or `read`, with `InputError`.
     """
 
     schema: Schema
@@ -44,20 +44,20 @@ class StackedSource:
         self.source.open(group)
         found = self.source.schema
         self.token, self.blocks, self.schema = self.source.token, self.source.blocks, found
-        beside = {name: found[name] for name in self.keep if name in found}
-        rest = Schema({name: field for name, field in found.items() if name not in beside})
-        if not self._is_matrix(rest):
-            self._refuse_others(rest)
-            self._stacked = list(rest)
-            width = sum(int(np.prod(f.shape, dtype=np.int64)) for f in rest.values())
+        chosen = self._chosen(Schema({n: f for n, f in found.items() if n not in self.keep}))
+        beside = {name: field for name, field in found.items() if name not in chosen}
+        if list(chosen) != [self.column] or not _is_matrix(chosen[self.column]):
+            self._refuse_others(chosen)
+            self._stacked = list(chosen)
+            width = sum(int(np.prod(f.shape, dtype=np.int64)) for f in chosen.values())
             self.schema = Schema({self.column: Field("fixed", np.dtype(np.float64), (width,)), **beside})
-            self.token += f"-stacked-{self.column}-beside-{','.join(beside)}"
+            self.token += f"-stacked-{self.column}-of-{','.join(chosen)}"
 
-    def _is_matrix(self, found: Schema) -> bool:
-        if self.column not in found:
-            return False
-        numbers = [n for n, f in found.items() if f.kind == "fixed"]
-        return bool(found[self.column].shape) or numbers == [self.column]
+    def _chosen(self, found: Schema) -> Schema:
+        """The columns that make the matrix."""
+        if self.column in found and (found[self.column].shape or len(found) == 1):
+            return Schema({self.column: found[self.column]})
+        return found
 
     def _refuse_others(self, found: Schema) -> None:
         if not found:
@@ -125,3 +125,7 @@ class StackedSource:
             self.source.require_numeric(column)
         else:
             self.schema.require(column)
+
+
+def _is_matrix(field: Field) -> bool:
+    return field.dtype in (np.float64, np.float32) and len(field.shape) == 1 and not field.nullable

@@ -104,7 +104,7 @@ class TextSource(FileSource):
             return Segment(file, origin, np.zeros(0, np.uint8))
         text = self.read_bytes(file, origin, min(b + BEYOND_BYTES, int(self._bytes[file])))
         start = 0
-        if origin != begin:
+        if a > begin:
             inside = self._is_inside(file, a) != (text[0] == self.quote)
             start, _ = record_border(text[: b - origin], 0, inside, self.quote)
             if start < 0 or start >= b - origin:

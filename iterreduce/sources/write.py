@@ -155,6 +155,9 @@ class _FileAtRoot:
         return self
 
     def __exit__(self, *failure: Any) -> None:
+        if self._output is not None:
+            with contextlib.suppress(Exception):  # what went wrong is already on its way
+                self._output.abandon()
         self._stack.__exit__(*failure)
 
     def _at_root(self, work: Callable[[], Any]) -> None:
@@ -163,7 +166,7 @@ class _FileAtRoot:
     def _named(self, work: Callable[[], Any]) -> None:
         try:
             work()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # HDF5 says some system errors as RuntimeError
             raise OutputError(why_not_written(self._path, error)) from error
 
     def open(self, schema: Schema, shares: Shares) -> list[tuple[str, ...]]:
@@ -185,12 +188,13 @@ class _FileAtRoot:
 
     def close(self) -> None:
         """Finish and publish."""
-        output, stack = self._output, self._stack.pop_all()
+        stack = self._stack.pop_all()
 
         def work() -> None:
             with stack:
-                assert output is not None
-                output.close()
+                if self._output is not None:
+                    self._output.close()
+                    self._output = None
 
         self._at_root(work)
 
