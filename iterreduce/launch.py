@@ -40,6 +40,8 @@ PATIENCE_SECONDS = 2.0
 PATIENCE_SECONDS_PER_RANK = 0.1
 #: How long the speaker of a node counts who else failed.
 LINGER_SECONDS = 0.5
+#: mpirun may end on an abort before it has read what the ranks wrote just before.
+FORWARD_SECONDS = 0.1
 
 #: Begins the key of a job that is known by its parent process only, which may have started other jobs too.
 _GUESSED = "parent-"
@@ -288,11 +290,13 @@ def speak_for_all(job: str, text: str, count: Callable[[int], str] | None = None
 
 
 def say(text: str) -> None:
-    """One write to standard error, so that lines of several ranks do not mix."""
+    """One write to standard error, so that lines of ranks do not mix, and time for mpirun to pass it on."""
     if text:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text.rstrip("\n") + "\n")
             sys.stderr.flush()
+            if is_launched():
+                time.sleep(FORWARD_SECONDS)
 
 
 def job_key() -> str:

@@ -156,7 +156,7 @@ def _hdf5_to_read(path: str) -> Iterator[Any]:
     except OSError as error:
         if "truncated" in str(error) or "eof" in str(error):
             raise InputError(
-                f"{path} is truncated: its end is missing, or its writer was stopped; write it again ({error})"
+                f"{path} is truncated: its end is missing, or its writer died; write it again ({error})"
             ) from error
         raise InputError(f"{path} cannot be opened as HDF5: {error}") from error
     with file:

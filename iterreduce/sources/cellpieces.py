@@ -71,7 +71,7 @@ class Parser:
         self.troubles: dict[str, Trouble] = {}
 
     def parse(self, segment: Segment, at: int) -> tuple[int, Array, tuple[int, int, int] | None]:
-        """Parse rows from byte `at` on: (where it stopped, where rows begin, (byte, status, cells) or None)."""
+        """Parse rows from byte `at` on: where it stopped, where rows begin, and (byte, status, cells) if bad."""
         buffers = (self._records, self._starts, self._ends, self._kinds, self._words)
         rows, at, status, found = cells.parse_cells(
             segment.text, at, len(segment.text), self._delimiter, *buffers

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FiniteSource:
-    """The same rows; `check` raises `InputError` at the first that is NaN, infinite or null in one of the columns."""
+    """The same rows; `check` raises `InputError` at the first that is NaN, infinite or null in a column."""
 
     def __init__(self, source: Source, finite: Sequence[str]):
         self.source, self.finite = source, tuple(finite)
@@ -76,5 +76,6 @@ class FiniteSource:
                 shown: Any = batch[column][row].ravel()
                 bad = next(v for v in shown.tolist() if v != v or v in (float("inf"), float("-inf")))
                 raise InputError(
-                    f"{self.name} row {first_row + row} of {column} holds {bad}; wanted finite numbers (rows are counted from 0)"
+                    f"{self.name} row {first_row + row} of {column} holds {bad}; "
+                    "wanted finite numbers (rows are counted from 0)"
                 )

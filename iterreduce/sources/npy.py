@@ -57,16 +57,23 @@ def read_header(file: IO[bytes], what: str) -> Header:
         if magic[:6] != b"\x93NUMPY" or magic[6] not in (1, 2, 3) or length > HEADER_BYTES:
             raise ValueError(f"magic {magic!r}, header of {length} bytes")
         text = _exactly(file, length).decode("utf-8" if magic[6] == 3 else "latin-1")
-        fields = ast.literal_eval(text.strip())
+        fields = _literal(text)
         dtype = np.lib.format.descr_to_dtype(fields["descr"])
         header = Header(
             dtype, tuple(map(int, fields["shape"])), bool(fields["fortran_order"]), 8 + width + length
         )
     except EOFError as error:
         raise InputError(f"{what} is truncated: it ends within its header") from error
-    except (ValueError, SyntaxError, KeyError, TypeError, struct.error, MemoryError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{what} is not a readable .npy file: its header is damaged ({error})") from error
     return _checked(header, what)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"it says {text.strip()[:60]!r}") from error
 
 
 def _exactly(file: IO[bytes], count: int) -> bytes:

@@ -185,26 +185,24 @@ class NpzOutput:
     def _begin(self, name: str) -> None:
         self._end()
         self._name = name
-        self._open(name, self._dtypes[name], self._schema[name].shape)
+        self._member = self._open(name, self._dtypes[name], self._schema[name].shape)
 
-    def _open(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    def _open(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> IO[bytes]:
         import zipfile
 
         info = zipfile.ZipInfo(f"{name}.npy")  # a fixed date: the same rows give the same bytes
-        self._member = self._zip.open(info, "w", force_zip64=True)
-        self._member.write(npy_header(dtype, (self._rows, *shape)))
+        member = self._zip.open(info, "w", force_zip64=True)
+        member.write(npy_header(dtype, (self._rows, *shape)))
+        return member
 
     def _end(self) -> None:
         if self._member is not None:
             self._member.close()
-        self._member = None
         if self._masks or (self._name and self._schema[self._name].nullable and not self._rows):
-            self._open(f"{self._name}.valid", np.dtype(bool), ())
-            assert self._member is not None
-            _write_array(self._member, np.concatenate([np.zeros(0, bool), *self._masks]))
+            mask = self._open(f"{self._name}.valid", np.dtype(bool), ())
+            _write_array(mask, np.concatenate([np.zeros(0, bool), *self._masks]))
             self._masks = []
-            self._member.close()
-            self._member = None
+            mask.close()
 
     def close(self) -> None:
         """Write the zip directory (and, if no rows came, the empty members)."""

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 class StackedSource:
     """Column `name` as a float matrix of shape (rows, columns), whatever columns the wrapped source has.
 
-    A column of that name is taken if its rows are vectors, or if it is the only column. Otherwise all columns, in
-    file order, become the matrix: a table with the header ``x,y,z`` means points in space, not the column x, and
-    one with ``x,y`` and a word under y is a mistake, not points on a line. Columns in `keep`, where there are such,
-    stay beside the matrix and are no part of it. A float64 or float32 matrix is passed on as it is, other numbers
-    become float64. Columns of text are refused by `open`, and empty cells by `open` or `read`, with `InputError`.
+    A column of that name is taken if its rows are vectors, or if it is the only column. Otherwise all
+    columns, in file order, become the matrix: a table with the header ``x,y,z`` means points in space, not
+    the column x, and one with ``x,y`` and a word under y is a mistake, not points on a line. Columns in
+    `keep`, where there are such, stay beside the matrix and are no part of it. A float64 or float32 matrix is
+    passed on as it is, other numbers become float64. Columns of text are refused by `open`, and empty cells
+    by `open` or `read`, with `InputError`.
     """
 
     schema: Schema
@@ -62,7 +63,8 @@ class StackedSource:
     def _refuse_others(self, found: Schema) -> None:
         if not found:
             raise InputError(
-                f'{self.name} has no column beside {", ".join(self.keep)}; wanted "{self.column}", or columns of numbers'
+                f"{self.name} has no column beside {', '.join(self.keep)}; "
+                f'wanted "{self.column}", or columns of numbers'
             )
         wrong = [n for n, f in found.items() if f.kind != "fixed" or f.dtype.kind not in "biuf"]
         if wrong:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.ragged import Array, Ragged
+from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
 from iterreduce.errors import OutputError
 from iterreduce.sources.agreement import agree
@@ -118,17 +118,27 @@ def _gather(group: Group, share: Batch, moves: list[Move], schema: Schema) -> li
     if group.rank == 0:
         mine = [share.slice(*piece) for piece in own]
         return mine + _receive(group, [m for m in moves if m[0] != 0], schema)
-    _send(group, to_words(share.slice(*own[0]), schema) if own else np.zeros(0, np.int64))
+    _send(group, _packed(share, *own[0], schema) if own else np.zeros(0, np.int64))
     return []
 
 
 def _receive(group: Group, moves: list[Move], schema: Schema) -> list[Batch]:
+    from iterreduce.columns.packing import unpack  # compiled code: not for those who only open a source
+
     counts = _agree_counts(group, 0)
     words = np.empty(int(counts.sum()), np.int64)
     none = [0] * group.size
     group.alltoallv(np.zeros(0, np.int64), none, None, words, counts.tolist(), None)
     ends = np.cumsum(counts)
-    return [from_words(words[ends[r] - counts[r] : ends[r]], schema, hi - lo) for r, lo, hi in moves]
+    return [unpack(words[ends[r] - counts[r] : ends[r]], schema, hi - lo) for r, lo, hi in moves]
+
+
+def _packed(share: Batch, lo: int, hi: int, schema: Schema) -> Array:
+    from iterreduce.columns.packing import pack, packed_words
+
+    words = np.empty(int(packed_words(share, None, np.array([lo, hi]), schema)[0]), np.int64)
+    pack(share, None, lo, hi, words, 0, schema)
+    return words
 
 
 def _send(group: Group, words: Array) -> None:
@@ -244,59 +254,3 @@ def check_room(path: str, wanted_bytes: int) -> None:
             f"{path}: the disk has {room >> 20} MiB left, the result needs about {wanted_bytes >> 20} MiB; "
             "free some space, or write elsewhere"
         )
-
-
-# ---------------------------------------------------------------- rows as words
-
-
-def to_words(batch: Batch, schema: Schema) -> Array:
-    """The rows as int64 words: column after column, each piece on an 8-byte border (see `from_words`)."""
-    pieces = [piece for name, field in schema.items() for piece in _pieces_of(batch, name, field.nullable)]
-    out = np.zeros(sum(_words(piece.nbytes) for piece in pieces), np.int64)
-    at = 0
-    for piece in pieces:
-        out[at : at + _words(piece.nbytes)].view(np.uint8)[: piece.nbytes] = piece.reshape(-1).view(np.uint8)
-        at += _words(piece.nbytes)
-    return out
-
-
-def _words(size: int) -> int:
-    return -(-size // 8)
-
-
-def _pieces_of(batch: Batch, name: str, nullable: bool) -> Iterator[Array]:
-    column, mask = batch[name], batch.valid(name)
-    if nullable:
-        yield np.ones(len(batch), bool) if mask is None else np.ascontiguousarray(mask)
-    if isinstance(column, Ragged):
-        tight = column.compact()
-        yield tight.lengths
-        yield np.ascontiguousarray(tight.values)
-    else:
-        yield np.ascontiguousarray(column)
-
-
-def from_words(words: Array, schema: Schema, rows: int) -> Batch:
-    """The rows that `to_words` packed; columns are views of the words."""
-    found: dict[str, Any] = {}
-    valid: dict[str, Array | None] = {}
-    at = 0
-
-    def piece(dtype: np.dtype[Any], count: int) -> Array:
-        nonlocal at
-        size = dtype.itemsize * count
-        part = words[at : at + _words(size)].view(np.uint8)[:size].view(dtype)
-        at += _words(size)
-        return part
-
-    for name, field in schema.items():
-        if field.nullable:
-            valid[name] = piece(np.dtype(bool), rows)
-        if field.kind == "fixed":
-            count = rows * int(np.prod(field.shape, dtype=np.int64))
-            found[name] = piece(field.dtype, count).reshape(rows, *field.shape)
-        else:
-            offsets = np.zeros(rows + 1, np.int64)
-            np.cumsum(piece(np.dtype(np.int64), rows), out=offsets[1:])
-            found[name] = Ragged(offsets, piece(field.dtype, int(offsets[-1])), field.kind)
-    return Batch.from_dict(found, valid)

@@ -67,7 +67,7 @@ def as_tuple(value: Any) -> Any:
 
 def by_rank(group: Group, batch: Batch) -> list[list[Row]]:
     """Every rank's rows, on all ranks. Collective."""
-    told = group.allgather_bytes(json.dumps([batch.names, [values_of(batch, n) for n in batch.names]]).encode())
+    told = group.allgather_bytes(json.dumps([batch.names, [values_of(batch, n) for n in batch.names]], default=str).encode())
     out = []
     for names, columns in map(json.loads, told):
         assert not columns or tuple(names) == batch.names

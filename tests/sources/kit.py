@@ -1,4 +1,4 @@
-"""What tests of sources share: open and load on several ranks, and the error that all of them must report alike."""
+"""What tests of sources share: load on several ranks, and the error that all of them must report alike."""
 
 from __future__ import annotations
 

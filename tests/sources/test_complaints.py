@@ -1,4 +1,4 @@
-"""Whatever is wrong with an input, all ranks raise one error that says what came, what was wanted and what to do."""
+"""Whatever is wrong with an input, all ranks raise one error: what came, what was wanted, what to do."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def h5(path: Path, **columns: object) -> Path:
 def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path: Path) -> None:
     points(tmp_path, "points.npy")
     for name in ("point.npy", "pointss.npy"):
-        assert complaint_about(tmp_path / name).endswith(f'no file {tmp_path / name}; did you mean "points.npy"?')
+        assert complaint_about(tmp_path / name).endswith(
+            f'no file {tmp_path / name}; did you mean "points.npy"?'
+        )
     assert "there is no directory" in complaint_about(tmp_path / "nowhere" / "points.npy")
     assert "no file" in complaint_about(tmp_path / "zzz.csv")
     assert "no file" in complaint_about(tmp_path / "words")
@@ -92,7 +94,9 @@ def test_binary_junk_is_not_taken_for_text(name: str, tmp_path: Path) -> None:
 def test_a_truncated_npy_tells_how_many_rows_it_holds(tmp_path: Path) -> None:
     path = points(tmp_path)
     cut(path, 128 + 24 * 60 + 5)
-    assert "is truncated: its header promises 100 rows of 24 bytes, the file holds 60" in complaint_about(path)
+    assert "is truncated: its header promises 100 rows of 24 bytes, the file holds 60" in complaint_about(
+        path
+    )
     cut(path, 40)
     assert "is truncated: it ends within its header" in complaint_about(path)
 
@@ -115,13 +119,19 @@ def test_truncated_npz_hdf5_parquet_and_gzip_are_refused(tmp_path: Path) -> None
 
 def test_a_file_with_the_wrong_suffix_is_named_for_what_it_is(tmp_path: Path) -> None:
     h5(tmp_path / "a.h5", x=np.arange(3)).rename(tmp_path / "a.npy")
-    assert "a.npy is an HDF5 file, whatever its name says: rename it to end in .h5" in complaint_about(tmp_path / "a.npy")
+    assert "a.npy is an HDF5 file, whatever its name says: rename it to end in .h5" in complaint_about(
+        tmp_path / "a.npy"
+    )
     points(tmp_path, "b.h5")
-    assert "b.h5 is a NumPy .npy file, whatever its name says: rename it to end in .npy" in complaint_about(tmp_path / "b.h5")
+    assert "b.h5 is a NumPy .npy file, whatever its name says: rename it to end in .npy" in complaint_about(
+        tmp_path / "b.h5"
+    )
     points(tmp_path, "c.csv")
     assert "c.csv is a NumPy .npy file" in complaint_about(tmp_path / "c.csv")
     (tmp_path / "d.txt").write_bytes(gzip.compress(b"a"))
-    assert "d.txt is gzip-compressed, whatever its name says: unpack it first" in complaint_about(tmp_path / "d.txt")
+    assert "d.txt is gzip-compressed, whatever its name says: unpack it first" in complaint_about(
+        tmp_path / "d.txt"
+    )
 
 
 def test_python_objects_in_numpy_files_are_never_unpickled(tmp_path: Path) -> None:
@@ -129,8 +139,9 @@ def test_python_objects_in_numpy_files_are_never_unpickled(tmp_path: Path) -> No
     np.savez(tmp_path / "a.npz", x=np.arange(1), y=np.array([print], object))
     np.save(tmp_path / "b.npy", np.zeros(1, [("a", "f8"), ("b", "O")]), allow_pickle=True)
     for name in ("a.npy", "a.npz", "b.npy"):
-        assert "holds Python objects, which would run code when read; save numbers or text" in complaint_about(
-            tmp_path / name
+        assert (
+            "holds Python objects, which would run code when read; save numbers or text"
+            in complaint_about(tmp_path / name)
         )
 
 
@@ -189,9 +200,10 @@ def test_a_file_that_changes_between_open_and_read_is_noticed(name: str, tmp_pat
         "points.npy": lambda n: np.save(path, np.arange(n)),
         "points.csv": lambda n: path.write_text("a\n" + "1\n" * n),
     }
-    write[name](1000)
 
     def work(group: Group) -> None:
+        if group.rank == 0:
+            write[name](1000)
         source = open_source(path)
         source.open(group)
         if name == "points.csv":
@@ -216,7 +228,10 @@ def test_files_of_one_table_that_differ_are_named_with_the_difference(tmp_path: 
     np.save(tmp_path / "1.npy", np.zeros((3, 2)))
     np.save(tmp_path / "2.npy", np.zeros((3, 4)))
     message = complaint_about(tmp_path)
-    assert f'{tmp_path}/2.npy differs from {tmp_path}/1.npy: column "x" is float64[4] here and float64[2] there' in message
+    assert (
+        f'{tmp_path}/2.npy differs from {tmp_path}/1.npy: column "x" is float64[4] here and float64[2] there'
+        in message
+    )
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "1.csv").write_text("a,b\n1,2\n")
     (tmp_path / "c" / "2.csv").write_text("a,c\n1,2\n")

@@ -6,9 +6,7 @@ import errno
 import os
 import resource
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -50,7 +48,7 @@ def test_what_is_written_is_read_again_on_any_number_of_ranks(suffix: str, tmp_p
         run_ranks(size, lambda group: write_result(group, path, share(FULL, group), round_bytes=3000))
         got = read(path, 2).select(*FULL.names)
         if suffix == ".npy":  # no masks there: NaN
-            valid = FULL.valid("part")
+            valid = np.arange(ROWS) % 5 > 0
             assert np.isnan(got["part"][~valid]).all()
             got = got.with_valid(part=valid)
         assert got.equals(FULL)
@@ -136,7 +134,9 @@ def test_what_a_format_cannot_hold_is_said_with_one_that_can(tmp_path: Path) -> 
 def test_ranks_with_different_columns_write_nothing(tmp_path: Path) -> None:
     def work(group: Group) -> bool:
         with pytest.raises(DisagreementError, match="rank 1 holds other columns than rank 0"):
-            write_result(group, tmp_path / "o.csv", Batch(x=np.zeros(2)) if group.rank else Batch(y=np.zeros(2)))
+            write_result(
+                group, tmp_path / "o.csv", Batch(x=np.zeros(2)) if group.rank else Batch(y=np.zeros(2))
+            )
         return True
 
     assert all(run_ranks(2, work))
@@ -152,7 +152,9 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> 
         check_output(tmp_path / "a.npzz")
     with pytest.raises(UsageError, match="has no suffix: wanted one of"):
         check_output(tmp_path / "a")
-    with pytest.raises(OutputError, match=r'there is no directory .*; create it first; did you mean "results"'):
+    with pytest.raises(
+        OutputError, match=r'there is no directory .*; create it first; did you mean "results"'
+    ):
         check_output(tmp_path / "result" / "a.npy")
     (tmp_path / "d.npy").mkdir()
     with pytest.raises(OutputError, match="is a directory: wanted the name of a file in it"):
@@ -164,7 +166,9 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> 
     assert sorted(os.listdir(tmp_path)) == ["d.npy", "results"]
 
 
-def test_a_disk_without_room_is_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_refused_before_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = os.statvfs(tmp_path)
     small = os.statvfs_result((*found[:4], 0, *found[5:]))
     monkeypatch.setattr("iterreduce.sources.write.os.statvfs", lambda path: small)
@@ -198,7 +202,9 @@ def test_a_write_that_fails_half_way_leaves_no_part(suffix: str, tmp_path: Path)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
     try:
-        text = complaint(lambda group: write_result(group, f"{tmp_path}/o{suffix}", share(big, group), round_bytes=50_000))
+        text = complaint(
+            lambda group: write_result(group, f"{tmp_path}/o{suffix}", share(big, group), round_bytes=50_000)
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -208,12 +214,12 @@ def test_a_write_that_fails_half_way_leaves_no_part(suffix: str, tmp_path: Path)
 
 
 def test_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_text(tmp_path / "s.json", "{}")
-    write_text(tmp_path / "s.json", '{"ä": 1}')
+    write_text(f"{tmp_path}/s.json", "{}")
+    write_text(f"{tmp_path}/s.json", '{"ä": 1}')
     assert (tmp_path / "s.json").read_text(encoding="utf-8") == '{"ä": 1}'
     assert (tmp_path / "s.json").stat().st_mode & 0o777 == 0o666 & ~_umask()
     with pytest.raises(OutputError, match="there is no directory"):
-        write_text(tmp_path / "no" / "s.json", "{}")
+        write_text(f"{tmp_path}/no/s.json", "{}")
 
 
 def _umask() -> int:
@@ -226,7 +232,9 @@ def _umask() -> int:
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".h5"])
-def test_rows_written_in_parallel_have_the_same_bytes_on_any_number_of_ranks(suffix: str, tmp_path: Path) -> None:
+def test_rows_written_in_parallel_have_the_same_bytes_on_any_number_of_ranks(
+    suffix: str, tmp_path: Path
+) -> None:
     batch = FULL.select("id", "x").with_columns(flag=np.arange(ROWS) % 2 == 0, f=np.zeros(ROWS, np.float32))
     path = tmp_path / f"rows{suffix}"
 
@@ -294,5 +302,3 @@ def test_a_block_that_cannot_be_made_fails_on_all_ranks(tmp_path: Path) -> None:
     text = complaint(lambda group: write_text_blocks(group, tmp_path / "t.txt", 9, make))
     assert "ValueError: no such block" in text
     assert os.listdir(tmp_path) == []
-
-
