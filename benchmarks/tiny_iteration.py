@@ -61,7 +61,7 @@ def loop_of(comm: MPI.Comm, fresh: bool, iterations: int) -> ir.Dataset:
 def moved_keys(comm: MPI.Comm, fresh: bool, iterations: int) -> ir.Dataset:
     """As ``loop_of``, but each rank's rows go to all ranks: an invariant table of (target, source value)."""
     rng = np.random.default_rng(comm.rank)
-    target = rng.permutation(KEYS).astype(np.int64)[: KEYS]
+    target = rng.permutation(KEYS).astype(np.int64)[:KEYS]
     rows = ir.Dataset.from_local(comm, key=target, weight=rng.random(len(target)))
 
     def spread(rows: ir.Batch, scale: ir.Batch) -> ir.Batch:
@@ -85,8 +85,12 @@ def moved_keys(comm: MPI.Comm, fresh: bool, iterations: int) -> ir.Dataset:
         ),
         (ir.Replace("state", "updated"),),
     )
-    until = ir.Until((ir.Distance(("value",), 0.0, "l1", table="state", fold="max"), ir.MaxIterations(iterations)))
-    return ir.Loop("tiny", inputs.sources, {"state": ir.State(keyed, ("key",))}, (step,), until, "state", inputs.prepare)
+    until = ir.Until(
+        (ir.Distance(("value",), 0.0, "l1", table="state", fold="max"), ir.MaxIterations(iterations))
+    )
+    return ir.Loop(
+        "tiny", inputs.sources, {"state": ir.State(keyed, ("key",))}, (step,), until, "state", inputs.prepare
+    )
 
 
 def ours_us(comm: MPI.Comm, group: ir.Group, fresh: bool) -> float:
@@ -137,10 +141,21 @@ def main() -> None:
     if comm.rank:
         return
     med = {k: statistics.median(v) for k, v in figures.items()}
-    print(f"{KEYS} keys, {comm.size} ranks, {MPI.Get_library_version().split(',')[0]}, median of {REPEATS}, microseconds per iteration")
-    print(f"  invariant keys {med['invariant']:7.1f}   floor {med['floor']:6.1f}   above it {med['invariant'] - med['floor']:7.1f}   (must: 50, aim: 15)")
-    print(f"  fresh keys     {med['fresh']:7.1f}   floor {med['floor fresh']:6.1f}   above it {med['fresh'] - med['floor fresh']:7.1f}   (must: 100, aim: 30)")
-    print(f"  iteration 1000 / iteration 2: time {late / early:.2f}, peak memory {late_memory / early_memory:.4f}")
+    print(
+        f"{KEYS} keys, {comm.size} ranks, {MPI.Get_library_version().split(',')[0]}, median of {REPEATS}, "
+        "microseconds per iteration"
+    )
+    print(
+        f"  invariant keys {med['invariant']:7.1f}   floor {med['floor']:6.1f}   above it "
+        f"{med['invariant'] - med['floor']:7.1f}   (must: 50, aim: 15)"
+    )
+    print(
+        f"  fresh keys     {med['fresh']:7.1f}   floor {med['floor fresh']:6.1f}   above it {med['fresh'] - med['floor fresh']:7.1f} "
+        "  (must: 100, aim: 30)"
+    )
+    print(
+        f"  iteration 1000 / iteration 2: time {late / early:.2f}, peak memory {late_memory / early_memory:.4f}"
+    )
     sys.stdout.flush()
 
 

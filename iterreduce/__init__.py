@@ -22,7 +22,20 @@ if TYPE_CHECKING:
 
 INT64_MAX = 2**63 - 1
 
-_AGGREGATORS = ("SUM", "MIN", "MAX", "COUNT", "MEAN", "VAR", "ANY", "ALL", "FIRST", "LAST", "COLLECT", "Aggregator")
+_AGGREGATORS = (
+    "SUM",
+    "MIN",
+    "MAX",
+    "COUNT",
+    "MEAN",
+    "VAR",
+    "ANY",
+    "ALL",
+    "FIRST",
+    "LAST",
+    "COLLECT",
+    "Aggregator",
+)
 _AGGREGATOR_MAKERS = ("count", "mean", "var", "first", "last", "collect", "argmin", "argmax")
 _WHERE = {
     "iterreduce.application": ("app",),
@@ -32,7 +45,7 @@ _WHERE = {
     "iterreduce.columns.groups": ("Groups",),
     "iterreduce.columns.nearest": ("nearest",),
     "iterreduce.columns.ragged": ("Ragged",),
-    "iterreduce.dataset": ("Dataset", "Inputs", "run"),
+    "iterreduce.dataset": ("Dataset", "Inputs"),
     "iterreduce.driver": ("LoopRun", "Position"),
     "iterreduce.errors": (
         "DisagreementError", "InputError", "IterReduceError", "LaunchError", "MemoryBudgetError", "OutputError",
@@ -44,7 +57,9 @@ _WHERE = {
         "changed", "distance", "l1", "l2", "linf",
     ),
     "iterreduce.frontends.mapreduce": ("MapReduce",),
-    "iterreduce.loop": ("Context", "Gather", "Kernel", "Local", "Loop", "Replace", "Shuffle", "State", "Superstep", "Total"),
+    "iterreduce.loop": (
+        "Context", "Gather", "Kernel", "Local", "Loop", "Replace", "Shuffle", "State", "Superstep", "Total",
+    ),
     "iterreduce.options": ("Options",),
     "iterreduce.run": ("Result",),
     "iterreduce.sources": ("RowWriter", "write_text_blocks"),
@@ -53,7 +68,7 @@ _NAMES = {name: module for module, names in _WHERE.items() for name in names}
 # names of Python's own functions stand with an underscore where they are defined
 _RENAMED = {name: f"{name}_" for name in ("sum", "min", "max", "any", "all")}
 
-__all__ = ["INT64_MAX", "__version__", "columns", "random", "read", *_NAMES, *_RENAMED]  # noqa: PLE0604
+__all__ = ["INT64_MAX", "__version__", "columns", "random", "read", *_NAMES, *_RENAMED]
 
 
 def __getattr__(name: str) -> Any:

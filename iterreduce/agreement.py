@@ -16,7 +16,14 @@ from typing import Any, NoReturn, TypeVar
 import iterreduce.errors as errors
 from iterreduce.collectives import Group
 from iterreduce.columns.schema import Schema, difference, either_null, never_null
-from iterreduce.errors import DisagreementError, Failure, InUserCode, IterReduceError, StageError, UserCodeError
+from iterreduce.errors import (
+    DisagreementError,
+    Failure,
+    InUserCode,
+    IterReduceError,
+    StageError,
+    UserCodeError,
+)
 from iterreduce.exchange import FAILED, OK
 
 T = TypeVar("T")
@@ -35,7 +42,11 @@ def caught(error: BaseException, stage: str, iteration: int, rank: int) -> Caugh
     user = isinstance(error, InUserCode)
     original = error.original if isinstance(error, InUserCode) else error
     expected = isinstance(original, IterReduceError) and not user
-    text = "" if expected else "".join(traceback.format_exception(type(original), original, _own_frames(original, user)))
+    text = (
+        ""
+        if expected
+        else "".join(traceback.format_exception(type(original), original, _own_frames(original, user)))
+    )
     try:
         message = str(original)
     except BaseException:  # a text that fails must not keep this rank from the next collective
@@ -52,7 +63,9 @@ def _own_frames(original: BaseException, user: bool):  # type: ignore[no-untyped
 
 def raise_agreed(group: Group, mine: Caught | None) -> NoReturn:
     """Gather all failures and raise the lowest rank's on every rank. Collective."""
-    said = group.allgather_bytes(b"" if mine is None else json.dumps(dataclasses.asdict(mine.failure)).encode())
+    said = group.allgather_bytes(
+        b"" if mine is None else json.dumps(dataclasses.asdict(mine.failure)).encode()
+    )
     failures = [Failure(**json.loads(s)) for s in said if s]
     first = dataclasses.replace(failures[0], ranks_failed=len(failures))
     here = mine.original if mine is not None and mine.failure.rank == first.rank else None
@@ -84,7 +97,8 @@ def agreed_schema(group: Group, mine: Schema | None) -> Schema | None:
         if unlike:
             raise DisagreementError(
                 f"ranks {first_rank} and {rank} made different columns: {unlike} "
-                f"(rank {first_rank}: {known[0][1].describe()}; rank {rank}: {schema.describe()}); make dtypes and shapes the same on all ranks"
+                f"(rank {first_rank}: {known[0][1].describe()}; rank {rank}: {schema.describe()}); make "
+                "dtypes and shapes the same on all ranks"
             )
         merged = either_null(merged, schema)
     return merged

@@ -121,12 +121,12 @@ def placeholder(parameter: Parameter) -> str:
     >>> placeholder(Parameter("k", "value", int, (), False, 8, False))
     'INT'
     """
-    if parameter.role == "dataset":
-        return parameter.name.upper() if parameter.required else "PATH"
-    if parameter.choices:
-        return "{" + ",".join(map(str, parameter.choices)) + "}"
     if parameter.required:
         return parameter.name.upper()
+    if parameter.role == "dataset":
+        return "PATH"
+    if parameter.choices:
+        return "{" + ",".join(map(str, parameter.choices)) + "}"
     return {int: "INT", float: "NUMBER", str: "TEXT"}.get(parameter.type, "PATH")
 
 

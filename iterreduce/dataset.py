@@ -46,7 +46,8 @@ class LoopNode:
 
 
 class Dataset:
-    """A lazy handle on rows. Make one with `iterreduce.read`, `Dataset.from_local` or a door such as `MapReduce`.
+    """A lazy handle on rows. Make one with `iterreduce.read`, `Dataset.from_local` or a door such as
+    `MapReduce`.
 
     >>> import numpy as np
     >>> numbers = Dataset.from_local(None, x=np.arange(5.0))
@@ -78,7 +79,8 @@ class Dataset:
         return cls(SourceNode(LocalSource(Batch(**columns), copy=copy)), comm)
 
     def sample(self, k: int, seed: int = 0, at_least: int = 0) -> Dataset:
-        """``k`` different rows, chosen by ``seed``, the same on any number of ranks; in the order of the rows.
+        """``k`` different rows, chosen by ``seed``, the same on any number of ranks; in the order of the
+        rows.
 
         A dataset of fewer than ``k`` (or ``at_least``) rows is an error when it runs.
         """
@@ -110,7 +112,11 @@ class Dataset:
     @property
     def described(self) -> str:
         """Where the rows come from, for messages."""
-        return str(getattr(self.node.source, "name", "rows")) if isinstance(self.node, SourceNode) else repr(self)
+        return (
+            str(getattr(self.node.source, "name", "rows"))
+            if isinstance(self.node, SourceNode)
+            else repr(self)
+        )
 
     def to_loop(self) -> Loop:
         """The loop that this handle stands for: one that runs once, if it is no loop."""
@@ -119,8 +125,13 @@ class Dataset:
         inputs = Inputs()
         rows = inputs.rows("rows", self)
         return Loop(
-            "collect", inputs.sources, {"result": State(rows)}, (Superstep("keep", (), (Replace("result", "result"),)),),
-            Until((MaxIterations(1),)), "result", prepare=inputs.prepare,
+            "collect",
+            inputs.sources,
+            {"result": State(rows)},
+            (Superstep("keep", (), (Replace("result", "result"),)),),
+            Until((MaxIterations(1),)),
+            "result",
+            prepare=inputs.prepare,
         )
 
     def run(self, comm: Any = None, events: Events | None = None, **options: Any) -> Result:
@@ -136,7 +147,15 @@ class Dataset:
         inputs = Inputs()
         rows = inputs.everywhere("rows", self)
         body = (Superstep("keep", (), (Replace("result", "result"),)),)
-        loop = Loop("collect", inputs.sources, {"result": State(rows)}, body, Until((MaxIterations(1),)), "result", prepare=inputs.prepare)
+        loop = Loop(
+            "collect",
+            inputs.sources,
+            {"result": State(rows)},
+            body,
+            Until((MaxIterations(1),)),
+            "result",
+            prepare=inputs.prepare,
+        )
         return run_loop(loop, group_for(comm if comm is not None else self.comm)).batch
 
 
@@ -159,7 +178,10 @@ class Inputs:
             self.sources[name] = data
             return name
         if not isinstance(data, Dataset):
-            raise UsageError(f"{name}: wanted a Dataset (ir.read(path), Dataset.from_local(...)) or a Batch, got {type(data).__name__}")
+            raise UsageError(
+                f"{name}: wanted a Dataset (ir.read(path), Dataset.from_local(...)) or a Batch, got "
+                f"{type(data).__name__}"
+            )
         if isinstance(data.node, SampleNode):
             return self._sampled(name, data.node)
         source = data.node.loop if isinstance(data.node, LoopNode) else data.node.source
@@ -181,7 +203,12 @@ class Inputs:
     def _sampled(self, name: str, node: SampleNode) -> str:
         rows = self.rows(f"{name} (sampled)", node.of)
         self._stages += [
-            Local(ChooseRows(node.k, node.seed, node.of.described, node.at_least), (rows,), f"{name} (chosen)", cut="share"),
+            Local(
+                ChooseRows(node.k, node.seed, node.of.described, node.at_least),
+                (rows,),
+                f"{name} (chosen)",
+                cut="share",
+            ),
             Gather(f"{name} (chosen)", name),
         ]
         return name
@@ -192,14 +219,21 @@ def make_options(given: Mapping[str, Any]) -> Options:
     known = Options.__dataclass_fields__
     for name in given:
         if name not in known:
-            raise UsageError(f'unknown option "{name}" (options: {", ".join(known)}){did_you_mean(name, known)}')
+            raise UsageError(
+                f'unknown option "{name}" (options: {", ".join(known)}){did_you_mean(name, known)}'
+            )
     return replace(Options(), **given)
 
 
-def run(work: Dataset | Loop, comm: Any = None, options: Options | None = None, events: Events | None = None) -> Result:
-    """Run a dataset or a loop on a communicator (None: that of its sources, or this rank alone). Collective."""
+def run(
+    work: Dataset | Loop, comm: Any = None, options: Options | None = None, events: Events | None = None
+) -> Result:
+    """Run a dataset or a loop on a communicator (None: that of its sources, or one rank). Collective."""
     if isinstance(work, Dataset):
         return run_loop(work.to_loop(), group_for(comm if comm is not None else work.comm), options, events)
     if not isinstance(work, Loop):
-        raise UsageError(f"run: wanted a Loop or a Dataset, got {type(work).__name__}; an app returns what MapReduce(...).iterate(...) gives")
+        raise UsageError(
+            f"run: wanted a Loop or a Dataset, got {type(work).__name__}; an app returns what "
+            "MapReduce(...).iterate(...) gives"
+        )
     return run_loop(work, group_for(comm), options, events)

@@ -1,4 +1,5 @@
-"""The driver: loads what is invariant, runs iterations as transactions, and asks whether the fixpoint is reached.
+"""The driver: loads what is invariant, runs iterations as transactions, and asks whether the fixpoint is
+reached.
 
     start      sources are read, prepare stages run, states take their initial rows
     advance    one iteration: supersteps, one control reduction, commit or roll back, outcome
@@ -43,7 +44,7 @@ LAST_BIT = 61
 
 @dataclass(frozen=True)
 class Position:
-    """Where a loop stands: iterations committed, and the distance at the last one (None: no distance asked)."""
+    """Where a loop stands: iterations committed, and the distance at the last one (None: none asked)."""
 
     iteration: int
     residual: float | None = None
@@ -62,7 +63,9 @@ class Clock:
 class LoopRun:
     """One run of a loop on a group. `advance` until it returns an `Outcome`, then read ``tables``."""
 
-    def __init__(self, loop: Loop, group: Group, options: Options | None = None, events: Events | None = None):
+    def __init__(
+        self, loop: Loop, group: Group, options: Options | None = None, events: Events | None = None
+    ):
         self.loop, self.group = loop, group
         self.options, self.events = options or Options(), events or Events()
         self.iteration = 0
@@ -77,7 +80,10 @@ class LoopRun:
         self.shop = Workshop(
             group,
             LoopCache(self.options.memory_bytes, enabled=not naive),
-            PartitionMap(self.options.partitions if self.options.partitions != PARTITIONS else loop.partitions, group.size),
+            PartitionMap(
+                self.options.partitions if self.options.partitions != PARTITIONS else loop.partitions,
+                group.size,
+            ),
             self.events,
             self.options.check,
             self.options.memory_bytes,
@@ -90,7 +96,9 @@ class LoopRun:
         self._changed, self._wishes = 0, list[int]()
         # more stages than bits share the last one: a false alarm only makes a plan anew
         self._watched_keys = [
-            (1 << min(i, LAST_BIT), x) for i, x in enumerate(self.shop.exchangers) if isinstance(x, CombineShuffle)
+            (1 << min(i, LAST_BIT), x)
+            for i, x in enumerate(self.shop.exchangers)
+            if isinstance(x, CombineShuffle)
         ]
         self._lay_out_control()
 
@@ -106,7 +114,7 @@ class LoopRun:
     # ------------------------------------------------------------------ start
 
     def start(self) -> None:
-        """Load sources, prepare invariants, give states their initial rows. Collective; `advance` calls it."""
+        """Load sources, prepare invariants, give states initial rows. Collective; `advance` calls it."""
         if self._started:
             return
         before = self.group.traffic.payload_bytes
@@ -143,7 +151,13 @@ class LoopRun:
         of = token("source", name, source.token)
         tokens = column_tokens(of, got.batch) if not self.options.naive else NO_TOKENS
         self.loaded[name] = got.batch.nbytes
-        self.events.emit("load", name=name, rows=len(got.batch), bytes=got.batch.nbytes, seconds=time.perf_counter() - started)
+        self.events.emit(
+            "load",
+            name=name,
+            rows=len(got.batch),
+            bytes=got.batch.nbytes,
+            seconds=time.perf_counter() - started,
+        )
         return Table(got.batch, BY_BLOCK, tokens, got.block_starts, got.first_row, got.rows_total)
 
     def _run_stages(self, stages: tuple[Stage, ...], tables: dict[str, Table], what: str) -> None:
@@ -157,7 +171,9 @@ class LoopRun:
         for number, stage in enumerate(stages):
             if stage.into in made:
                 table = made[stage.into]
-                tables[stage.into] = table if self.options.naive else _renewed(table, token(what, self.loop.name, number))
+                tables[stage.into] = (
+                    table if self.options.naive else _renewed(table, token(what, self.loop.name, number))
+                )
 
     def _leave_if_failed(self, guard: Guard) -> None:
         """Agree that all is well before going on. Collective."""
@@ -198,8 +214,10 @@ class LoopRun:
     def advance(self, feed: Mapping[str, Any] | None = None) -> Position | Outcome:
         """Run one iteration. Collective.
 
-        Returns the new `Position`, or the `Outcome` if the loop ended with it. If anything fails, on any rank,
-        the iteration is rolled back and the same error is raised on all; ``tables`` are those of the last commit.
+        Returns the new `Position`, or the `Outcome` if the loop ended with it. If anything fails, on any
+        rank,
+        the iteration is rolled back and the same error is raised on all; ``tables`` are those of the last
+        commit.
         """
         if feed:
             raise UsageError(f"this loop declares no feeds, got {', '.join(feed)}")
@@ -273,7 +291,11 @@ class LoopRun:
         self.bytes_iterations.append(sent)
         if self.events.active:
             self.events.emit(
-                "iteration.commit", iteration=self.iteration, residual=self.residual, seconds=seconds, bytes=sent,
+                "iteration.commit",
+                iteration=self.iteration,
+                residual=self.residual,
+                seconds=seconds,
+                bytes=sent,
                 invariant_bytes=self.shop.cache.nbytes + sum(self.loaded.values()),
             )
 
@@ -324,7 +346,11 @@ def emit_iteration(events: Events, iteration: int) -> None:
 
 def wanted_after(loop: Loop) -> set[str]:
     """Names that are read outside of the stages that run once."""
-    out = {loop.result, *(s.initial for s in loop.state.values()), *(table for table, _ in loop.values.values())}
+    out = {
+        loop.result,
+        *(s.initial for s in loop.state.values()),
+        *(table for table, _ in loop.values.values()),
+    }
     for step in loop.body:
         out |= {w.rows for w in step.writes}
         for stage in step.stages:
@@ -353,5 +379,7 @@ def _check_unique(name: str, state: State, table: Table) -> None:
         counts = np.bincount(numbered.codes)
         twice = numbered.keys.slice(int(counts.argmax()), int(counts.argmax()) + 1)
         shown = ", ".join(f"{k}={twice[k][0]!r}" for k in twice.names)
-        raise UsageError(f'state "{name}" is keyed by {", ".join(state.key)}, but {shown} has {int(counts.max())} rows; make its keys unique')
-
+        raise UsageError(
+            f'state "{name}" is keyed by {", ".join(state.key)}, but {shown} has {int(counts.max())} '
+            "rows; make its keys unique"
+        )

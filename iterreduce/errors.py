@@ -90,13 +90,15 @@ class StageError(IterReduceError):
 
     def __init__(self, failure: Failure):
         self.failure = failure
-        others = f" ({failure.ranks_failed} ranks failed; the lowest is shown)" if failure.ranks_failed > 1 else ""
+        others = (
+            f" ({failure.ranks_failed} ranks failed; the lowest is shown)" if failure.ranks_failed > 1 else ""
+        )
         text = failure.traceback.rstrip() or f"{failure.kind}: {failure.message}"
         super().__init__(f"{failure.kind}{self.origin} on {failure.where}{others}\n{text}")
 
 
 class InUserCode(Exception):
-    """Carries an exception out of a user's function, so that the engine knows whose it was; never leaves it."""
+    """Carries an exception out of a user's function, to tell the engine whose it was; never leaves it."""
 
     def __init__(self, original: BaseException):
         super().__init__(type(original).__name__)

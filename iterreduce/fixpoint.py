@@ -68,10 +68,12 @@ class Distance:
     width: int = 3  # sum, rows, largest
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.threshold) and self.threshold != np.inf or self.threshold < 0:
+        if math.isnan(self.threshold) or self.threshold < 0:
             raise UsageError(f"a distance is compared with a threshold >= 0, got {self.threshold}")
         if not callable(self.per_row) and self.per_row not in ("l1", "l2", "max", "changed"):
-            raise UsageError(f"per_row {self.per_row!r}: wanted l1, l2, max, changed or a function of old and new rows")
+            raise UsageError(
+                f"per_row {self.per_row!r}: wanted l1, l2, max, changed or a function of old and new rows"
+            )
         if self.fold not in ("sum", "mean", "max"):
             raise UsageError(f"fold {self.fold!r}: wanted sum, mean or max")
 
@@ -232,13 +234,18 @@ class Until:
     def __post_init__(self) -> None:
         for rule in self.rules:
             if not isinstance(rule, RULES):
-                raise UsageError(f"until: {rule!r} is no stopping rule; write ir.l1('rank') <= 1e-9, ir.Empty(), or a function of old and new state")
+                raise UsageError(
+                    f"until: {rule!r} is no stopping rule; write ir.l1('rank') <= 1e-9, ir.Empty(), or a "
+                    "function of old and new state"
+                )
         if not self.rules:
             raise UsageError("until: a loop needs at least one rule, such as ir.MaxIterations(100)")
 
     @classmethod
     def of(cls, until: Any, max_iterations: int | None) -> Until:
-        """What a user writes -> rules: a rule, a sequence of rules, a function, an Until, or None (unchanged)."""
+        """What a user writes -> rules: a rule, a sequence of rules, a function, an Until, or None
+        (unchanged).
+        """
         if isinstance(until, Until):
             rules: Sequence[Any] = until.rules
         elif until is None:
@@ -252,12 +259,18 @@ class Until:
 
     def on(self, table: str) -> Until:
         """The same rules, with ``table`` where a rule names none."""
-        return Until(tuple(r if r.table or isinstance(r, MaxIterations) else replace(r, table=table) for r in self.rules))
+        return Until(
+            tuple(
+                r if r.table or isinstance(r, MaxIterations) else replace(r, table=table) for r in self.rules
+            )
+        )
 
 
 def _rule(rule: Any) -> Any:
     if isinstance(rule, Measure):
-        raise UsageError(f"until: {rule.per_row}{rule.columns} is a distance, not a rule; compare it: ... <= 1e-6")
+        raise UsageError(
+            f"until: {rule.per_row}{rule.columns} is a distance, not a rule; compare it: ... <= 1e-6"
+        )
     return Predicate(rule) if callable(rule) and not isinstance(rule, RULES) else rule
 
 
@@ -274,20 +287,25 @@ class Measure:
         return Distance(self.columns, float(threshold), self.per_row, self.fold, self.table)
 
     def __bool__(self) -> bool:
-        raise UsageError("a distance has no truth value while the loop is built; write  until=ir.l2('x') <= tolerance")
+        raise UsageError(
+            "a distance has no truth value while the loop is built; write  until=ir.l2('x') <= tolerance"
+        )
 
 
 def l1(*columns: str, fold: Fold = "sum", table: str | None = None) -> Measure:
     """Sum (mean, max) over rows of absolute differences between the old and the new columns.
 
     >>> l1("rank") <= 1e-9
-    Distance(columns=('rank',), threshold=1e-09, per_row='l1', fold='sum', table=None, outcome=<Outcome.CONVERGED: 'converged'>, width=3)
+    Distance(columns=('rank',), threshold=1e-09, per_row='l1', fold='sum', table=None,
+    outcome=<Outcome.CONVERGED: 'converged'>, width=3)
     """
     return Measure(columns, "l1", fold, table)
 
 
 def l2(*columns: str, fold: Fold = "sum", table: str | None = None) -> Measure:
-    """Euclidean norm of the whole difference (fold "mean": root mean square of rows; "max": largest row norm)."""
+    """Euclidean norm of the whole difference (fold "mean": root mean square of rows; "max": largest row
+    norm).
+    """
     return Measure(columns, "l2", fold, table)
 
 
@@ -301,7 +319,9 @@ def changed(*columns: str, fold: Fold = "sum", table: str | None = None) -> Meas
     return Measure(columns, "changed", fold, table)
 
 
-def distance(function: Callable[[Batch, Batch], Array], fold: Fold = "sum", table: str | None = None) -> Measure:
+def distance(
+    function: Callable[[Batch, Batch], Array], fold: Fold = "sum", table: str | None = None
+) -> Measure:
     """A distance of your own: ``function(old, new) -> float64[n]``, one number for each pair of rows."""
     return Measure((), function, fold, table)
 
@@ -312,7 +332,8 @@ def side_by_side(old: Table, new: Table, columns: tuple[str, ...]) -> tuple[Batc
     if new.layout.kind != "key" or _same_keys(old.batch, new.batch, keys):
         if len(old) != len(new) and columns:
             raise SchemaError(
-                f"the distance compares rows by position, but the state had {len(old)} rows and has {len(new)}; give the state a key, "
+                f"the distance compares rows by position, but the state had {len(old)} rows and has "
+                f"{len(new)}; give the state a key, "
                 "or use ir.Unchanged() or ir.Empty()"
             )
         return old.batch, new.batch
@@ -340,36 +361,49 @@ def _matched(old: Batch, new: Batch, keys: tuple[str, ...]) -> tuple[Batch, Batc
 
 def _nothing_like(rows: Batch, keys: tuple[str, ...]) -> Batch:
     """The same keys with zeros beside them."""
-    zeros = {n: np.zeros_like(rows[n]) for n in rows.names if n not in keys and not isinstance(rows[n], Ragged)}
+    zeros = {
+        n: np.zeros_like(rows[n]) for n in rows.names if n not in keys and not isinstance(rows[n], Ragged)
+    }
     return rows.with_columns(**zeros)
 
 
 def _row_distance(per_row: PerRow, name: str, old: Batch, new: Batch) -> Array:
     a, b = old[name], new[name]
     if isinstance(a, Ragged) or per_row == "changed":
-        return _row_changed(name, per_row, a, b) if not (old._valid or new._valid) else _null_changed(name, per_row, old, new)
+        return (
+            _row_changed(name, per_row, a, b)
+            if not (old._valid or new._valid)
+            else _null_changed(name, per_row, old, new)
+        )
     if a.dtype.kind not in "biuf":
-        raise SchemaError(f'a distance needs numbers; column "{name}" is {a.dtype} (use ir.changed("{name}"))')
+        raise SchemaError(
+            f'a distance needs numbers; column "{name}" is {a.dtype} (use ir.changed("{name}"))'
+        )
     diff = b - a if a.dtype == b.dtype == FLOAT64 else np.subtract(b, a, dtype=np.float64)
-    flat = diff if diff.ndim == 1 else diff.reshape(len(diff), -1)
+    flat: Array = diff if diff.ndim == 1 else diff.reshape(len(diff), -1)
     if flat.ndim == 1:
-        return np.abs(flat, out=flat)
+        np.abs(flat, out=flat)
+        return flat
     if per_row == "l2":
-        return np.sqrt(np.einsum("ij,ij->i", flat, flat))
+        norms: Array = np.sqrt(np.einsum("ij,ij->i", flat, flat))
+        return norms
     np.abs(flat, out=flat)
-    return flat.sum(axis=1) if per_row == "l1" else flat.max(axis=1, initial=0.0)
+    rows: Array = flat.sum(axis=1) if per_row == "l1" else flat.max(axis=1, initial=0.0)
+    return rows
 
 
 def _row_changed(name: str, per_row: str, a: Any, b: Any) -> Array:
     if per_row != "changed":
-        raise SchemaError(f'a distance needs numbers; column "{name}" holds {a.kind} (use ir.changed("{name}"))')
+        raise SchemaError(
+            f'a distance needs numbers; column "{name}" holds {a.kind} (use ir.changed("{name}"))'
+        )
     if isinstance(a, Ragged):
-        left, right = np.array(a.to_list(), object), np.array(b.to_list(), object)
-        return (left != right).astype(np.float64)
+        return a.differs(b).astype(np.float64)
     differs = a != b
     if a.dtype.kind in "fc":
         differs &= ~(np.isnan(a) & np.isnan(b))
-    return (differs if differs.ndim == 1 else differs.reshape(len(a), -1).any(axis=1)).astype(np.float64)
+    rows: Array = differs if differs.ndim == 1 else differs.reshape(len(a), -1).any(axis=1)
+    return rows.astype(np.float64)
 
 
 def _null_changed(name: str, per_row: str, old: Batch, new: Batch) -> Array:
@@ -382,14 +416,17 @@ def _null_changed(name: str, per_row: str, old: Batch, new: Batch) -> Array:
 
 def _combined(per_row: PerRow, parts: Sequence[Array]) -> Array:
     stack = np.stack(parts)
-    if per_row == "l1":
-        return stack.sum(axis=0)
-    return np.sqrt((stack * stack).sum(axis=0)) if per_row == "l2" else stack.max(axis=0)
+    if per_row == "l2":
+        stack = np.sqrt((stack * stack).sum(axis=0, keepdims=True))
+    rows: Array = stack.sum(axis=0) if per_row == "l1" else stack.max(axis=0)
+    return rows
 
 
 def asked(function: Callable[[Batch, Batch], Any], old: Batch, new: Batch) -> Any:
     """What a user's function says of two versions of a state, which it cannot change."""
-    views = [Batch._trusted({n: read_only(b[n]) for n in b.names}, b._valid, len(b), b._schema) for b in (old, new)]
+    views = [
+        Batch._trusted({n: read_only(b[n]) for n in b.names}, b._valid, len(b), b._schema) for b in (old, new)
+    ]
     try:
         return function(*views)
     except BaseException as error:  # whatever it is, the other ranks are waiting in the control reduction
@@ -399,7 +436,9 @@ def asked(function: Callable[[Batch, Batch], Any], old: Batch, new: Batch) -> An
 def _checked_rows(rows: Any, n: int) -> Array:
     out = np.asarray(rows, dtype=np.float64)
     if out.shape != (n,):
-        raise SchemaError(f"the distance function gave shape {out.shape}: wanted one number for each of {n} rows")
+        raise SchemaError(
+            f"the distance function gave shape {out.shape}: wanted one number for each of {n} rows"
+        )
     return out
 
 
@@ -421,7 +460,9 @@ def partials(until: Until, old: Mapping[str, Table], new: Mapping[str, Table], r
 
 
 def verdict(until: Until, gathered: Array, iteration: int) -> tuple[Outcome | None, float | None]:
-    """(outcome or None, residual) from float64[ranks, words] of all ranks' partials; pure, the same everywhere."""
+    """(outcome or None, residual) from float64[ranks, words] of all ranks' partials; pure, the same
+    everywhere.
+    """
     at, residual, outcome = 0, None, None
     ranks = gathered.tolist()
     for rule in until.rules:

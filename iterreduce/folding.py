@@ -36,11 +36,16 @@ class Outputs:
         self.width = 0
         for output in self.outputs:
             if output.bound.words is None:
-                raise SchemaError(f'output "{output.name}" needs all rows of a key together; it cannot be combined before sending')
+                raise SchemaError(
+                    f'output "{output.name}" needs all rows of a key together; it cannot be combined '
+                    "before sending"
+                )
             self.offsets.append(self.width)
             self.width += output.bound.words
         self._zero = not any(o.bound.identity.any() for o in self.outputs)
-        self._used = [(n, schema[n]) for n in self.names if n in keys or any(n in o.inputs for o in self.outputs)]
+        self._used = [
+            (n, schema[n]) for n in self.names if n in keys or any(n in o.inputs for o in self.outputs)
+        ]
 
     def fits(self, batch: Batch) -> bool:
         """Has the batch the columns that these outputs were bound to? (The fast test of every piece.)"""
@@ -99,7 +104,9 @@ def inputs_of(output: Output, batch: Batch) -> tuple[Any, Array | None]:
 
 
 class RowSource:
-    """Where a stage's rows come from: a resident table, or a map that is run piece by piece as they are folded."""
+    """Where a stage's rows come from: a resident table, or a map that is run piece by piece as they are
+    folded.
+    """
 
     def __init__(self, name: str, map_: BlockMap | None, rank: int = 0, size: int = 1):
         self.name, self.map, self.rank, self.size = name, map_, rank, size
@@ -112,13 +119,19 @@ class RowSource:
 
     def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
         """All rows of this rank in canonical order; a resident table is one piece, even without rows."""
-        if self.map is not None and not tables[self.map.stage.reads[0]].everywhere and self.map.stage.cut == "block":
+        if (
+            self.map is not None
+            and not tables[self.map.stage.reads[0]].everywhere
+            and self.map.stage.cut == "block"
+        ):
             yield from self.map.pieces(tables, iteration)
             return
         table = self.map.share(tables, iteration) if self.map else tables[self.name]
         batch = table.batch
         if table.everywhere and self.size > 1:  # each row counts once: every rank brings an equal part
-            batch = batch.slice(len(batch) * self.rank // self.size, len(batch) * (self.rank + 1) // self.size)
+            batch = batch.slice(
+                len(batch) * self.rank // self.size, len(batch) * (self.rank + 1) // self.size
+            )
         yield Piece(0, len(batch), batch, table.tokens)
 
     def on_nothing(self, tables: Mapping[str, Table], iteration: int) -> Batch:
@@ -126,12 +139,13 @@ class RowSource:
         return self.map.on_nothing(tables, iteration) if self.map else tables[self.name].batch.slice(0, 0)
 
 
-
 RECORDS = "\0records"  # the wire column of accumulator records: no user column can have this name
 
 
 class Relearn(Exception):
-    """A later piece has nulls where the first had none: outputs must be bound anew, and all rows folded again."""
+    """A later piece has nulls where the first had none: outputs must be bound anew, and all rows folded
+    again.
+    """
 
     def __init__(self, schema: Schema):
         super().__init__()
@@ -139,7 +153,8 @@ class Relearn(Exception):
 
 
 class Combiner:
-    """The fold of one stage: outputs bound to the columns as first seen, a table for this rank's rows, and one
+    """The fold of one stage: outputs bound to the columns as first seen, a table for this rank's rows, and
+    one
     for what arrives."""
 
     def __init__(self, reduce: Reduce, keys: tuple[str, ...], source: RowSource):
@@ -157,7 +172,9 @@ class Combiner:
         self.outputs = outputs = Outputs(self.reduce, self.keys, schema)
         self.fold = Fold(outputs.key_schema, outputs.outputs)
         self.merged = Fold(outputs.key_schema, outputs.outputs)
-        self.wire = Schema({**outputs.key_schema, RECORDS: Field("fixed", np.dtype(np.int64), (outputs.width,))})
+        self.wire = Schema(
+            {**outputs.key_schema, RECORDS: Field("fixed", np.dtype(np.int64), (outputs.width,))}
+        )
 
     def clear(self) -> None:
         """Forget what was folded."""

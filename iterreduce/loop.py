@@ -134,7 +134,8 @@ class State:
 class Loop:
     """Sources, what is prepared from them once, state, a body of supersteps, and when to stop.
 
-    ``sources``: name -> a source (rows by block), a `Batch` (the same on all ranks), or another `Loop` (its result). ``prepare``: stages
+    ``sources``: name -> a source (rows by block), a `Batch` (the same on all ranks), or another `Loop` (its
+    result). ``prepare``: stages
     run once, whose outputs are invariants. ``finish``: stages run once after the last iteration, which read
     the final state. ``values``: name -> (table of one row, column): numbers of the run's summary, taken after
     ``finish``. ``result``: the table that the run returns.
@@ -219,13 +220,18 @@ def _bind(stage: Stage, bound: set[str], where: str) -> set[str]:
     if isinstance(stage, Local) and not stage.reads:
         raise UsageError(f"{where}: Local into {stage.into!r} reads nothing; name at least one table")
     if stage.into in bound:
-        raise UsageError(f'{where}: "{stage.into}" is bound twice; give the result of {type(stage).__name__} another name')
+        raise UsageError(
+            f'{where}: "{stage.into}" is bound twice; give the result of {type(stage).__name__} another name'
+        )
     return bound | {stage.into}
 
 
 def _known(name: str, bound: set[str], where: str) -> None:
     if name not in bound:
-        raise UsageError(f'{where} "{name}", which is not bound (known: {", ".join(sorted(bound)) or "nothing"}){did_you_mean(name, bound)}')
+        raise UsageError(
+            f'{where} "{name}", which is not bound '
+            f"(known: {', '.join(sorted(bound)) or 'nothing'}){did_you_mean(name, bound)}"
+        )
 
 
 def keys_of(key: Any) -> tuple[str, ...]:
@@ -256,7 +262,10 @@ class ChooseRows:
         (rows,) = batches
         wanted = max(self.k, self.at_least)
         if wanted > context.rows_total:
-            raise UsageError(f"wanted k={wanted} different rows of {self.of}, which has {context.rows_total}; ask for fewer (a smaller k), or give more rows")
+            raise UsageError(
+                f"wanted k={wanted} different rows of {self.of}, which has {context.rows_total}; ask for "
+                "fewer (a smaller k), or give more rows"
+            )
         chosen = np.sort(choose(self.seed, STREAM_SAMPLE, context.rows_total, self.k)) - context.first_row
         return rows.take(chosen[(chosen >= 0) & (chosen < len(rows))])
 

@@ -57,7 +57,9 @@ class LoopCache:
         """May an entry of this token be made?"""
         return self.enabled and token != 0 and token not in self.barred
 
-    def put(self, token: int, name: str, value: Any, nbytes: int, on_evict: Callable[[], None] = lambda: None) -> None:
+    def put(
+        self, token: int, name: str, value: Any, nbytes: int, on_evict: Callable[[], None] = lambda: None
+    ) -> None:
         """Keep a value that all ranks keep under this token."""
         self._entries[token] = Entry(value, name, nbytes, on_evict)
 

@@ -77,7 +77,10 @@ def call(function: Callable[..., Batch] | Kernel, context: Context, batches: Seq
         except BaseException as error:  # SystemExit and KeyboardInterrupt too: other ranks wait for this one
             raise InUserCode(error) from error
     if not isinstance(result, Batch):
-        raise SchemaError(f"{describe(function)} returned {type(result).__name__}: wanted an ir.Batch, such as ir.Batch(key=..., value=...)")
+        raise SchemaError(
+            f"{describe(function)} returned {type(result).__name__}: wanted an ir.Batch, such as "
+            "ir.Batch(key=..., value=...)"
+        )
     return result
 
 
@@ -110,7 +113,9 @@ class PieceCutter:
         if nbytes <= self.piece_bytes or table.block_starts is None:
             yield 0, table.batch
             return
-        for lo, hi in zip(*piece_bounds(table.block_starts, max(1, self.piece_bytes * rows // nbytes)), strict=True):
+        for lo, hi in zip(
+            *piece_bounds(table.block_starts, max(1, self.piece_bytes * rows // nbytes)), strict=True
+        ):
             yield lo, table.batch.slice(lo, hi)
 
 
@@ -147,18 +152,23 @@ class BlockMap:
         others = [self._other(name, tables[name], first, pieces) for name in self.stage.reads[1:]]
         for i, handed in enumerate(pieces):
             context = Context(iteration, first.first_row + handed.lo, first.rows_total)
-            result = call(self.stage.function, context, (handed.batch, *(o[i % len(o)].batch for o in others)))
+            result = call(
+                self.stage.function, context, (handed.batch, *(o[i % len(o)].batch for o in others))
+            )
             batch, tokens = take_back(result, (handed.origin,))
             yield Piece(handed.lo, handed.lo + len(handed.batch), batch, tokens)
 
     def _other(self, name: str, table: Table, first: Table, pieces: list[Handed]) -> list[Handed]:
-        """What each piece is handed beside its rows: a whole table, or the rows at the same place of one laid out alike."""
+        """What each piece is handed beside its rows: a whole table, or the rows at the same place of one laid
+        out alike.
+        """
         if table.everywhere or table.layout.kind != first.layout.kind:
             return [self._hand(name, table)]
         if len(table) != len(first):
             raise SchemaError(
                 f'{describe(self.stage.function)} reads "{self.stage.reads[0]}" and "{name}" side by side, '
-                f"but they have {len(first)} and {len(table)} rows here; tables by {first.layout.kind} must have the same rows"
+                f"but they have {len(first)} and {len(table)} rows here; tables by {first.layout.kind} "
+                "must have the same rows"
             )
         known = self._beside.get(name)
         if known is None or known[0] is not table.batch or known[1] is not pieces:
@@ -185,7 +195,9 @@ class BlockMap:
             if like.layout.kind != "everywhere":
                 layout = like.layout if all(k in batch for k in like.layout.keys) else BY_BLOCK
                 if len(batch) == len(like.batch):
-                    return Table(batch, layout, result.tokens, like.block_starts, like.first_row, like.rows_total)
+                    return Table(
+                        batch, layout, result.tokens, like.block_starts, like.first_row, like.rows_total
+                    )
                 return Table(batch, layout, result.tokens, np.array([0, len(batch)]))
         return Table(batch, EVERYWHERE, result.tokens, np.array([0, len(batch)]), 0, len(batch))
 

@@ -50,7 +50,9 @@ class Result:
         return self.batch[column]
 
 
-def run_loop(loop: Loop, group: Group, options: Options | None = None, events: Events | None = None) -> Result:
+def run_loop(
+    loop: Loop, group: Group, options: Options | None = None, events: Events | None = None
+) -> Result:
     """Run to the end on this group. Collective.
 
     Raises the same error on all ranks; the group is usable afterwards.
@@ -65,9 +67,21 @@ def run_loop(loop: Loop, group: Group, options: Options | None = None, events: E
         run.finish()
         result = _result(run, outcome, time.perf_counter() - started, group.traffic.payload_bytes - sent)
     except BaseException:
-        events.emit("run.end", outcome=None, iterations=run.iteration, residual=run.residual, seconds=time.perf_counter() - started)
+        events.emit(
+            "run.end",
+            outcome=None,
+            iterations=run.iteration,
+            residual=run.residual,
+            seconds=time.perf_counter() - started,
+        )
         raise
-    events.emit("run.end", outcome=outcome.name, iterations=run.iteration, residual=run.residual, seconds=time.perf_counter() - started)
+    events.emit(
+        "run.end",
+        outcome=outcome.name,
+        iterations=run.iteration,
+        residual=run.residual,
+        seconds=time.perf_counter() - started,
+    )
     return result
 
 
@@ -81,7 +95,12 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         batch=table.batch,
         everywhere=table.everywhere,
         values=_values(run),
-        seconds={"load": clock.load, "invariants": clock.invariants, "iterate": clock.iterate, "total": seconds},
+        seconds={
+            "load": clock.load,
+            "invariants": clock.invariants,
+            "iterate": clock.iterate,
+            "total": seconds,
+        },
         seconds_per_iteration=clock.iterations,
         bytes_exchanged={"invariants": run.bytes_invariants, "per_iteration": per_iteration, "total": sent},
         result_sha256=digest(table, run.group),
@@ -109,6 +128,10 @@ def digest(table: Table, group: Group) -> str:
     if not (table.everywhere and group.rank) and batch.names:
         first = hash_keys(batch)
         second = hash_words((first ^ np.uint64(0x9E3779B97F4A7C15)).view(np.int64)) * first
-        sums[:] = first.sum(dtype=np.uint64).view(np.int64), second.sum(dtype=np.uint64).view(np.int64), len(batch)
+        sums[:] = (
+            first.sum(dtype=np.uint64).view(np.int64),
+            second.sum(dtype=np.uint64).view(np.int64),
+            len(batch),
+        )
     group.allreduce(sums, "sum")
     return hashlib.sha256(batch.schema.to_json().encode() + sums.tobytes()).hexdigest()

@@ -114,7 +114,7 @@ class CombineShuffle:
         self._index: tuple[Batch, KeyIndex] | None = None
         self._version_tokens: dict[int, dict[str, int]] = {}
         self._onto_known: tuple[int, ...] = ()
-        self._onto_token = 0
+        self._onto_token = 1 if stage.onto is None else 0
         self._relearned = False
         self._last_proposal = 0
         self._parts: list[Folded] = []

@@ -57,7 +57,9 @@ class Workshop:
         elif isinstance(stage, Gather):
             made = GatherRows(stage, *common, self.check, self.limit_bytes)
         elif isinstance(stage, Shuffle) and stage.combine is not None:
-            made = CombineShuffle(stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats)
+            made = CombineShuffle(
+                stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats
+            )
         else:
             assert isinstance(stage, Shuffle)
             made = RowShuffle(stage, *common, self.partitions, self.check, self.limit_bytes)
@@ -81,7 +83,12 @@ class SuperstepRun:
                 if stage.into not in fused:
                     self.actions.append((label, stage, maps[stage.into]))
             else:
-                source = RowSource(stage.rows, maps[stage.rows] if stage.rows in fused else None, shop.group.rank, shop.group.size)
+                source = RowSource(
+                    stage.rows,
+                    maps[stage.rows] if stage.rows in fused else None,
+                    shop.group.rank,
+                    shop.group.size,
+                )
                 self.actions.append((label, stage, shop.exchanger(stage, source)))
 
     def run(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
@@ -117,7 +124,9 @@ class SuperstepRun:
         return {w.table: written(w, seen[w.table], seen[w.rows], self.shop) for w in self.step.writes}
 
 
-def emit_stage(events: Events, stage: str, iteration: int, seconds: float | None = None, sent: int = 0) -> None:
+def emit_stage(
+    events: Events, stage: str, iteration: int, seconds: float | None = None, sent: int = 0
+) -> None:
     """Tell that a stage begins, or (with seconds and bytes) that it has ended."""
     if seconds is None:
         events.emit("stage.start", stage=stage, iteration=iteration)
@@ -134,11 +143,19 @@ def local(work: BlockMap, tables: Mapping[str, Table], iteration: int) -> Table:
     if made is not None:
         return made
     empty = work.on_nothing(tables, iteration)
-    return Table(empty, first.layout, first_row=first.first_row, block_starts=first.block_starts, rows_total=first.rows_total)
+    return Table(
+        empty,
+        first.layout,
+        first_row=first.first_row,
+        block_starts=first.block_starts,
+        rows_total=first.rows_total,
+    )
 
 
 def fused_maps(stages: Iterable[Stage], kept: set[str]) -> set[str]:
-    """Names of map results that one exchange reads and nothing else: they are folded piece by piece, never joined."""
+    """Names of map results that one exchange reads and nothing else: they are folded piece by piece, never
+    joined.
+    """
     stages = tuple(stages)
     readers: dict[str, list[Stage]] = {}
     for stage in stages:
@@ -158,7 +175,8 @@ def written(write: Write, old: Table, rows: Table, shop: Workshop) -> Table:
     kind = old.layout.kind
     if kind == "everywhere" and not rows.everywhere:
         raise UsageError(
-            f'replacing "{write.table}", which is the same on all ranks, by "{write.rows}", whose rows lie {describe(rows)}; use Gather or Total first'
+            f'replacing "{write.table}", which is the same on all ranks, by "{write.rows}", whose rows '
+            f"lie {describe(rows)}; use Gather or Total first"
         )
     if kind == "key":
         check_owned(write, old, rows, shop)
@@ -169,21 +187,25 @@ def written(write: Write, old: Table, rows: Table, shop: Workshop) -> Table:
 def describe(table: Table) -> str:
     """Where a table's rows lie, in words."""
     keys = ", ".join(table.layout.keys)
-    return {"everywhere": "on every rank", "block": "by block of their source", "key": f"by key {keys}"}[table.layout.kind]
+    return {"everywhere": "on every rank", "block": "by block of their source", "key": f"by key {keys}"}[
+        table.layout.kind
+    ]
 
 
 def check_owned(write: Write, old: Table, rows: Table, shop: Workshop) -> None:
-    """Every row must lie with the owner of its key: known where the key columns were passed on, else hashed."""
+    """Every row must lie with the owner of its key: known where its columns were passed on, else hashed."""
     keys = old.layout.keys
     for key in keys:
         rows.batch[key]  # names what is missing
-    if all(rows.batch[k] is old.batch[k] for k in keys) or (rows.layout == old.layout and all(k in rows.tokens for k in keys)):
+    if all(rows.batch[k] is old.batch[k] for k in keys) or (
+        rows.layout == old.layout and all(k in rows.tokens for k in keys)
+    ):
         return
     if shop.group.size > 1:
         owners = shop.partitions.owner_of_hashes(hash_keys(rows.batch.select(*keys)))
         stray = int((owners != shop.group.rank).sum())
         if stray:
             raise UsageError(
-                f'replacing "{write.table}", which is partitioned by {", ".join(keys)}: {stray} rows of "{write.rows}" belong to other ranks; Shuffle them by that key first'
+                f'replacing "{write.table}", which is partitioned by {", ".join(keys)}: {stray} rows of '
+                f'"{write.rows}" belong to other ranks; Shuffle them by that key first'
             )
-

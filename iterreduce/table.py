@@ -49,7 +49,7 @@ def token(*parts: object) -> int:
 
 
 def column_tokens(of: int, batch: Batch) -> dict[str, int]:
-    """The token of each column of a batch that as a whole has the token ``of``; columns with nulls have none."""
+    """The tokens of the columns of a batch that as a whole has the token ``of``; with nulls: none."""
     return {name: token(of, name) for name in batch.names if batch.valid(name) is None}
 
 
@@ -59,7 +59,8 @@ class Table:
 
     ``block_starts`` (int64, blocks + 1) are the local row numbers where canonical blocks begin;
     ``first_row`` is the global number of the first local row and ``rows_total`` the rows of all ranks, where
-    the layout knows them. ``tokens`` maps column names to lineage tokens; ``version`` counts its replacements.
+    the layout knows them. ``tokens`` maps column names to lineage tokens; ``version`` counts its
+    replacements.
     """
 
     batch: Batch
@@ -80,7 +81,9 @@ class Table:
 
     def replaced(self, by: Table) -> Table:
         """The table after ``Replace``: the rows of ``by``, one version later."""
-        return Table(by.batch, by.layout, by.tokens, by.block_starts, by.first_row, by.rows_total, self.version + 1)
+        return Table(
+            by.batch, by.layout, by.tokens, by.block_starts, by.first_row, by.rows_total, self.version + 1
+        )
 
 
 def read_only(column: Any) -> Any:
@@ -94,4 +97,11 @@ def read_only(column: Any) -> Any:
 
 def everywhere(batch: Batch, of: int = 0) -> Table:
     """A table whose rows are the same on all ranks."""
-    return Table(batch, EVERYWHERE, column_tokens(of, batch) if of else NO_TOKENS, np.array([0, len(batch)]), 0, len(batch))
+    return Table(
+        batch,
+        EVERYWHERE,
+        column_tokens(of, batch) if of else NO_TOKENS,
+        np.array([0, len(batch)]),
+        0,
+        len(batch),
+    )

@@ -45,7 +45,15 @@ SLICED_BYTES = 4 << 10  # above it, every rank folds a slice of the domain inste
 class TotalRows:
     """One `Total` stage at work, on every iteration of a loop run."""
 
-    def __init__(self, stage: Total, number: int, group: Group, source: RowSource, check: bool = False, domain_kept: bool = True):
+    def __init__(
+        self,
+        stage: Total,
+        number: int,
+        group: Group,
+        source: RowSource,
+        check: bool = False,
+        domain_kept: bool = True,
+    ):
         self.stage, self.number, self.group, self.source, self.check = stage, number, group, source, check
         self.domain_kept = domain_kept
         self.key = stage.key or (ALL,)
@@ -197,7 +205,9 @@ class TotalRows:
     def _finished(self, keys: Batch, records: Array) -> Batch:
         assert self.combiner.outputs is not None
         order = key_order(keys)
-        return self._without_all(self.combiner.outputs.finish(keys.take(order), np.ascontiguousarray(records[order])))
+        return self._without_all(
+            self.combiner.outputs.finish(keys.take(order), np.ascontiguousarray(records[order]))
+        )
 
     def _without_all(self, batch: Batch) -> Batch:
         return batch if self.stage.key else batch.drop(ALL)
@@ -219,7 +229,9 @@ class TotalRows:
         if self._domain_next is not None:
             assert self.combiner.outputs is not None
             self.domain = self._domain_next
-            self._dense = Dense(self.group, self.number, len(self.domain.keys), self.combiner.outputs, self.check)
+            self._dense = Dense(
+                self.group, self.number, len(self.domain.keys), self.combiner.outputs, self.check
+            )
         self.rollback()
         return {}
 
@@ -253,7 +265,9 @@ class Dense:
         self._gather = self.group.allgather_plan(self.send, self.recv, HEADER_WORDS)
         blocks = self.recv.reshape(self.group.size, words)
         self._heads = blocks[:, :HEADER_WORDS]
-        self._blocks = [blocks[r, HEADER_WORDS:].reshape(self.rows, self.width) for r in range(self.group.size)]
+        self._blocks = [
+            blocks[r, HEADER_WORDS:].reshape(self.rows, self.width) for r in range(self.group.size)
+        ]
         self._all = np.arange(self.rows)
 
     def _lay_out_slices(self) -> None:
@@ -263,7 +277,10 @@ class Dense:
         own = int(self.bounds[self.group.rank + 1] - self.bounds[self.group.rank])
         send_counts = (np.diff(self.bounds) + self.gap) * width
         recv_counts = np.full(size, (own + self.gap) * width)
-        self.send, self.recv = np.zeros(int(send_counts.sum()), np.int64), np.zeros(int(recv_counts.sum()), np.int64)
+        self.send, self.recv = (
+            np.zeros(int(send_counts.sum()), np.int64),
+            np.zeros(int(recv_counts.sum()), np.int64),
+        )
         self.send_at = np.concatenate([[0], np.cumsum(send_counts)[:-1]])
         self.mine = np.zeros((self.rows, width), np.int64)
         recv_at = np.arange(size) * (own + self.gap) * width
@@ -295,7 +312,9 @@ class Dense:
         return headers
 
     def complete(self) -> None:
-        """Fold the blocks in rank order into ``total``; slices are folded by their owners and sent to all. Collective."""
+        """Fold the blocks in rank order into ``total``; slices are folded by their owners and sent to all.
+        Collective.
+        """
         into = self._slice if self.sliced else self.total
         into[:, 0] = 0
         self.outputs.fill(into[:, 1:])
@@ -304,7 +323,9 @@ class Dense:
             self._merge(into, block)
         if self.sliced:
             counts = np.diff(self.bounds) * self.width
-            self.group.allgatherv(into.reshape(-1), self.total.reshape(-1), counts, self.bounds[:-1] * self.width)
+            self.group.allgatherv(
+                into.reshape(-1), self.total.reshape(-1), counts, self.bounds[:-1] * self.width
+            )
 
     def _merge(self, into: Array, block: Array) -> None:
         for output, offset in zip(self.outputs.outputs, self.outputs.offsets, strict=True):
@@ -312,12 +333,18 @@ class Dense:
 
 
 def key_order(keys: Batch) -> Array:
-    """The order that sorts keys by value: by the first column, then the second, ...; nulls last. For few keys."""
+    """The order that sorts keys by value: by the first column, then the second, ...; nulls last. For few
+    keys.
+    """
     columns = []
     for name in reversed(keys.names):
         column, mask = keys[name], keys.valid(name)
         if isinstance(column, Ragged):
-            column = np.unique(np.array(column.to_list(), object), return_inverse=True)[1] if len(column) else np.zeros(0, np.int64)
+            column = (
+                np.unique(np.array(column.to_list(), object), return_inverse=True)[1]
+                if len(column)
+                else np.zeros(0, np.int64)
+            )
         columns.append(column)
         if mask is not None:
             columns.append(~mask)

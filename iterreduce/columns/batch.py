@@ -34,7 +34,7 @@ class Batch:
 
     __slots__ = ("_columns", "_length", "_schema", "_valid")
 
-    def __init__(self, **columns: Any):
+    def __init__(self, /, **columns: Any):
         checked = {name: as_column(name, column) for name, column in columns.items()}
         self._columns: dict[str, Column] = checked
         self._valid: dict[str, Array] = {}
@@ -51,12 +51,17 @@ class Batch:
             if name not in batch._columns:
                 raise SchemaError(f"a validity mask for {missing_column(name, batch._columns)}")
             if mask.dtype != np.bool_ or mask.shape != (batch._length,):
-                raise SchemaError(f'validity mask of "{name}": wanted bool ({batch._length},), got {mask.dtype} {mask.shape}')
+                raise SchemaError(
+                    f'validity mask of "{name}": wanted bool ({batch._length},), got {mask.dtype} '
+                    f"{mask.shape}"
+                )
             batch._valid[name] = mask
         return batch
 
     @classmethod
-    def _trusted(cls, columns: dict[str, Column], valid: dict[str, Array], length: int, schema: Schema | None = None) -> Batch:
+    def _trusted(
+        cls, columns: dict[str, Column], valid: dict[str, Array], length: int, schema: Schema | None = None
+    ) -> Batch:
         """A batch of columns that are known to be right: no checks (hot paths)."""
         batch = object.__new__(cls)
         batch._columns, batch._valid, batch._length, batch._schema = columns, valid, length, schema
@@ -66,7 +71,9 @@ class Batch:
     def empty(cls, schema: Schema) -> Batch:
         """No rows, of this schema (masks where a field is nullable)."""
         columns = {name: _empty_column(field) for name, field in schema.items()}
-        return cls._trusted(columns, {n: np.zeros(0, bool) for n, f in schema.items() if f.nullable}, 0, schema)
+        return cls._trusted(
+            columns, {n: np.zeros(0, bool) for n, f in schema.items() if f.nullable}, 0, schema
+        )
 
     def __len__(self) -> int:
         return self._length
@@ -98,13 +105,17 @@ class Batch:
     def schema(self) -> Schema:
         """Names and fields; a column with a mask is nullable."""
         if self._schema is None:
-            self._schema = Schema({name: field_of(c, name in self._valid) for name, c in self._columns.items()})
+            self._schema = Schema(
+                {name: field_of(c, name in self._valid) for name, c in self._columns.items()}
+            )
         return self._schema
 
     @property
     def nbytes(self) -> int:
         """Bytes of all columns and masks."""
-        return int(sum(c.nbytes for c in self._columns.values()) + sum(m.nbytes for m in self._valid.values()))
+        return int(
+            sum(c.nbytes for c in self._columns.values()) + sum(m.nbytes for m in self._valid.values())
+        )
 
     def valid(self, name: str) -> Array | None:
         """The validity mask of a column: bool of shape ``(n,)``, or None where all rows are valid."""
@@ -117,23 +128,29 @@ class Batch:
         for name in names:
             if name not in self._columns:
                 raise SchemaError(missing_column(name, self._columns))
-        return self._trusted({n: self._columns[n] for n in names}, {n: self._valid[n] for n in names if n in self._valid}, self._length)
+        return self._trusted(
+            {n: self._columns[n] for n in names},
+            {n: self._valid[n] for n in names if n in self._valid},
+            self._length,
+        )
 
     def drop(self, *names: str) -> Batch:
         """All columns but these."""
         self.schema.require(*names)
         return self.select(*(n for n in self._columns if n not in names))
 
-    def rename(self, **names: str) -> Batch:
+    def rename(self, /, **names: str) -> Batch:
         """Columns renamed: ``rename(old="new")``."""
         self.schema.require(*names)
         if len({names.get(n, n) for n in self._columns}) < len(self._columns):
             raise SchemaError(f"rename({names}) gives two columns the same name")
         return self._trusted(
-            {names.get(n, n): c for n, c in self._columns.items()}, {names.get(n, n): m for n, m in self._valid.items()}, self._length
+            {names.get(n, n): c for n, c in self._columns.items()},
+            {names.get(n, n): m for n, m in self._valid.items()},
+            self._length,
         )
 
-    def with_columns(self, **columns: Any) -> Batch:
+    def with_columns(self, /, **columns: Any) -> Batch:
         """This batch with columns added or replaced (a replaced column loses its mask)."""
         checked = {name: as_column(name, column) for name, column in columns.items()}
         for name, column in checked.items():
@@ -143,7 +160,7 @@ class Batch:
         valid = {n: m for n, m in self._valid.items() if n not in checked}
         return self._trusted({**self._columns, **checked}, valid, length)
 
-    def with_valid(self, **masks: Array | None) -> Batch:
+    def with_valid(self, /, **masks: Array | None) -> Batch:
         """This batch with these validity masks (None: all rows valid)."""
         merged: dict[str, Array | None] = {**self._valid, **masks}
         return Batch.from_dict(self._columns, merged)
@@ -154,7 +171,10 @@ class Batch:
             if rows.shape != (self._length,):
                 raise SchemaError(f"a row mask of shape {rows.shape} for a batch of {self._length} rows")
             rows = np.flatnonzero(rows)
-        columns = {n: c.take(rows) if isinstance(c, Ragged) else c.take(rows, axis=0) for n, c in self._columns.items()}
+        columns = {
+            n: c.take(rows) if isinstance(c, Ragged) else c.take(rows, axis=0)
+            for n, c in self._columns.items()
+        }
         return self._trusted(columns, {n: m[rows] for n, m in self._valid.items()}, len(rows), self._schema)
 
     filter = take
@@ -163,17 +183,25 @@ class Batch:
         """Rows ``lo`` to ``hi`` (within the batch), sharing memory."""
         lo, hi = max(0, min(lo, self._length)), max(0, min(hi, self._length))
         hi = max(lo, hi)
-        columns = {n: c.slice(lo, hi) if isinstance(c, Ragged) else c[lo:hi] for n, c in self._columns.items()}
+        columns = {
+            n: c.slice(lo, hi) if isinstance(c, Ragged) else c[lo:hi] for n, c in self._columns.items()
+        }
         return self._trusted(columns, {n: m[lo:hi] for n, m in self._valid.items()}, hi - lo, self._schema)
 
     def copy(self) -> Batch:
         """The same rows in memory of their own."""
         columns = {n: c.copy() for n, c in self._columns.items()}
-        return self._trusted(columns, {n: m.copy() for n, m in self._valid.items()}, self._length, self._schema)
+        return self._trusted(
+            columns, {n: m.copy() for n, m in self._valid.items()}, self._length, self._schema
+        )
 
     def equals(self, other: Batch) -> bool:
         """Same schema and same rows (NaN equals NaN; what lies under a mask does not count)."""
-        return self.schema == other.schema and self._length == other._length and all(self._same(other, n) for n in self._columns)
+        return (
+            self.schema == other.schema
+            and self._length == other._length
+            and all(self._same(other, n) for n in self._columns)
+        )
 
     def _same(self, other: Batch, name: str) -> bool:
         ours, theirs, mask = self._columns[name], other._columns[name], self._valid.get(name)
@@ -238,7 +266,9 @@ def as_column(name: str, column: Any) -> Column:
 
 def _converted(name: str, column: Array) -> Column:
     if column.ndim == 0:
-        raise SchemaError(f'column "{name}" is a single value: wanted one value per row (np.full(rows, value))')
+        raise SchemaError(
+            f'column "{name}" is a single value: wanted one value per row (np.full(rows, value))'
+        )
     if column.dtype.kind in "US":
         if column.ndim > 1:
             raise SchemaError(f'column "{name}": text of shape {column.shape}; wanted one text per row')

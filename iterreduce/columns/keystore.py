@@ -144,7 +144,7 @@ class KeyStore:
         if len(self) == len(self._starts):
             self._starts, self._lengths = (_grown(a, min(len(hashes), PIECE)) for a in (self._starts, self._lengths))
         elif used > len(self._data):
-            self._data = _grown(self._data, used + int(lengths[:PIECE].sum()))
+            self._data = _grown(self._data, used + int(np.maximum(lengths[:PIECE], 0).sum()))
         else:
             self._table.make_room(hashes[:PIECE])
 

@@ -8,6 +8,7 @@ come in (``from_list``) or go out (``to_list``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -34,13 +35,21 @@ class Ragged:
 
     def __init__(self, offsets: Array, values: Array, kind: RaggedKind = "bytes"):
         if offsets.dtype != np.int64 or offsets.ndim != 1 or len(offsets) == 0:
-            raise SchemaError(f"offsets of a ragged column: wanted int64 of shape (rows + 1,), got {offsets.dtype} {offsets.shape}")
+            raise SchemaError(
+                f"offsets of a ragged column: wanted int64 of shape (rows + 1,), got {offsets.dtype} "
+                f"{offsets.shape}"
+            )
         if values.ndim != 1 or values.dtype.hasobject:
-            raise SchemaError(f"values of a ragged column: wanted one dimension of a fixed dtype, got {values.dtype} {values.shape}")
+            raise SchemaError(
+                f"values of a ragged column: wanted one dimension of a fixed dtype, got {values.dtype} "
+                f"{values.shape}"
+            )
         if kind != "list" and values.dtype != np.uint8:
             raise SchemaError(f"values of a {kind} column: wanted uint8, got {values.dtype}")
         if offsets[0] < 0 or offsets[-1] > len(values):
-            raise SchemaError(f"offsets of a ragged column run to {int(offsets[-1])}, but it holds {len(values)} values")
+            raise SchemaError(
+                f"offsets of a ragged column run to {int(offsets[-1])}, but it holds {len(values)} values"
+            )
         self.offsets, self.values, self.kind = offsets, values, kind
 
     @classmethod
@@ -50,7 +59,9 @@ class Ragged:
         text = any(isinstance(row, str) for row in rows)
         if any(not isinstance(row, str if text else bytes) for row in rows):
             kinds = sorted({type(row).__name__ for row in rows})
-            raise SchemaError(f"a column of text or bytes holds {' and '.join(kinds)}: make all of them str, or all bytes")
+            raise SchemaError(
+                f"a column of text or bytes holds {' and '.join(kinds)}: make all of them str, or all bytes"
+            )
         raw = [row.encode() if isinstance(row, str) else row for row in rows]
         offsets = np.zeros(len(raw) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)), out=offsets[1:])
@@ -88,11 +99,13 @@ class Ragged:
     def to_list(self) -> list[Any]:
         """Python rows: ``str``, ``bytes`` or arrays."""
         ends = self.offsets.tolist()
-        return [self._row(lo, hi) for lo, hi in zip(ends[:-1], ends[1:], strict=True)]
+        return [self._row(lo, hi) for lo, hi in pairwise(ends)]
 
     def slice(self, lo: int, hi: int) -> Ragged:
         """Rows ``lo`` to ``hi``, sharing memory."""
-        return Ragged(self.offsets[lo : hi + 1] if hi > lo else self.offsets[lo : lo + 1], self.values, self.kind)
+        return Ragged(
+            self.offsets[lo : hi + 1] if hi > lo else self.offsets[lo : lo + 1], self.values, self.kind
+        )
 
     def take(self, rows: Array) -> Ragged:
         """The rows at these positions (int array, or bool mask), copied."""
@@ -108,7 +121,9 @@ class Ragged:
         return Ragged(offsets, self.values[index], self.kind)
 
     def compact(self) -> Ragged:
-        """The same rows with offsets that begin at 0 and values that hold nothing else (no copy if so already)."""
+        """The same rows with offsets that begin at 0 and values that hold nothing else (no copy if so
+        already).
+        """
         lo, hi = int(self.offsets[0]), int(self.offsets[-1])
         if lo == 0 and hi == len(self.values):
             return self
@@ -126,6 +141,20 @@ class Ragged:
         a, b = self.compact(), other.compact()
         return bool(np.array_equal(a.offsets, b.offsets) and np.array_equal(a.values, b.values))
 
+    def differs(self, other: Ragged) -> Array:
+        """Which rows are not the same, bool of shape ``(rows,)``, of two columns of equal length.
+
+        >>> Ragged.from_list(["to", "be"]).differs(Ragged.from_list(["to", "bee"])).tolist()
+        [False, True]
+        """
+        out: Array = self.lengths != other.lengths
+        rows = np.flatnonzero(~out)
+        a, b = self.take(rows), other.take(rows)
+        unlike = np.zeros(len(a.values) + 1, np.int64)
+        np.cumsum(a.values != b.values, out=unlike[1:])
+        out[rows] = unlike[a.offsets[1:]] > unlike[a.offsets[:-1]]
+        return out
+
     @classmethod
     def concat(cls, parts: Sequence[Ragged]) -> Ragged:
         """All rows of the parts, in order; parts must be of one kind and value dtype."""
@@ -135,4 +164,8 @@ class Ragged:
         tight = [part.compact() for part in parts]
         ends = np.cumsum([0] + [len(part.values) for part in tight])
         offsets = [part.offsets[1:] + end for part, end in zip(tight, ends[:-1], strict=True)]
-        return cls(np.concatenate([np.zeros(1, np.int64), *offsets]), np.concatenate([p.values for p in tight]), parts[0].kind)
+        return cls(
+            np.concatenate([np.zeros(1, np.int64), *offsets]),
+            np.concatenate([p.values for p in tight]),
+            parts[0].kind,
+        )

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,21 +22,24 @@ FIXED_KINDS = "biufcmM"
 
 @dataclass(frozen=True)
 class Field:
-    """The type of one column: of a fixed dtype and row shape, or ragged (``dtype`` is then that of its values).
+    """The type of one column: of a fixed dtype and row shape, or ragged (``dtype`` is then that of its
+    values).
 
     >>> Field("fixed", np.dtype("float64"), (16,)).describe()
     'float64[16]'
     """
 
     kind: FieldKind
-    dtype: np.dtype  # type: ignore[type-arg]
+    dtype: np.dtype[Any]
     shape: tuple[int, ...] = ()
     nullable: bool = False
 
     def describe(self) -> str:
         """``float64[16]``, ``int64``, ``text``, ``list of int64``; a trailing ``?`` where nulls may stand."""
         shape = f"[{','.join(map(str, self.shape))}]" if self.shape else ""
-        name = {"fixed": f"{self.dtype.name}{shape}", "list": f"list of {self.dtype.name}"}.get(self.kind, self.kind)
+        name = {"fixed": f"{self.dtype.name}{shape}", "list": f"list of {self.dtype.name}"}.get(
+            self.kind, self.kind
+        )
         return name + ("?" if self.nullable else "")
 
     @property
@@ -95,7 +98,10 @@ class Schema(Mapping[str, Field]):
     @classmethod
     def from_json(cls, text: str) -> Schema:
         """The inverse of ``to_json``; reads data only."""
-        return cls((name, Field(kind, np.dtype(dtype), tuple(shape), nullable)) for name, kind, dtype, shape, nullable in json.loads(text))
+        return cls(
+            (name, Field(kind, np.dtype(dtype), tuple(shape), nullable))
+            for name, kind, dtype, shape, nullable in json.loads(text)
+        )
 
     def digest(self) -> int:
         """63 bits that differ where the schemas differ; never 0."""
@@ -125,7 +131,11 @@ def difference(ours: Schema, theirs: Schema) -> str:
             return f'column "{name}" is on one side only'
         if ours[name] != theirs[name]:
             return f'column "{name}" is {ours[name].describe()} here and {theirs[name].describe()} there'
-    return "" if list(ours) == list(theirs) else f"columns stand in another order: {list(ours)} and {list(theirs)}"
+    return (
+        ""
+        if list(ours) == list(theirs)
+        else f"columns stand in another order: {list(ours)} and {list(theirs)}"
+    )
 
 
 def never_null(schema: Schema) -> Schema:

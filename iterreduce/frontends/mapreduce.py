@@ -20,7 +20,19 @@ from iterreduce.columns.groups import Groups, group_rows
 from iterreduce.dataset import Dataset, Inputs, LoopNode
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import MaxIterations, Until
-from iterreduce.loop import Context, Local, Loop, Reduce, Replace, Shuffle, Stage, State, Superstep, Total, keys_of
+from iterreduce.loop import (
+    Context,
+    Local,
+    Loop,
+    Reduce,
+    Replace,
+    Shuffle,
+    Stage,
+    State,
+    Superstep,
+    Total,
+    keys_of,
+)
 from iterreduce.maps import call
 
 Map = Callable[..., Batch]
@@ -66,9 +78,15 @@ class MapReduce:
         if self.map is not None and not callable(self.map):
             raise UsageError(f"map: wanted a function of a Batch, got {type(self.map).__name__}")
         if not isinstance(self.reduce, (Aggregator, Mapping)) and not callable(self.reduce):
-            raise UsageError(f"reduce: wanted an aggregator such as ir.SUM, a mapping of them, or a function of Groups, got {type(self.reduce).__name__}")
+            raise UsageError(
+                "reduce: wanted an aggregator such as ir.SUM, a mapping of them, or a function of "
+                f"Groups, got {type(self.reduce).__name__}"
+            )
         if self.combine is not None and not isinstance(self.combine, (Aggregator, Mapping)):
-            raise UsageError(f"combine: wanted an aggregator such as ir.SUM or a mapping of them, got {type(self.combine).__name__}")
+            raise UsageError(
+                "combine: wanted an aggregator such as ir.SUM or a mapping of them, got "
+                f"{type(self.combine).__name__}"
+            )
         keys_of(self.key)
 
     @property
@@ -123,7 +141,8 @@ class MapReduce:
     ) -> Dataset:
         """Repeat until a fixpoint: a lazy handle on the final state.
 
-        State everywhere (``state_key=None``): each iteration maps ``map(rows, state)``, reduces by key over all
+        State everywhere (``state_key=None``): each iteration maps ``map(rows, state)``, reduces by key over
+        all
         ranks, and takes ``update(reduced, state)`` as the new state (without ``update``: the reduced rows).
         State by key: ``map(state)`` makes the rows (``rows`` is None), they are reduced at the owner of their
         key, one row for each row of the state and in its order, and ``update(reduced, state)`` runs on each
@@ -148,9 +167,14 @@ class MapReduce:
 
     def _everywhere(self, inputs: Inputs, rows: Any, state: Any, update: Any) -> tuple[str, str, list[Stage]]:
         if self._by_function:
-            raise UsageError("iterate: a state that is the same on all ranks needs an aggregator as reduce (a function of Groups runs on one rank); give state_key=..., or an aggregator")
+            raise UsageError(
+                "iterate: a state that is the same on all ranks needs an aggregator as reduce (a function "
+                "of Groups runs on one rank); give state_key=..., or an aggregator"
+            )
         if rows is None:
-            raise UsageError("iterate: rows are needed (map(rows, state)) unless the state is partitioned by state_key")
+            raise UsageError(
+                "iterate: rows are needed (map(rows, state)) unless the state is partitioned by state_key"
+            )
         source, initial = inputs.rows("rows", rows), inputs.everywhere("initial", state)
         mapped = self._mapped((source, "state"), "mapped")
         combiner = self._combiner
@@ -160,9 +184,15 @@ class MapReduce:
 
     def _keyed(self, inputs: Inputs, rows: Any, state: Any, update: Any) -> tuple[str, str, list[Stage]]:
         if rows is not None:
-            raise UsageError("iterate: with state_key the map reads the state alone; give rows=None, or write the join as a Loop")
+            raise UsageError(
+                "iterate: with state_key the map reads the state alone; give rows=None, or write the join "
+                "as a Loop"
+            )
         initial = inputs.rows("initial", state)
-        stages = [*self._mapped(("state",), "mapped"), *self._reduced("mapped" if self.map else "state", "reduced", onto="state")]
+        stages = [
+            *self._mapped(("state",), "mapped"),
+            *self._reduced("mapped" if self.map else "state", "reduced", onto="state"),
+        ]
         return initial, initial, stages + _updated(update)
 
     def _handle(
@@ -178,7 +208,9 @@ class MapReduce:
     ) -> Dataset:
         body = (Superstep(name, stages, (Replace("state", stages[-1].into),)),)
         named = {n: ("values", n) for n in values} if isinstance(values, Mapping) else {}
-        loop = Loop(name, inputs.sources, {"state": start}, body, until, "state", inputs.prepare, finish, named)
+        loop = Loop(
+            name, inputs.sources, {"state": start}, body, until, "state", inputs.prepare, finish, named
+        )
         return Dataset(LoopNode(loop), like.comm if isinstance(like, Dataset) else None)
 
 

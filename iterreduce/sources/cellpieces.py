@@ -20,7 +20,7 @@ from iterreduce.columns.schema import Field, Schema
 from iterreduce.sources.text import TEXT, Segment
 
 # Cells cut at a time: their arrays (25 bytes a cell) stay in cache, and wide tables still get long columns.
-PIECE_CELLS, LEAST_PIECE_ROWS = 1 << 16, 1 << 10
+PIECE_CELLS, LEAST_PIECE_ROWS = 1 << 16, 1 << 6
 # Of an offending cell: enough to recognise it in a message.
 SHOWN_BYTES = 60
 
@@ -71,7 +71,7 @@ class Parser:
         self.troubles: dict[str, Trouble] = {}
 
     def parse(self, segment: Segment, at: int) -> tuple[int, Array, tuple[int, int, int] | None]:
-        """Parse rows from byte `at` on: where it stopped, where rows begin, and (byte, status, cells) if bad."""
+        """Parse rows from byte `at`: where it stopped, where rows begin, (byte, status, cells) if bad."""
         buffers = (self._records, self._starts, self._ends, self._kinds, self._words)
         rows, at, status, found = cells.parse_cells(
             segment.text, at, len(segment.text), self._delimiter, *buffers

@@ -69,8 +69,10 @@ class FiniteSource:
         for column in self.finite:
             mask = batch.valid(column)
             if mask is not None and not mask.all():
-                row = first_row + int(mask.argmin())
-                raise InputError(f"{self.name} row {row} of {column} is empty; wanted a number in every row")
+                empty = first_row + int(mask.argmin())
+                raise InputError(
+                    f"{self.name} row {empty} of {column} is empty; wanted a number in every row"
+                )
             row = first_nonfinite(batch, column)
             if row is not None:
                 shown: Any = batch[column][row].ravel()

@@ -22,7 +22,7 @@ from iterreduce.errors import OutputError
 from iterreduce.sources.agreement import agree
 from iterreduce.sources.local import agreed_schema
 from iterreduce.sources.outputs import Output, open_output, output_suffix
-from iterreduce.storage import no_directory, replacing, temporary_beside, why_not_written
+from iterreduce.storage import replacing, temporary_beside, why_not_written
 
 if TYPE_CHECKING:
     from iterreduce.collectives import Group
@@ -232,9 +232,8 @@ def check_place(path: str) -> None:
     directory = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         raise OutputError(f"{path} is a directory: wanted the name of a file in it")
-    if not os.path.isdir(directory):
-        raise OutputError(f"{path}: {no_directory(directory)}")
     try:
+        os.stat(directory)
         temporary = temporary_beside(path)
         try:
             with open(temporary, "wb") as file:

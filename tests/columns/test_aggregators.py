@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from iterreduce.columns.aggregators import (
     ALL,
     ANY,
     COLLECT,
-    COUNT,
     FIRST,
     LAST,
     MAX,
@@ -25,120 +23,24 @@ from iterreduce.columns.aggregators import (
     Aggregator,
     argmax,
     argmin,
-    bind_outputs,
-    collect,
     count,
-    mean,
-    sum_,
     var,
 )
-from iterreduce.columns.batch import Batch
-from iterreduce.columns.laws import check_laws
 from iterreduce.columns.ragged import Ragged
-from iterreduce.columns.schema import Field, Schema
-from iterreduce.errors import SchemaError, UsageError
-
-GUARD = 0x5A5A5A5A5A5A5A5A
-NUMBERS = ["bool", "int8", "int32", "int64", "uint8", "uint64", "float16", "float32", "float64"]
-WORDS = {"i8": "int64", "u8": "uint64", "f8": "float64"}
-
-
-def field_like(values, nullable=False):
-    return Field("fixed", values.dtype, values.shape[1:], nullable)
-
-
-def fresh(bound, groups):
-    """Records with a guard word on either side of the accumulator."""
-    records = np.full((groups, bound.words + 2), GUARD, np.int64)
-    bound.fill(records, 1)
-    return records
-
-
-def guarded(bound, records):
-    assert (records[:, 0] == GUARD).all(), "a fold wrote in front of its words"
-    assert (records[:, -1] == GUARD).all(), "a fold wrote behind its words"
-    return bound.finish(records, 1)
-
-
-def cut(values, lo, hi):
-    return tuple(v[lo:hi] for v in values) if isinstance(values, tuple) else values[lo:hi]
-
-
-def fold(bound, codes, values, groups, valid=None, cuts=()):
-    """All rows in one record array, in pieces."""
-    records, ends = fresh(bound, groups), [0, *cuts, len(codes)]
-    for lo, hi in itertools.pairwise(ends):
-        mask = None if valid is None else valid[lo:hi]
-        bound.update(records, 1, codes[lo:hi], cut(values, lo, hi), mask)
-    return guarded(bound, records)
-
-
-def fold_apart(bound, codes, values, groups, valid=None, cuts=()):
-    """Each piece in records of its own, with slots in reverse; then merged in order."""
-    whole, ends = fresh(bound, groups), [0, *cuts, len(codes)]
-    slots = np.arange(groups)[::-1].copy()
-    for lo, hi in itertools.pairwise(ends):
-        part = np.full((groups, bound.words + 1), GUARD, np.int64)
-        bound.fill(part, 0)
-        mask = None if valid is None else valid[lo:hi]
-        bound.update(part, 0, codes[lo:hi], cut(values, lo, hi), mask)
-        bound.merge(whole, 1, slots, part[::-1].copy(), 0)
-    return guarded(bound, whole)
-
-
-def agree(got, wanted, exact=True):
-    (column, valid), (other, other_valid) = got, wanted
-    assert column.dtype == other.dtype
-    assert column.shape == other.shape
-    assert (valid is None) == (other_valid is None)
-    if valid is not None:
-        np.testing.assert_array_equal(valid, other_valid)
-    if exact or column.dtype.kind not in "fc":
-        np.testing.assert_array_equal(column, other)
-    else:
-        np.testing.assert_allclose(column, other, rtol=1e-12, atol=1e-300)
-
-
-# The oracle: one group at a time, with NumPy's own function.
-def reference_sum(rows):
-    out = {"b": np.int64, "i": np.int64, "u": np.uint64, "f": np.float64, "c": np.complex128}[rows.dtype.kind]
-    return rows.astype(out).sum(axis=0)
-
-
-ORACLE = {
-    "sum": reference_sum,
-    "min": lambda rows: rows.min(axis=0),
-    "max": lambda rows: rows.max(axis=0),
-    "mean": lambda rows: rows.astype(np.float64).mean(axis=0),
-    "var": lambda rows: rows.astype(np.float64).var(axis=0),
-    "any": lambda rows: rows.astype(bool).any(axis=0),
-    "all": lambda rows: rows.astype(bool).all(axis=0),
-    "first": lambda rows: rows[0],
-    "last": lambda rows: rows[-1],
-}
-AGGREGATORS = {a.kind: a for a in (SUM, MIN, MAX, MEAN, VAR, ANY, ALL, FIRST, LAST)}
-
-
-def reference(kind, codes, values, groups, valid):
-    """Group by group; (column, valid) with zeros under the nulls."""
-    keep = np.ones(len(codes), bool) if valid is None else valid
-    rows = [values[(codes == g) & keep] for g in range(groups)]
-    found = np.array([len(r) > 0 for r in rows])
-    sample = np.asarray(ORACLE[kind](values[:1]))
-    column = np.zeros((groups, *sample.shape), sample.dtype)
-    for g in np.flatnonzero(found):
-        column[g] = ORACLE[kind](rows[g])
-    return column, None if valid is None else found
-
-
-def random_values(rng, dtype, shape, rows):
-    if dtype == "bool":
-        return rng.random((rows, *shape)) < 0.7
-    kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return rng.normal(size=(rows, *shape)).astype(dtype)
-    info = np.iinfo(kind)
-    return rng.integers(info.min, info.max, (rows, *shape), kind, endpoint=True)
+from iterreduce.columns.schema import Field
+from iterreduce.errors import SchemaError
+from tests.columns.aggregator_oracle import (
+    AGGREGATORS,
+    NUMBERS,
+    agree,
+    field_like,
+    fold,
+    fold_apart,
+    fresh,
+    guarded,
+    random_values,
+    reference,
+)
 
 
 @pytest.mark.parametrize("nullable", [False, True])
@@ -466,192 +368,3 @@ def test_a_mask_with_nulls_on_a_column_declared_without_is_refused():
         assert fold(bound, codes, values, 1, np.ones(3, bool))[1] is None
         with pytest.raises(SchemaError, match="nullable=True"):
             fold(bound, codes, values, 1, np.array([True, False, True]))
-
-
-SCHEMA = Schema(
-    {
-        "key": Field("fixed", np.dtype("i8")),
-        "x": Field("fixed", np.dtype("f4"), (2,), True),
-        "name": Field("text", np.dtype("u1")),
-        "when": Field("fixed", np.dtype("M8[s]")),
-    }
-)
-
-
-def outputs(reduce, keys=("key",), schema=SCHEMA):
-    return [
-        (o.name, o.inputs, o.bound.field_out.describe()) for o in bind_outputs(reduce, list(keys), schema)
-    ]
-
-
-def test_one_aggregator_stands_for_all_columns_but_the_keys():
-    narrow = Schema({n: SCHEMA[n] for n in ("key", "x")})
-    assert outputs(SUM, schema=narrow) == [("x", ("x",), "float64[2]?")]
-    assert outputs(COUNT) == [("count", (), "int64")]
-    assert outputs(sum_("x")) == [("x", ("x",), "float64[2]?")]
-    assert outputs(argmin(by="when"))[1:] == [
-        ("name", ("name", "when"), "text"),
-        ("when", ("when", "when"), "datetime64[s]"),
-    ]
-
-
-def test_a_mapping_names_results_and_an_aggregator_without_column_reads_its_namesake():
-    reduce = {
-        "x": MEAN,
-        "n": count(),
-        "valid": count("x"),
-        "who": argmax("name", by="when"),
-        "all": collect("key"),
-    }
-    assert outputs(reduce, keys=()) == [
-        ("x", ("x",), "float64[2]?"),
-        ("n", (), "int64"),
-        ("valid", ("x",), "int64"),
-        ("who", ("name", "when"), "text"),
-        ("all", ("key",), "list of int64"),
-    ]
-
-
-def test_an_output_reads_its_columns_and_the_rows_where_all_are_valid():
-    rows = Batch.from_dict(
-        {"v": np.arange(3), "k": np.arange(3.0)},
-        {"v": np.array([True, True, False]), "k": np.array([False, True, True])},
-    )
-    least, number, total = bind_outputs(
-        {"a": argmin("v", by="k"), "n": COUNT, "s": sum_("v")}, [], rows.schema
-    )
-    (value, by), valid = least.read(rows)
-    assert (value is rows["v"], by is rows["k"], valid.tolist()) == (True, True, [False, True, False])
-    assert number.read(rows) == (None, None)
-    assert total.read(rows)[0] is rows["v"]
-    assert total.read(rows)[1] is rows.valid("v")
-
-
-@pytest.mark.parametrize(
-    ("reduce", "message"),
-    [
-        ({"s": sum_("nam")}, 'no column "nam".*did you mean "name"'),
-        ({"nmae": SUM}, 'no column "nmae".*did you mean "name"'),
-        ({"s": sum_("name")}, 'column "name": sum of text: sum takes numbers and bools'),
-        (SUM, 'column "name": sum of text'),
-        ({"s": mean("when")}, r"mean of datetime64\[s\].*astype"),
-        ({"s": collect("x")}, 'column "x": collect of float32'),
-        ({"s": argmin("name", by="x")}, r"argmin by float32\[2\]\?: wanted one value per row"),
-        ({"s": argmin("name", by="name")}, "argmin of text: argmin takes real numbers"),
-        ({"key": count()}, '"key" has the name of a key'),
-        ({"s": sum}, 'result column "s": sum is not an aggregator'),
-        (max, "max is not an aggregator"),
-        ({"s": "sum"}, "'sum' is not an aggregator"),
-    ],
-)
-def test_what_does_not_fit_is_said_by_name(reduce, message):
-    with pytest.raises(UsageError, match=message):
-        bind_outputs(reduce, ["key"], SCHEMA)
-
-
-def test_nothing_to_sum_is_an_error_and_binding_without_columns_too():
-    with pytest.raises(SchemaError, match="nothing to sum: all columns"):
-        bind_outputs(SUM, ["key"], Schema({"key": SCHEMA["key"]}))
-    with pytest.raises(UsageError, match="sum needs a column"):
-        SUM.bind()
-    with pytest.raises(UsageError, match="needs the column to compare by"):
-        Aggregator("argmin", "x").bind(SCHEMA["key"])
-
-
-def keep_moments(acc, value):
-    acc[0] += 1
-    acc[1] += value
-
-
-def join_moments(acc, other):
-    acc[0] += other[0]
-    acc[1] += other[1]
-
-
-def divide(acc):
-    return acc[1] / acc[0] if acc[0] else 0.0
-
-
-def test_a_defined_aggregator_is_compiled_and_equals_the_built_in_one():
-    average = Aggregator.define("average", (0, 0), keep_moments, join_moments, divide)
-    values, codes = np.random.default_rng(1).normal(size=50), np.arange(50) % 4
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        bound = average.bind(field_like(values, True))
-    assert bound.words == 3
-    valid = codes > 0
-    wanted = fold(MEAN.bind(field_like(values, True)), codes, values, 4, valid)
-    agree(fold(bound, codes, values, 4, valid, (7, 20)), wanted)
-    agree(fold_apart(bound, codes.astype(np.int32), values, 4, valid, (7, 20)), wanted, exact=False)
-    check_laws(average, values)
-
-
-def test_what_numba_cannot_compile_runs_as_python_and_says_so_once():
-    seen = {}
-
-    def update(acc, value):
-        acc[0] += seen.setdefault(int(value), value)
-
-    def merge(acc, other):
-        acc[0] += other[0]
-
-    strange = Aggregator.define("strange", 0, update, merge, dtype=np.int64)
-    values, codes = np.arange(10), np.arange(10) % 3
-    with pytest.warns(RuntimeWarning, match="'strange' could not be compiled and runs as plain Python"):
-        bound = strange.bind(field_like(values))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        strange.bind(field_like(values, True))
-        strange.bind(field_like(values.astype(np.int32)))
-    agree(
-        fold_apart(bound, codes, values, 3, None, (4,)), fold(SUM.bind(field_like(values)), codes, values, 3)
-    )
-
-
-def test_a_defined_aggregator_takes_vectors_and_returns_its_words():
-    def update(acc, row):
-        for j in range(row.size):
-            acc[j] = max(acc[j], row[j])
-
-    def merge(acc, other):
-        for j in range(acc.size):
-            acc[j] = max(acc[j], other[j])
-
-    top = Aggregator.define("top", [-np.inf] * 3, update, merge)
-    values, codes = np.random.default_rng(2).normal(size=(20, 3)), np.arange(20) % 2
-    agree(
-        fold_apart(top.bind(field_like(values)), codes, values, 2, None, (9,)),
-        reference("max", codes, values, 2, None),
-    )
-
-
-@pytest.mark.parametrize(("zero", "dtype"), [([], float), ([[1.0]], float), (0, np.float32)])
-def test_a_definition_without_a_good_accumulator_is_refused(zero, dtype):
-    with pytest.raises(UsageError, match="'bad'"):
-        Aggregator.define("bad", zero, keep_moments, join_moments, dtype=dtype)
-
-
-def test_check_laws_names_the_law_and_the_samples_that_break_it():
-    def difference(acc, value):
-        acc[0] = value - acc[0]
-
-    def subtract(acc, other):
-        acc[0] = other[0] - acc[0]
-
-    with pytest.raises(UsageError, match=r"'minus' breaks merge\(a, zero\) = a for a = 1: -1.0 is not 1.0"):
-        check_laws(Aggregator.define("minus", 0.0, difference, subtract), np.array([1, 2, 3]))
-
-    def halve(acc, value):
-        acc[0] = (acc[0] + value) / 2 if acc[0] else value
-
-    def middle(acc, other):
-        acc[0] = (acc[0] + other[0]) / 2 if acc[0] and other[0] else acc[0] + other[0]
-
-    with pytest.raises(UsageError, match=r"'mid' breaks .*b.*c.* for a = 1, b = 1, c = 2"):
-        check_laws(Aggregator.define("mid", 0.0, halve, middle), np.array([1, 2]))
-    for aggregator in AGGREGATORS.values():
-        check_laws(aggregator, np.random.default_rng(0).normal(size=(4, 2)))
-    with pytest.raises(UsageError, match="no accumulator record"):
-        check_laws(COLLECT, [1.0])
-    with pytest.raises(UsageError, match="at least one sample"):
-        check_laws(SUM, [])

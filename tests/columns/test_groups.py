@@ -186,6 +186,12 @@ def test_distinct_keys_are_estimated_within_a_fifth():
         assert numbering.estimate_distinct(column) == pytest.approx(min(distinct, 1_500_000), rel=0.35, abs=2)
 
 
+def test_many_nulls_among_short_texts_are_one_key():
+    keys = Batch.from_dict({"k": ["", "", "b", "", ""]}, {"k": np.array([False, True, True, False, False])})
+    numbered = number_keys(keys)
+    assert sorted(map(str, python_rows(numbered.keys))) == ["('',)", "('b',)", "(None,)"]
+
+
 def test_millions_of_distinct_keys_are_numbered():
     keys = rng().permutation(np.arange(1_500_000, dtype=np.int64) * 0x10001)
     numbered = number_keys(Batch(k=keys))

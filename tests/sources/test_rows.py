@@ -161,7 +161,7 @@ def test_parquet_reads_nulls_dictionaries_lists_dates_and_bytes(tmp_path: Path) 
         assert batch["day"].astype("i8")[[0, 2]].tolist() == [0, 2]
         masked = {name for name in batch.names if batch.valid(name) is not None}
         assert masked - {"l"} == {"n", "f", "t", "b", "d", "day", "flag"}  # an empty list may count as null
-        assert np.array_equal(batch.valid("n"), [True, False, True])
+        assert np.asarray(batch.valid("n")).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5", ".parquet"])
@@ -290,8 +290,12 @@ def test_parquet_without_pyarrow_names_what_to_install(
 def test_who_reads_npy_pays_for_neither_hdf5_nor_the_compiler(tmp_path: Path) -> None:
     write_npy(tmp_path / "a.npy")
     program = (
-        "import sys; from iterreduce.collectives import SoloGroup; from iterreduce.sources import load, open_source\n"
-        f"source = open_source({str(tmp_path / 'a.npy')!r}); source.open(SoloGroup()); load(SoloGroup(), source)\n"
+        "import sys\n"
+        "from iterreduce.collectives import SoloGroup\n"
+        "from iterreduce.sources import load, open_source\n"
+        f"source = open_source({str(tmp_path / 'a.npy')!r})\n"
+        "source.open(SoloGroup())\n"
+        "load(SoloGroup(), source)\n"
         "print(sorted({'h5py', 'numba', 'pyarrow', 'mpi4py'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

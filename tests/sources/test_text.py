@@ -207,7 +207,7 @@ def test_types_are_agreed_over_ranks_that_see_different_cells(folder: Path) -> N
         assert batch.schema.describe() == "i int64, f float64, t text, none float64?, late int64?"
         assert batch["f"][:3].tolist() == [0, 1, 2]
         assert batch["t"].to_list()[-2:] == [str(n - 2), "one"]
-        assert np.array_equal(batch.valid("none"), np.zeros(n, bool))
+        assert not np.any(batch.valid("none"))
         assert batch["late"][-1] == 7
 
 
@@ -237,6 +237,13 @@ def test_tsv_semicolons_and_packed_files_are_read(tmp_path: Path) -> None:
     for name in ("a.tsv", "b.csv", "c.csv.gz"):
         batch = read(tmp_path / name, 2, block_bytes=3)
         assert (batch["a"].tolist(), batch["b"].to_list()) == ([1], ["x,y"])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(folder: Path) -> None:
+    (folder / "bom.csv").write_text("\ufeffa,b\n1,2\n", encoding="utf-8")
+    for block_bytes in (2, None):
+        batch = read(folder / "bom.csv", 2, block_bytes=block_bytes)
+        assert {name: batch[name].tolist() for name in batch.names} == {"a": [1], "b": [2]}
 
 
 def test_a_header_alone_means_no_rows(folder: Path) -> None:

@@ -160,7 +160,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> 
     with pytest.raises(OutputError, match="is a directory: wanted the name of a file in it"):
         check_output(tmp_path / "d.npy")
     (tmp_path / "results").chmod(0o500)
-    with as_nobody(), pytest.raises(OutputError):
+    with as_nobody(), pytest.raises(OutputError, match="no permission to write there"):
         check_output(tmp_path / "results" / "a.npy")
     check_output(tmp_path / "a.npy")
     assert sorted(os.listdir(tmp_path)) == ["d.npy", "results"]

@@ -1,0 +1,337 @@
+"""Whatever fails in user code, on whichever rank and in whichever stage, all ranks raise the same error.
+
+The loop under test has every place where user code runs: `PLACES`. A case is a fault there, on some ranks, in
+some iteration. Afterwards the tables are those of the last commit, the run goes on once the fault is gone and
+ends as an undisturbed one, and another loop runs on the same group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+import iterreduce as ir
+from iterreduce.collectives import Group, group_for
+from iterreduce.columns.batch import Batch
+from iterreduce.driver import LoopRun
+from iterreduce.events import Event, Events
+from iterreduce.fixpoint import MaxIterations, Until
+from iterreduce.loop import Local, Loop, Replace, Shuffle, State, Superstep, Total
+from iterreduce.frontends.mapreduce import ReduceGroups
+from tests.engine.kit import Check, by_rank, int_rows, local, once, raised, rows_of, same
+
+N, MOST = 40, 4
+BODY = ("map of the first shuffle", "map of the second shuffle", "reduce function", "map of the total", "update", "share-local at the end")
+UNTIL = ("distance", "predicate")
+PLACES = (*BODY, *UNTIL)
+
+
+class Trouble(Exception):
+    """What user code raises."""
+
+
+def raise_plainly() -> Batch:
+    raise Trouble("no luck")  # this line must be in the text
+
+
+def wrong_shape() -> Batch:
+    return Batch(a=np.zeros(3), b=np.zeros(4))
+
+
+def out_of_memory() -> Batch:
+    raise MemoryError
+
+
+def leave() -> Batch:
+    raise SystemExit(3)
+
+
+def interrupt() -> Batch:
+    raise KeyboardInterrupt
+
+
+def mute() -> Batch:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError("I have no text")
+
+        __repr__ = __str__
+
+    raise Mute
+
+
+KINDS: dict[Callable[[], Batch], str] = {
+    raise_plainly: "Trouble", wrong_shape: "SchemaError", out_of_memory: "MemoryError", leave: "SystemExit", interrupt: "KeyboardInterrupt",
+    mute: "Mute",
+}  # fmt: skip
+
+
+@dataclass
+class Fault:
+    """Where, on which ranks and in which iteration user code fails, and how; ``place`` None: it does not."""
+
+    place: str | None = None
+    ranks: frozenset[int] = frozenset()
+    iteration: int = 0
+    how: Callable[[], Batch] = raise_plainly
+    other: tuple[str, int] | None = None  # another place that fails on another rank
+
+    def here(self, place: str, rank: int, iteration: int) -> None:
+        if iteration == self.iteration and (place == self.place and rank in self.ranks or (place, rank) == self.other):
+            self.how()
+
+
+def the_loop(group: Group, fault: Fault) -> Loop:
+    """Two supersteps, three shuffles (two of them planned from the second iteration on), a total, user rules."""
+    rows, pages = int_rows(N, 8).select("k", "x"), Batch(k=np.arange(-4, 5), v=np.arange(9))
+    clock = {"i": 1}  # of this rank: user code may know the iteration; set back with the engine's
+
+    def fails(place: str) -> None:
+        fault.here(place, group.rank, clock["i"])
+
+    def first(r: Batch, c: Batch) -> Batch:
+        clock["i"] = int(c["i"][0]) + 1
+        fails("map of the first shuffle")
+        return r
+
+    def second(r: Batch, s: Batch) -> Batch:
+        fails("map of the second shuffle")
+        return Batch(k=-r["k"], x=r["x"] + 1)
+
+    def reduce(groups: ir.Groups) -> Batch:
+        fails("reduce function")
+        return groups.keys.with_columns(x=groups.sum("x"))
+
+    def total(a: Batch) -> Batch:
+        fails("map of the total")
+        return Batch(x=a["x"] % 97)
+
+    def update(s: Batch, a: Batch, t: Batch) -> Batch:
+        fails("update")
+        return s.with_columns(v=s["v"] + a["x"] + t["x"][0])
+
+    def last(s: Batch, b: Batch) -> Batch:
+        fails("share-local at the end")
+        return s.with_columns(v=s["v"] * 3 % 1013 + int(b["x"].sum()) * 0)
+
+    def moved(old: Batch, new: Batch) -> np.ndarray:
+        fails("distance")
+        return np.abs(new["v"] - old["v"]) + 1.0
+
+    def enough(old: Batch, new: Batch) -> bool:
+        fails("predicate")
+        return False
+
+    one = Superstep(
+        "one",
+        (
+            Local(first, ("r", "clock"), "m"), Shuffle("m", ("k",), "a", {"x": ir.sum("x")}, "s"),
+            Local(total, ("a",), "ta"), Total("ta", (), ir.SUM, "t"), Local(update, ("s", "a", "t"), "n", "share"),
+        ), (Replace("s", "n"),),
+    )  # fmt: skip
+    two = Superstep(
+        "two",
+        (
+            Local(second, ("r", "s"), "m2", "share"), Shuffle("m2", ("k",), "b0"), Local(ReduceGroups(reduce, ("k",)), ("b0",), "b", "share"),
+            Shuffle("r", ("k",), "planned", {"x": ir.max("x")}), Local(last, ("s", "b"), "n2", "share"),
+            Local(lambda c: c.with_columns(i=c["i"] + 1), ("clock",), "c2"),
+        ), (Replace("s", "n2"), Replace("clock", "c2")),
+    )  # fmt: skip
+    until = Until((ir.distance(moved, table="s") <= 0.5, ir.Predicate(enough, "s"), MaxIterations(MOST)))
+    sources = {"r": local(rows, group), "p": local(pages, group), "z": Batch(i=np.zeros(1, np.int64))}
+    return Loop("faulty", sources, {"s": State("p", ("k",)), "clock": State("z")}, (one, two), until, "s")
+
+
+def tables_of(group: Group, run: LoopRun) -> str:
+    return repr([by_rank(group, run.tables[name].batch) for name in ("s", "clock")])
+
+
+def undisturbed() -> list[list[tuple[int, ...]]]:
+    """The state after each iteration, on one rank."""
+    solo = group_for(None)
+    run, states = LoopRun(the_loop(solo, Fault()), solo), []
+    for _ in range(MOST):
+        run.advance()
+        states.append(sorted(rows_of(solo, run.tables["s"])))
+    return states
+
+
+def survive(group: Group, fault: Fault, states: list[list[tuple[int, ...]]], **options: object) -> BaseException:
+    """Run into the fault; check error, tables, and that the run goes on to the right end. Collective."""
+    run = LoopRun(the_loop(group, fault), group, ir.Options(**options))  # type: ignore[arg-type]
+    for _ in range(fault.iteration - 1):
+        run.advance()
+    before = tables_of(group, run) if fault.iteration > 1 else ""
+    error = raised(group, ir.UserCodeError, run.advance)
+    assert run.iteration == fault.iteration - 1 and run.outcome is None
+    if before:
+        assert tables_of(group, run) == before
+    fault.place = fault.other = None
+    for state in states[run.iteration :]:
+        run.advance()
+        assert sorted(rows_of(group, run.tables["s"])) == state
+    return error
+
+
+def assert_tells(error: BaseException, fault: Fault, place: str, ranks: set[int], group: Group) -> None:
+    assert isinstance(error, ir.UserCodeError)
+    failure = error.failure
+    assert (failure.rank, failure.iteration, failure.kind) == (min(ranks), fault.iteration, KINDS[fault.how])
+    assert failure.ranks_failed == len(ranks)
+    text = str(error)
+    assert f"rank {min(ranks)} on" in text and f"iteration {fault.iteration}" in text and "checks_failures.py" in text
+    assert fault.how.__name__ in text, "the traceback names the user's function"
+    assert ("fixpoint" if place in UNTIL else "two" if place in (BODY[1], BODY[2], BODY[5]) else "one") in failure.stage
+    if group.rank == min(ranks):
+        assert type(error.__cause__).__name__ == KINDS[fault.how]
+    else:
+        assert error.__cause__ is None
+
+
+def some_ranks(group: Group) -> Iterator[set[int]]:
+    yield {group.size - 1}
+    if group.size > 1:
+        yield {0}
+        yield set(range(group.size))
+
+
+def check_every_place_with_fresh_and_with_planned_exchanges(group: Group) -> None:
+    states = undisturbed()
+    for place in PLACES:
+        for iteration in (1, 2, 3):
+            for ranks in some_ranks(group):
+                fault = Fault(place, frozenset(ranks), iteration)
+                assert_tells(survive(group, fault, states), fault, place, ranks, group)
+
+
+def check_every_kind_of_failure(group: Group) -> None:
+    states = undisturbed()
+    for how in KINDS:
+        for place in ("map of the first shuffle", "share-local at the end", "predicate"):
+            for iteration in (1, 3):
+                fault = Fault(place, frozenset({group.size - 1}), iteration, how)
+                assert_tells(survive(group, fault, states), fault, place, {group.size - 1}, group)
+
+
+def check_two_ranks_may_fail_in_different_stages(group: Group) -> None:
+    states = undisturbed()
+    if group.size == 1:
+        return
+    for early, late in (BODY[:2], BODY[1:3], (BODY[0], "distance"), ("update", "share-local at the end"), ("distance", "predicate")):
+        for iteration in (1, 3):
+            for early_rank, late_rank in ((0, group.size - 1), (group.size - 1, 0)):
+                fault = Fault(early, frozenset({early_rank}), iteration, other=(late, late_rank))
+                error = survive(group, fault, states)
+                assert isinstance(error, ir.UserCodeError)
+                met_together = (early, late) in ((BODY[0], "never"), ("update", "share-local at the end"), ("distance", "predicate"))
+                expected = min(early_rank, late_rank) if met_together and early != "update" else error.failure.rank
+                assert error.failure.rank == expected and error.failure.rank in (early_rank, late_rank)
+
+
+def check_faults_under_naive_and_check(group: Group) -> None:
+    states = undisturbed()
+    for options in ({"naive": True}, {"check": True}, {"memory_bytes": 60}):
+        for place in PLACES:
+            fault = Fault(place, frozenset({group.size - 1}), 2)
+            assert_tells(survive(group, fault, states, **options), fault, place, {group.size - 1}, group)
+
+
+def check_a_good_loop_runs_after_a_bad_one(group: Group) -> None:
+    for how in KINDS:
+        raised(group, ir.UserCodeError, lambda how=how: LoopRun(the_loop(group, Fault(BODY[0], frozenset({0}), 1, how)), group).run())  # type: ignore[misc]
+        run = LoopRun(the_loop(group, Fault()), group)
+        run.run()
+        assert sorted(rows_of(group, run.tables["s"])) == undisturbed()[-1]
+
+
+def check_prepare_and_finish_fail_alike(group: Group) -> None:
+    bad = {"prepare": False, "finish": False}
+
+    def stage(name: str) -> Callable[[Batch], Batch]:
+        def work(r: Batch) -> Batch:
+            if bad[name] and group.rank == group.size - 1:
+                raise_plainly()
+            return r
+
+        return work
+
+    rows = int_rows(N, 5).select("k", "x")
+    for reads, stages in (("q", (Local(stage("prepare"), ("r",), "q"),)), ("q", (Local(stage("prepare"), ("r",), "q0"), Shuffle("q0", ("k",), "q", ir.SUM)))):
+        loop = Loop(
+            "ends", {"r": local(rows, group)}, {"s": State(reads, ("k",) if len(stages) > 1 else ())},
+            (Superstep("body", (Local(lambda s: s, ("s",), "n"),), (Replace("s", "n"),)),), Until((MaxIterations(2),)), "s",
+            prepare=stages, finish=(Local(stage("finish"), ("s",), "f"), Total("f", (), {"x": ir.SUM}, "v")), values={"x": ("v", "x")},
+        )  # fmt: skip
+        run = LoopRun(loop, group)
+        bad["prepare"] = True
+        assert "prepare" in str(raised(group, ir.UserCodeError, run.advance))
+        bad["prepare"] = False
+        run.run()
+        bad["finish"] = True
+        assert "finish" in str(raised(group, ir.UserCodeError, run.finish))
+        bad["finish"] = False
+        run.finish()
+        assert run.tables["v"].batch["x"].tolist() == [int(rows["x"].sum())]
+
+
+def check_a_map_that_returns_no_batch_is_told(group: Group) -> None:
+    for wrong in (None, 3, {"k": [1]}):
+
+        def f(r: Batch, wrong: object = wrong) -> Batch:
+            return wrong if group.rank == group.size - 1 else r  # type: ignore[return-value]
+
+        error = raised(
+            group, ir.SchemaError, lambda f=f: once(group, {"r": local(int_rows(N, 4), group)}, Local(f, ("r",), "m"), Shuffle("m", ("k",), "t"))  # type: ignore[misc]
+        )  # fmt: skip
+        assert "wanted an ir.Batch" in str(error)
+
+
+def check_results_of_other_dtypes_in_a_later_iteration(group: Group) -> None:
+    """A map that changes its dtypes on one rank, or on all, while the exchange is planned."""
+    for ranks in ({group.size - 1}, set(range(group.size))):
+        rows, pages = int_rows(N, 8).select("k", "x"), Batch(k=np.arange(-4, 5), i=np.zeros(9, np.int64))
+
+        def f(r: Batch, c: Batch, ranks: set[int] = ranks) -> Batch:
+            late = int(c["i"][0]) == 2 and group.rank in ranks
+            return r.with_columns(x=r["x"].astype(np.float64)) if late else r
+
+        stages = (
+            Local(f, ("r", "c"), "m"), Shuffle("m", ("k",), "a", {"x": ir.sum("x")}, "s"), Total("m", ("k",), ir.SUM, "t"),
+            Local(lambda c: c.with_columns(i=c["i"] + 1), ("c",), "c2"),
+        )  # fmt: skip
+        loop = Loop(
+            "dtypes", {"r": local(rows, group), "p": local(pages, group), "z": Batch(i=np.zeros(1, np.int64))},
+            {"s": State("p", ("k",)), "c": State("z")}, (Superstep("one", stages, (Replace("c", "c2"),)),), Until((MaxIterations(4),)), "s",
+        )  # fmt: skip
+        run = LoopRun(loop, group)
+        run.advance()
+        run.advance()
+        assert "columns" in str(raised(group, ir.IterReduceError, run.advance))
+        assert run.tables["c"].batch["i"].tolist() == [2]
+
+
+def check_watchers_that_may_raise(group: Group) -> None:
+    states = undisturbed()
+    for name in ("iteration.start", "stage.start", "stage.end"):
+        for iteration in (1, 2, 3):
+            events = Events()
+            armed = [True]
+
+            def watch(event: Event, name: str = name, iteration: int = iteration, armed: list[bool] = armed) -> None:
+                if armed[0] and group.rank == group.size - 1 and event.name == name and event.fields["iteration"] == iteration:
+                    raise Trouble(name)
+
+            events.subscribe(watch, may_raise=True)
+            run = LoopRun(the_loop(group, Fault()), group, events=events)
+            for _ in range(iteration - 1):
+                run.advance()
+            assert name in str(raised(group, ir.StageError, run.advance))
+            armed[0] = False
+            run.run()
+            assert sorted(rows_of(group, run.tables["s"])) == states[-1]
+            same(group, str(run.iteration))
+
+
+CHECKS: list[Check] = [check for name, check in list(globals().items()) if name.startswith("check_")]

@@ -1,0 +1,14 @@
+"""Failures on threads as ranks: see `checks_failures`."""
+
+from __future__ import annotations
+
+import pytest
+
+from iterreduce.testing import run_ranks
+from tests.engine import checks_failures
+from tests.engine.kit import Check
+
+
+@pytest.mark.parametrize("check", checks_failures.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_failures(check: Check, ranks: int) -> None:
+    run_ranks(ranks, check, timeout=50)

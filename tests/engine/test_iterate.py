@@ -1,0 +1,14 @@
+"""Loops on threads as ranks: see `checks_iterate`."""
+
+from __future__ import annotations
+
+import pytest
+
+from iterreduce.testing import run_ranks
+from tests.engine import checks_iterate
+from tests.engine.kit import Check
+
+
+@pytest.mark.parametrize("check", checks_iterate.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_loops(check: Check, ranks: int) -> None:
+    run_ranks(ranks, check, timeout=30)

@@ -1,0 +1,14 @@
+"""The schedule law on threads as ranks: see `checks_schedule`."""
+
+from __future__ import annotations
+
+import pytest
+
+from iterreduce.testing import run_ranks
+from tests.engine import checks_schedule
+from tests.engine.kit import Check
+
+
+@pytest.mark.parametrize("check", checks_schedule.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_schedule(check: Check, ranks: int) -> None:
+    run_ranks(ranks, check, timeout=30)
