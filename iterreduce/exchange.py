@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iterreduce.collectives import Group
+from iterreduce.collectives import Group, Plan
 from iterreduce.columns.ragged import Array
 from iterreduce.errors import MemoryBudgetError, ScheduleError
 
@@ -46,6 +46,7 @@ class Outgoing:
     pack: Pack
     schema: int = 0
     proposal: int = 0
+    extra: int = 0  # one more word for the stage that sends: the same to every destination
 
 
 def nothing(size: int, proposal: int = ABSTAIN) -> Outgoing:
@@ -56,12 +57,17 @@ def nothing(size: int, proposal: int = ABSTAIN) -> Outgoing:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What came: headers int64[size, HEADER_WORDS], and for each source its words ``[starts, starts + counts)``."""
+    """What came: headers int64[size, HEADER_WORDS], and of each source its words ``[starts, starts + counts)``.
+
+    ``late`` tells whose rows did not fit and have not come yet; ``too_large`` is the message of a rank whose
+    rows did not fit its budget and were thrown away. Segments are read before the next exchange.
+    """
 
     headers: Array
     buffers: tuple[Array, ...]
     starts: Array
     counts: Array
+    late: Array
     too_large: str = ""
 
     @property
@@ -109,6 +115,11 @@ class FreshExchange:
 
     def run(self, out: Outgoing, status: int = OK) -> Arrival:
         """Send and receive. Collective. On FAILED or STOP of any rank nothing but headers has meaning."""
+        arrival = self.first(out, status)
+        return self.second(out, arrival) if arrival.late.any() else arrival
+
+    def first(self, out: Outgoing, status: int = OK) -> Arrival:
+        """Headers, and the rows of those ranks whose rows fit their slots. Collective."""
         self.sequence += 1
         largest = int(out.words.max())
         fits = largest + HEADER_WORDS <= self.slot
@@ -120,7 +131,7 @@ class FreshExchange:
         self.group.alltoall(self.inline_send, self.inline_recv, HEADER_WORDS)
         headers = self.inline_recv.reshape(self.group.size, self.slot)[:, :HEADER_WORDS].copy()
         check_headers(headers, self.check)
-        return self._complete(out, headers, fits)
+        return self._inline(headers)
 
     def _write_headers(self, out: Outgoing, status: int, largest: int) -> None:
         head = self.inline_send.reshape(self.group.size, self.slot)
@@ -131,21 +142,18 @@ class FreshExchange:
         head[:, LARGEST] = largest
         head[:, SCHEMA] = out.schema
         head[:, PROPOSAL] = out.proposal
+        head[:, EXTRA] = out.extra
 
-    def _complete(self, out: Outgoing, headers: Array, fits: bool) -> Arrival:
-        counts = headers[:, WORDS].copy()
-        status = int(np.bitwise_or.reduce(headers[:, STATUS]))
-        buffers = [self.inline_recv] * self.group.size
-        starts, self._too_large = self.slot_starts + HEADER_WORDS, ""
-        if status & (FAILED | STOP):
-            counts[:] = 0
-        elif status & SECOND:
-            late = (headers[:, STATUS] & SECOND) != 0
-            received, at = self._second(out, headers, late, fits)
-            starts = np.where(late, at, starts)
-            buffers = [received if second else self.inline_recv.copy() for second in late]
+    def _inline(self, headers: Array) -> Arrival:
+        late = (headers[:, STATUS] & SECOND) != 0
+        if int(np.bitwise_or.reduce(headers[:, STATUS])) & (FAILED | STOP):
+            late = np.zeros_like(late)
+            counts = np.zeros(self.group.size, np.int64)
+        else:
+            counts = np.where(late, 0, headers[:, WORDS])
+        arrival = Arrival(headers, (self.inline_recv,) * self.group.size, self.slot_starts + HEADER_WORDS, counts, late)
         self._adapt(int(headers[:, LARGEST].max()))
-        return Arrival(headers, tuple(buffers), starts, counts, self._too_large)
+        return arrival
 
     def _adapt(self, largest: int) -> None:
         """The next exchange's slot: what would have held this one. A function of agreed headers alone."""
@@ -154,30 +162,43 @@ class FreshExchange:
             # the arrival just returned still reads the old receive buffer: new ones are made, none is reused
             self._resize(wanted)
 
-    def _second(self, out: Outgoing, headers: Array, late: Array, fits: bool) -> tuple[Array, Array]:
-        words = np.zeros_like(out.words) if fits else out.words
+    def second(self, out: Outgoing, arrival: Arrival) -> Arrival:
+        """The rows that did not fit, in rounds. Collective: all ranks know from the headers that it follows."""
+        size, mine = self.group.size, bool(arrival.late[self.group.rank])
+        words = out.words if mine else np.zeros_like(out.words)
         send_at = exclusive(words)
         send = np.empty(int(words.sum()), np.int64)
-        if not fits:
+        if mine:
             out.pack(send, send_at)
-        counts = np.where(late, headers[:, WORDS], 0)
+        counts = np.where(arrival.late, arrival.headers[:, WORDS], 0)
         total = int(counts.sum())
         over = self.limit_words is not None and total > self.limit_words
-        rounds = -(-int(headers[:, LARGEST].max()) // self.round_words)
+        largest = int(arrival.headers[:, LARGEST].max())
         recv_at = exclusive(counts)
-        recv = np.empty(self.group.size * self.round_words if over else total, np.int64)
-        for k in range(rounds):
+        recv = np.empty(size * self.round_words if over else total, np.int64)
+        for k in range(-(-largest // self.round_words)):
             done = k * self.round_words
             sc = np.clip(words - done, 0, self.round_words)
             rc = np.clip(counts - done, 0, self.round_words)
-            rd = np.arange(self.group.size) * self.round_words if over else recv_at + np.minimum(done, counts)
-            self.group.alltoallv(send, sc, send_at + np.minimum(done, words), recv, rc, rd, 0)
+            rd = np.arange(size) * self.round_words if over else recv_at + np.minimum(done, counts)
+            bound = size * max(largest, self.round_words)  # no segment of any rank ends behind it
+            self.group.alltoallv(send, sc, send_at + np.minimum(done, words), recv, rc, rd, 0, bound)
         if over:
-            self._too_large = (
-                f"this rank's share of a shuffle is {total * 8:,} bytes, its budget {self.limit_words * 8:,}; "  # type: ignore[operator]
-                "use more ranks, raise --memory, or combine rows before they are sent"
-            )
-        return recv, recv_at
+            return Arrival(
+                arrival.headers, arrival.buffers, arrival.starts, np.zeros_like(counts), arrival.late,
+                over_budget(total * 8, self.limit_words * 8),  # type: ignore[operator]
+            )  # fmt: skip
+        buffers = tuple([recv if late else b for late, b in zip(arrival.late, arrival.buffers, strict=True)])
+        starts = np.where(arrival.late, recv_at, arrival.starts)
+        return Arrival(arrival.headers, buffers, starts, np.where(arrival.late, counts, arrival.counts), arrival.late)
+
+
+def over_budget(nbytes: int, limit_bytes: int) -> str:
+    """What a rank says whose share does not fit its budget."""
+    return (
+        f"this rank's share of a shuffle is {nbytes:,} bytes, its budget {limit_bytes:,}; "
+        "use more ranks, raise --memory, or combine rows before they are sent"
+    )
 
 
 def exclusive(counts: Array) -> Array:
@@ -200,7 +221,55 @@ def agreed_proposal(headers: Array) -> int:
     return int(said.pop()) if len(said) == 1 else 0
 
 
-class ValuesPlan:
+class PlannedExchange:
+    """An exchange whose counts are known: one Alltoallv of ready buffers, a header in front of every segment.
+
+    Whoever derives from it lays out ``send`` and ``recv`` and says where segments (headers in front) begin.
+    """
+
+    send: Array
+    recv: Array
+
+    def __init__(self, group: Group, stage: int, width: int, check: bool = False):
+        self.group, self.stage, self.width, self.check = group, stage, width, check
+        self.gap = -(-HEADER_WORDS // width)
+        self.sequence = 0
+
+    def _lay_out(self, send_counts: Array, send_at: Array, recv_counts: Array, recv_at: Array) -> None:
+        self._segments = (send_counts, send_at, recv_counts, recv_at)
+        self._recv_heads = recv_at[:, None] + np.arange(HEADER_WORDS)
+        self._stages, self._statuses = send_at + STAGE, send_at + STATUS
+        self._arrived = recv_at + STATUS
+        self._call: Plan | None = None
+
+    def connect(self) -> None:
+        """Prepare the collective, once, before the first `run`. Collective: never inside of a `Guard`."""
+        if self._call is None:
+            sc, sa, rc, ra = self._segments
+            self._call = self.group.alltoallv_plan(self.send, sc, sa, self.recv, rc, ra, self.gap * self.width)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both buffers."""
+        return self.send.nbytes + self.recv.nbytes
+
+    def run(self, status: int = OK) -> int:
+        """Send what stands in the buffer. Collective. Returns the status bits of all ranks together."""
+        assert self._call is not None
+        self.sequence += 1
+        send = self.send
+        send[self._stages] = self.stage << 32 | self.sequence & 0xFFFFFFFF
+        send[self._statuses] = status
+        self._call.run()
+        if self.check:
+            check_headers(self.recv[self._recv_heads], True)
+        agreed = 0
+        for word in self.recv[self._arrived].tolist():
+            agreed |= word
+        return agreed
+
+
+class ValuesPlan(PlannedExchange):
     """A combined shuffle whose keys are known: accumulator records go straight from fold to owner.
 
     The send buffer *is* the table of local accumulators: ``records[codes[i]]`` is where row ``i`` folds
@@ -208,32 +277,17 @@ class ValuesPlan:
     each received record belongs among the owner's ``rows_out`` keys; gaps go to one row behind them.
     """
 
-    def __init__(self, group: Group, stage: int, width: int, send_rows: Array, recv_rows: Array, check: bool = False):
-        self.group, self.stage, self.check, self.width = group, stage, check, width
-        self.gap = -(-HEADER_WORDS // width)
-        self.sequence = 0
+    def __init__(
+        self, group: Group, stage: int, width: int, send_rows: Array, recv_rows: Array, check: bool = False
+    ):
+        super().__init__(group, stage, width, check)
         self.send_rows, self.recv_rows = send_rows.astype(np.int64), recv_rows.astype(np.int64)
         send_counts, recv_counts = (self.send_rows + self.gap) * width, (self.recv_rows + self.gap) * width
         self.send_at, self.recv_at = exclusive(send_counts), exclusive(recv_counts)
         self.send = np.zeros(int(send_counts.sum()), np.int64)
         self.recv = np.zeros(int(recv_counts.sum()), np.int64)
         self.records, self.received = self.send.reshape(-1, width), self.recv.reshape(-1, width)
-        self._counts = send_counts, recv_counts
-        self._recv_heads = self.recv_at[:, None] + np.arange(HEADER_WORDS)
-        self._stages, self._statuses = self.send_at + STAGE, self.send_at + STATUS
-        self._arrived = self.recv_at + STATUS
-
-    def connect(self) -> None:
-        """Prepare the exchange; apart from the constructor, which one rank may fail to reach. Collective."""
-        send_counts, recv_counts = self._counts
-        self._call = self.group.alltoallv_plan(
-            self.send, send_counts, self.send_at, self.recv, recv_counts, self.recv_at, self.gap * self.width
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both buffers."""
-        return self.send.nbytes + self.recv.nbytes
+        self._lay_out(send_counts, self.send_at, recv_counts, self.recv_at)
 
     def shifted(self, codes: Array) -> Array:
         """Numbers of distinct keys in (destination, hash) order -> rows of ``records``, as int32 where they fit."""
@@ -249,17 +303,3 @@ class ValuesPlan:
         for start, part in zip(starts.tolist(), slots, strict=True):
             out[start : start + len(part)] = part
         return out.astype(np.int32) if rows_out < 2**31 - 1 else out
-
-    def run(self, status: int = OK) -> int:
-        """Send the records. Collective. Returns the status bits of all ranks together."""
-        self.sequence += 1
-        send = self.send
-        send[self._stages] = self.stage << 32 | self.sequence & 0xFFFFFFFF
-        send[self._statuses] = status
-        self._call.run()
-        if self.check:
-            check_headers(self.recv[self._recv_heads], True)
-        agreed = 0
-        for word in self.recv[self._arrived].tolist():
-            agreed |= word
-        return agreed
