@@ -31,6 +31,7 @@ from iterreduce.exchange import FAILED, check_headers
 from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.loop import Local, Loop, Shuffle, Stage, State, Superstep, reads_of
 from iterreduce.loop_cache import LoopCache
+from iterreduce.maps import refuse_in_user_code
 from iterreduce.options import Options
 from iterreduce.shuffle import CombineShuffle
 from iterreduce.sources.blocks import Source, load
@@ -66,6 +67,7 @@ class LoopRun:
     def __init__(
         self, loop: Loop, group: Group, options: Options | None = None, events: Events | None = None
     ):
+        refuse_in_user_code(f'the loop "{loop.name}"', group.size)
         self.loop, self.group = loop, group
         self.options, self.events = options or Options(), events or Events()
         self.iteration = 0

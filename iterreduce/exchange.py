@@ -57,7 +57,7 @@ def nothing(size: int, proposal: int = ABSTAIN) -> Outgoing:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What came: headers int64[size, HEADER_WORDS], and of each source its words ``[starts, starts + counts)``.
+    """What came: headers int64[size, HEADER_WORDS], and of a source its words ``[starts, starts + counts)``.
 
     ``late`` tells whose rows did not fit and have not come yet; ``too_large`` is the message of a rank whose
     rows did not fit its budget and were thrown away. Segments are read before the next exchange.
@@ -94,7 +94,14 @@ class FreshExchange:
     rows away, and its `Arrival.segments` raises `MemoryBudgetError`.
     """
 
-    def __init__(self, group: Group, stage: int, check: bool = False, round_bytes: int = ROUND_BYTES, limit_bytes: int | None = None):
+    def __init__(
+        self,
+        group: Group,
+        stage: int,
+        check: bool = False,
+        round_bytes: int = ROUND_BYTES,
+        limit_bytes: int | None = None,
+    ):
         self.group, self.stage, self.check = group, stage, check
         self.round_words = max(1, round_bytes // 8)
         self.limit_words = None if limit_bytes is None else limit_bytes // 8
@@ -151,7 +158,9 @@ class FreshExchange:
             counts = np.zeros(self.group.size, np.int64)
         else:
             counts = np.where(late, 0, headers[:, WORDS])
-        arrival = Arrival(headers, (self.inline_recv,) * self.group.size, self.slot_starts + HEADER_WORDS, counts, late)
+        arrival = Arrival(
+            headers, (self.inline_recv,) * self.group.size, self.slot_starts + HEADER_WORDS, counts, late
+        )
         self._adapt(int(headers[:, LARGEST].max()))
         return arrival
 
@@ -163,7 +172,7 @@ class FreshExchange:
             self._resize(wanted)
 
     def second(self, out: Outgoing, arrival: Arrival) -> Arrival:
-        """The rows that did not fit, in rounds. Collective: all ranks know from the headers that it follows."""
+        """The rows that did not fit, in rounds. Collective: the headers tell all ranks that it follows."""
         size, mine = self.group.size, bool(arrival.late[self.group.rank])
         words = out.words if mine else np.zeros_like(out.words)
         send_at = exclusive(words)
@@ -190,7 +199,9 @@ class FreshExchange:
             )  # fmt: skip
         buffers = tuple([recv if late else b for late, b in zip(arrival.late, arrival.buffers, strict=True)])
         starts = np.where(arrival.late, recv_at, arrival.starts)
-        return Arrival(arrival.headers, buffers, starts, np.where(arrival.late, counts, arrival.counts), arrival.late)
+        return Arrival(
+            arrival.headers, buffers, starts, np.where(arrival.late, counts, arrival.counts), arrival.late
+        )
 
 
 def over_budget(nbytes: int, limit_bytes: int) -> str:
@@ -211,8 +222,13 @@ def exclusive(counts: Array) -> Array:
 def check_headers(headers: Array, check: bool) -> None:
     """Under ``--check``: every rank must be in the same stage and at the same exchange of it."""
     if check and len(set(headers[:, STAGE].tolist())) > 1:
-        seen = ", ".join(f"rank {r}: stage {w >> 32} exchange {w & 0xFFFFFFFF}" for r, w in enumerate(headers[:, STAGE].tolist()))
-        raise ScheduleError(f"ranks met in different stages ({seen}); the program must be the same on all ranks")
+        seen = ", ".join(
+            f"rank {r}: stage {w >> 32} exchange {w & 0xFFFFFFFF}"
+            for r, w in enumerate(headers[:, STAGE].tolist())
+        )
+        raise ScheduleError(
+            f"ranks met in different stages ({seen}); the program must be the same on all ranks"
+        )
 
 
 def agreed_proposal(headers: Array) -> int:
@@ -222,7 +238,7 @@ def agreed_proposal(headers: Array) -> int:
 
 
 class PlannedExchange:
-    """An exchange whose counts are known: one Alltoallv of ready buffers, a header in front of every segment.
+    """An exchange whose counts are known: one Alltoallv of ready buffers, a header before every segment.
 
     Whoever derives from it lays out ``send`` and ``recv`` and says where segments (headers in front) begin.
     """
@@ -246,7 +262,9 @@ class PlannedExchange:
         """Prepare the collective, once, before the first `run`. Collective: never inside of a `Guard`."""
         if self._call is None:
             sc, sa, rc, ra = self._segments
-            self._call = self.group.alltoallv_plan(self.send, sc, sa, self.recv, rc, ra, self.gap * self.width)
+            self._call = self.group.alltoallv_plan(
+                self.send, sc, sa, self.recv, rc, ra, self.gap * self.width
+            )
 
     @property
     def nbytes(self) -> int:
@@ -290,7 +308,7 @@ class ValuesPlan(PlannedExchange):
         self._lay_out(send_counts, self.send_at, recv_counts, self.recv_at)
 
     def shifted(self, codes: Array) -> Array:
-        """Numbers of distinct keys in (destination, hash) order -> rows of ``records``, as int32 where they fit."""
+        """Numbers of distinct keys in (destination, hash) order -> rows of ``records``; int32 where they fit."""
         dest = np.repeat(np.arange(1, self.group.size + 1) * self.gap, self.send_rows)
         place = np.arange(len(dest), dtype=np.int64) + dest
         place = place.astype(np.int32) if len(self.records) < 2**31 else place

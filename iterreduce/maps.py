@@ -11,6 +11,7 @@ Nothing here communicates.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array
-from iterreduce.errors import InUserCode, SchemaError
+from iterreduce.errors import InUserCode, SchemaError, UsageError
 from iterreduce.loop import Context, Kernel, Local
 from iterreduce.table import BY_BLOCK, EVERYWHERE, NO_TOKENS, Layout, Table, read_only
 
@@ -66,16 +67,31 @@ def take_back(result: Batch, origins: Sequence[dict[int, tuple[Any, int]]]) -> t
     return Batch._trusted(columns, result._valid, result._length, result._schema), tokens
 
 
+_thread = threading.local()  # of this rank: ranks may be threads
+
+
+def refuse_in_user_code(what: str, ranks: int) -> None:
+    """Raise `UsageError` where user code of a run asks for something collective: the other ranks would wait."""
+    if ranks > 1 and getattr(_thread, "in_user_code", False):
+        raise UsageError(
+            f"{what} on {ranks} ranks was asked for inside a function that a run is calling; "
+            "the other ranks may not be there: run it before, and give its result to the loop as a source"
+        )
+
+
 def call(function: Callable[..., Batch] | Kernel, context: Context, batches: Sequence[Batch]) -> Batch:
     """Run user code on batches; what it returns must be a `Batch`."""
     kernel = getattr(function, "run", None)  # isinstance of a protocol costs 15 us
     if kernel is not None:
         result = kernel(context, *batches)
     else:
+        _thread.in_user_code = True
         try:
             result = function(*batches)  # type: ignore[operator]
         except BaseException as error:  # SystemExit and KeyboardInterrupt too: other ranks wait for this one
             raise InUserCode(error) from error
+        finally:
+            _thread.in_user_code = False
     if not isinstance(result, Batch):
         raise SchemaError(
             f"{describe(function)} returned {type(result).__name__}: wanted an ir.Batch, such as "

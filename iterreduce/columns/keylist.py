@@ -18,6 +18,7 @@ import numpy as np
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.keycodec import KeyBytes, encode_keys, is_word_key
+from iterreduce.columns.keystore import LARGEST_HASH
 from iterreduce.columns.numbering import number_keys
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
@@ -110,6 +111,11 @@ class KeyList:
         """The distinct keys of these rows."""
         numbered = number_keys(keys)
         return cls(numbered.hashes, numbered.keys)
+
+    @classmethod
+    def sorted(cls, hashes: Array, keys: Batch) -> KeyList:
+        """Keys that are distinct and in canonical order already, with their hashes (of `hash_keys`, or of a fold)."""
+        return cls(hashes if is_word_key(keys.schema) else np.minimum(hashes, LARGEST_HASH), keys)
 
     @classmethod
     def empty(cls, schema: Schema) -> KeyList:

@@ -196,7 +196,11 @@ def take_rows(rows: Batch, order: Array, new: New) -> Batch:
     columns: dict[str, Any] = {}
     for name, field in rows.schema.items():
         column = rows[name]
-        columns[name] = column.take(order) if isinstance(column, Ragged) else _taken(column, order, new(len(order), field))
+        columns[name] = (
+            column.take(order)
+            if isinstance(column, Ragged)
+            else _taken(column, order, new(len(order), field))
+        )
     valid = {n: rows._valid[n][order] for n in rows._valid}
     return Batch._trusted(columns, valid, len(order), rows.schema)
 
@@ -252,7 +256,11 @@ class RecordLayout:
         """Has the batch these columns, with nulls at most where the layout has room for a mask?"""
         for name, field in self.schema.items():
             column = batch._columns.get(name)
-            if not isinstance(column, np.ndarray) or column.dtype != field.dtype or column.shape[1:] != field.shape:
+            if (
+                not isinstance(column, np.ndarray)
+                or column.dtype != field.dtype
+                or column.shape[1:] != field.shape
+            ):
                 return False
             if name in batch._valid and not field.nullable:
                 return False
@@ -275,7 +283,9 @@ class RecordLayout:
                 column = batch._columns[cell.name]
             scatter(as_units(column, cell.unit, cell.per_row), place, view)
 
-    def read(self, views: list[Array], order: Array, new: New = new_column) -> tuple[dict[str, Array], dict[str, Array]]:
+    def read(
+        self, views: list[Array], order: Array, new: New = new_column
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Columns and masks of the records in this order; columns are arrays of ``new``."""
         columns = {n: new(len(order), f) for n, f in self.schema.items()}
         valid = {n: np.empty(len(order), bool) for n, f in self.schema.items() if f.nullable}
