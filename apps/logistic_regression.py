@@ -53,19 +53,23 @@ def start(facts: ir.Batch) -> ir.Batch:
     return ir.Batch(weight=np.zeros(facts["mean"].shape[1] + 1))
 
 
-def scale(facts: ir.Batch) -> np.ndarray:
-    """Standard deviations; 1 for a feature that is constant, and where rows are taken as they are."""
-    deviation = np.sqrt(facts["variance"][0]) if "variance" in facts else np.ones(facts["mean"].shape[1])
-    return np.where(deviation > 0, deviation, 1.0)
+def scaled(facts: ir.Batch) -> ir.Batch:
+    """Standard deviations beside the means; 1 for a feature that is constant."""
+    variance = facts["variance"]
+    return facts.drop("variance").with_columns(scale=np.sqrt(np.where(variance > 0, variance, 1.0)))
 
 
 def shifted(rows: ir.Batch, facts: ir.Batch) -> np.ndarray:
-    return rows["x"] - facts["mean"] if "variance" in facts else rows["x"]
+    return rows["x"] - facts["mean"] if "scale" in facts else rows["x"]
+
+
+def unscaled(values: np.ndarray, facts: ir.Batch) -> np.ndarray:
+    return values / facts["scale"][0] if "scale" in facts else values
 
 
 def linear(x: np.ndarray, facts: ir.Batch, weights: ir.Batch) -> np.ndarray:
     """x w + b, for rows that are shifted already."""
-    return x @ (weights["weight"][:-1] / scale(facts)) + weights["weight"][-1]
+    return x @ unscaled(weights["weight"][:-1], facts) + weights["weight"][-1]
 
 
 def gradient(rows: ir.Batch, facts: ir.Batch, weights: ir.Batch) -> ir.Batch:
@@ -73,7 +77,7 @@ def gradient(rows: ir.Batch, facts: ir.Batch, weights: ir.Batch) -> ir.Batch:
     x, sign = shifted(rows, facts), rows["sign"]
     with np.errstate(over="ignore"):  # exp is infinite only where the slope is 0
         slope = sign / (1 + np.exp(-sign * linear(x, facts, weights)))
-    return ir.Batch(gradient=np.append(slope @ x / scale(facts), slope.sum())[None, :])
+    return ir.Batch(gradient=np.append(unscaled(slope @ x, facts), slope.sum())[None, :])
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,10 @@ def predictions(rows: ir.Batch, facts: ir.Batch, weights: ir.Batch) -> ir.Batch:
         return ir.Batch(probability=1 / (1 + np.exp(-logit)), label=(logit > 0).astype(np.int64))
 
 
-def unscaled(weights: ir.Batch, facts: ir.Batch) -> ir.Batch:
-    """The same model for rows as they are in the file."""
-    w, b = weights["weight"][:-1] / scale(facts), weights["weight"][-1]
-    b = b - facts["mean"][0] @ w if "variance" in facts else b
+def model(weights: ir.Batch, facts: ir.Batch) -> ir.Batch:
+    """The weights for rows as they are in the file."""
+    w, b = unscaled(weights["weight"][:-1], facts), weights["weight"][-1]
+    b = b - facts["mean"][0] @ w if "scale" in facts else b
     return ir.Batch(feature=[*(f"x{i}" for i in range(len(w))), "intercept"], weight=np.append(w, b))
 
 
@@ -151,7 +155,7 @@ def logistic_regression(
     plan = Plan()
     plan.learns_from(rows, standardize)
     plan.scores("train", "")
-    plan.finish.append(ir.Local(unscaled, ("weights", "facts"), "learned", cut="share"))
+    plan.finish.append(ir.Local(model, ("weights", "facts"), "model", cut="share"))
     if test is not None:
         plan.reads("test", test)
         plan.scores("test", "test_")
@@ -168,7 +172,7 @@ def logistic_regression(
         (ir.Replace("weights", "moved"),),
     )
     until = ir.Until.of(ir.l2("weight") <= tolerance, max_iterations).on("weights")
-    loop = plan.loop(step, until, "learned" if predict is None else "predictions")
+    loop = plan.loop(step, until, "model" if predict is None else "predictions")
     return ir.Dataset.of_loop(loop, rows.comm)
 
 
@@ -184,11 +188,14 @@ class Plan:
     def learns_from(self, rows: ir.Dataset, standardize: bool) -> None:
         """Examples, and what all ranks must know of them: how many, means, variances."""
         self.reads("train", rows)
-        about = {"mean": ir.mean("x"), "variance": ir.var("x")} if standardize else {"mean": ir.first("x")}
-        self.prepare += [
-            ir.Total("train", (), {"rows": ir.count(), **about}, "facts"),
-            ir.Local(start, ("facts",), "start", cut="share"),
-        ]
+        if standardize:
+            about = {"rows": ir.count(), "mean": ir.mean("x"), "variance": ir.var("x")}
+            self.prepare.append(ir.Total("train", (), about, "moments"))
+            self.prepare.append(ir.Local(scaled, ("moments",), "facts", cut="share"))
+        else:
+            about = {"rows": ir.count(), "mean": ir.first("x")}  # any row, for its width
+            self.prepare.append(ir.Total("train", (), about, "facts"))
+        self.prepare.append(ir.Local(start, ("facts",), "start", cut="share"))
 
     def reads(self, name: str, data: ir.Dataset, labelled: bool = True) -> None:
         """Rows of a file as examples; those that are not learned from must have as many features."""

@@ -1,25 +1,18 @@
 """Key directories: keys that were sent before travel as numbers, and their owner hashes nothing.
 
-For each pair of ranks both sides hold the keys that the one sent to the other (the *pair's keys*), in canonical
-order, so that a key is a number on the wire and a number is a slot at the owner. A segment then begins with the
-rows of known keys: which ones (`selector_words`), then their records; rows of other keys follow with their keys.
-How many there are of the first kind stands in the segment's own header.
+For each pair of ranks both sides hold the keys that the one sent to the other (the *pair's keys*), in
+canonical order, so that a key is a number on the wire and a number is a slot at the owner. A segment then begins
+with the rows of known keys: which ones (`selector_words`), then their records; rows of other keys follow with
+their keys.
 
-Keys are learnt when an iteration commits, on all ranks at once, and only from numbers that the headers told to
-all of them (`Learning`): both sides of a pair hold the same keys whatever failed, was rolled back or evicted.
-
-How it can go wrong: a rank that takes up keys which the other side of the pair does not. So nothing here may
-depend on what only one rank knows, except what it tells in its own header.
-
-What it is not: an exchange. `iterreduce.shuffle` speaks to it, and decides what a lost directory means.
+Here is what a directory is, what it makes of rows that leave, and of rows that arrive. What it is not: it
+decides nothing; when keys are learnt and forgotten, and how ranks agree on it, is told in `iterreduce.slots`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,20 +23,10 @@ from iterreduce.columns.numbering import code_dtype
 from iterreduce.columns.packing import pack, packed_words
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
-from iterreduce.exchange import EXTRA, ROWS, Arrival, Outgoing
-from iterreduce.folding import RECORDS, Combiner
-from iterreduce.loop_cache import LoopCache
-from iterreduce.table import token
+from iterreduce.exchange import Outgoing
+from iterreduce.folding import RECORDS, Combiner, Outputs
 
-FEWEST_ROWS = 64  # of unknown keys, on all ranks together, that are worth a new directory
-GROWTH = 4  # a directory grows by at least a quarter: all growing together costs five times the final size
-WINDOW = 4  # exchanges by which a directory is judged
-BLOAT = 8  # keys per row of an exchange beyond which most of a directory is dead
-LONGEST_REST = 1024  # exchanges
 SPARSE = 16  # slots per row that arrives, beyond which rows are sorted and no table of all slots is filled
-
-LOW = 0xFFFFFFFF
-Step = Literal["none", "wait", "planned", "remember", "grow", "renew", "rest"]
 
 
 def selector_words(rows: Array, known: Array) -> Array:
@@ -58,8 +41,8 @@ def selector_words(rows: Array, known: Array) -> Array:
     return chosen
 
 
-def write_selector(numbers: Array, known: int, out: Array) -> None:
-    """Write ascending ``numbers`` below ``known`` into ``out``, int64, as long as `selector_words` says."""
+def write_selector(numbers: Array, out: Array) -> None:
+    """Write ascending ``numbers`` into ``out``, int64, as long as `selector_words` says."""
     if not len(out):
         return
     if len(out) == (len(numbers) + 1) // 2:
@@ -72,41 +55,37 @@ def write_selector(numbers: Array, known: int, out: Array) -> None:
 
 
 def read_selector(words: Array, rows: int) -> Array | None:
-    """The numbers again; None: all."""
+    """The numbers again, ascending; None: all of them.
+
+    >>> words = np.zeros(2, np.int64)
+    >>> write_selector(np.array([3, 5, 8]), words)
+    >>> read_selector(words, 3).tolist()
+    [3, 5, 8]
+    """
     if not len(words):
-        return None if rows else np.empty(0, np.int64)
+        return None
     if len(words) == (rows + 1) // 2:
         return words.view(np.uint32)[:rows]
     return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little").view(bool))
 
 
-def rough(n: int) -> int:
-    """A count in 15 bits, rounded down by less than 0.4 %; 0 only for 0.
-
-    >>> rough_count(rough(500)), rough_count(rough(123_456)), rough(0)
-    (500, 123392, 0)
-    """
-    shift = max(0, n.bit_length() - 9)
-    return shift << 9 | n >> shift
-
-
-def rough_count(bits: int) -> int:
-    """What `rough` kept."""
-    return (bits & 511) << (bits >> 9)
-
-
 class Directory:
-    """The keys that this rank sent, and those it was sent, of one layout of rows. Never changed, only replaced.
+    """The keys that this rank sent, and those it was sent. Never changed, only replaced.
 
-    ``sent``: all keys sent, those to rank ``d`` in places ``bounds[d]`` to ``bounds[d + 1]``. ``owned``: all keys
-    received; ``slots[s]``: the places in it of those that rank ``s`` sent, ascending.
+    ``sent``: all keys sent, those to rank ``d`` in places ``bounds[d]`` to ``bounds[d + 1]``. ``owned``: all
+    keys received; ``slots[s]``: the places in it of those that rank ``s`` sent, ascending.
     """
 
     def __init__(self, sent: KeyList, bounds: Array, owned: KeyList, slots: Sequence[Array]):
         self.sent, self.bounds, self.owned, self.slots = sent, bounds, owned, tuple(slots)
-        self.sizes = np.diff(bounds)
         self._onto: tuple[KeyIndex, Array] | None = None
         self._taken: tuple[Array, Batch] | None = None
+
+    @classmethod
+    def empty(cls, like: KeyList, size: int) -> Directory:
+        """No keys, of the schema of these."""
+        none = KeyList.empty(like.keys.schema)
+        return cls(none, np.zeros(size + 1, np.int64), none, [np.empty(0, np.int32)] * size)
 
     @property
     def nbytes(self) -> int:
@@ -116,9 +95,10 @@ class Directory:
     def grown(self, sent: KeyList, received: Sequence[Sequence[KeyList]], partitions: PartitionMap) -> Directory:
         """With more keys: ``received[s]`` from rank ``s``, in several lists."""
         all_sent = self.sent.union(sent).keys
+        bounds = partitions.send_bounds(all_sent.hashes)
         parts = [keys.keys for lists in received for keys in lists]
         if not parts:
-            return Directory(all_sent, partitions.send_bounds(all_sent.hashes), self.owned, self.slots)
+            return Directory(all_sent, bounds, self.owned, self.slots)
         numbered = number_keys(Batch.concat(parts))
         union = self.owned.union(KeyList(numbered.hashes, numbered.keys))
         slots, at, dtype = [], 0, code_dtype(len(union.keys))
@@ -126,7 +106,7 @@ class Directory:
             end = at + sum(map(len, lists))
             slots.append(np.union1d(union.old[old], union.new[numbered.codes[at:end]]).astype(dtype))
             at = end
-        return Directory(all_sent, partitions.send_bounds(all_sent.hashes), union.keys, slots)
+        return Directory(all_sent, bounds, union.keys, slots)
 
     def rows_onto(self, index: KeyIndex) -> Array:
         """The row of each owned key in a table that is indexed by key; its length where it has none."""
@@ -145,6 +125,47 @@ class Directory:
         return self._taken[1]
 
 
+class Segments:
+    """What a rank sends: per destination rows of known keys by number, then the others with their keys."""
+
+    def __init__(self, combiner: Combiner, folded: Folded, bounds: Array, directory: Directory):
+        assert combiner.outputs is not None
+        places = directory.sent.find(KeyList(folded.hashes, folded.keys))
+        self.folded, self.width, self.directory = folded, combiner.outputs.width, directory
+        self.known, self.unknown = np.flatnonzero(places >= 0), np.flatnonzero(places < 0)
+        self.places = places if not len(self.unknown) else places[self.known]
+        self.known_bounds = np.searchsorted(self.known, bounds)
+        self.unknown_bounds = bounds - self.known_bounds
+        self.wire = folded.keys.with_columns(**{RECORDS: folded.records})
+        self.rows_known = np.diff(self.known_bounds)
+        self.selectors = selector_words(self.rows_known, np.diff(directory.bounds))
+        with_keys = packed_words(self.wire, self.unknown, self.unknown_bounds)
+        self.words = self.selectors + self.rows_known * self.width + with_keys
+
+    def outgoing(self, schema: int, proposal: int, extra: Array) -> Outgoing:
+        """For the fresh exchange."""
+        rows = self.rows_known + np.diff(self.unknown_bounds)
+        return Outgoing(self.words, rows, self.pack, schema, proposal, extra)
+
+    def pack(self, buffer: Array, at: Array) -> None:
+        """Write all segments, each from its word ``at`` on."""
+        for dest, start in enumerate(at.tolist()):
+            lo, hi = self.known_bounds[dest : dest + 2].tolist()
+            begin = start + int(self.selectors[dest])
+            end = begin + (hi - lo) * self.width
+            write_selector(self.places[lo:hi] - self.directory.bounds[dest], buffer[start:begin])
+            self._pack_records(lo, hi, buffer[begin:end].reshape(-1, self.width))
+            lo, hi = self.unknown_bounds[dest : dest + 2].tolist()
+            pack(self.wire, self.unknown, lo, hi, buffer, end)
+
+    def _pack_records(self, lo: int, hi: int, out: Array) -> None:
+        rows = self.known[lo:hi]
+        if hi > lo and rows[-1] - rows[0] == hi - lo - 1:
+            out[...] = self.folded.records[rows[0] : rows[-1] + 1]
+        else:
+            np.take(self.folded.records, rows, axis=0, out=out, mode="clip")
+
+
 @dataclass(frozen=True)
 class Part:
     """What one rank sent: records of known keys by owner's slot (ascending), and others with their keys."""
@@ -153,211 +174,89 @@ class Part:
     records: Array
     keyed: Folded
 
-
-@dataclass
-class Learning:
-    """When keys are learnt: a function of what the headers of fresh exchanges told, hence alike on all ranks."""
-
-    streak: int = 0  # fresh exchanges in a row
-    known: int = 0  # rows whose keys were learnt (as many keys, or fewer): 0 without a directory
-    pending: int = 0  # rows of unknown keys since
-    resting: int = 0
-    rest: int = WINDOW
-    window: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WINDOW))
-
-    def next(self, by_slot: int, by_key: int) -> Step:
-        """What follows from an exchange of this many rows of known and of unknown keys."""
-        pending = self.pending + by_key
-        if not self.streak or self.resting > 1:
-            return "wait"
-        if pending < max(FEWEST_ROWS, self.known // GROWTH):
-            return "remember"
-        if not self.known:
-            return "grow"
-        seen = [*self.window, (by_slot, by_key)][-WINDOW:]
-        slots, keys = (sum(side) for side in zip(*seen, strict=True))
-        if slots < keys:
-            return "rest"
-        return "renew" if (self.known + pending) * len(seen) > BLOAT * (slots + keys) else "grow"
-
-    def take(self, step: Step, by_slot: int, by_key: int) -> None:
-        """The iteration of that exchange stands."""
-        if step in ("planned", "none"):
-            self.streak = 0
-            self.forget()
-            return
-        self.streak += 1
-        self.resting = max(0, self.resting - 1)
-        self.window.append((by_slot, by_key))
-        if step == "remember":
-            self.pending += by_key
-        elif step == "grow":
-            self.rest = WINDOW if self.known else self.rest
-            self.known += self.pending + by_key
-            self.pending = 0
-            self.window.clear()
-        elif step in ("renew", "rest"):
-            self.forget()
-            if step == "rest":
-                self.resting, self.rest = self.rest, min(2 * self.rest, LONGEST_REST)
-
-    def forget(self) -> None:
-        """There is no directory any more."""
-        self.known = self.pending = 0
-        self.window.clear()
+    def listed(self) -> KeyList:
+        """The keys that came as keys."""
+        return KeyList.sorted(self.keyed.hashes, self.keyed.keys)
 
 
-class Slots:
-    """The directory of one combined shuffle on this rank, and the wire format that it serves.
+def part_of(
+    combiner: Combiner, directory: Directory | None, source: int, words: Array, rows: int, known: int
+) -> Part:
+    """A segment of ``rows`` rows, the first ``known`` by number; records share memory with it."""
+    assert combiner.outputs is not None
+    at, slots, width = 0, np.empty(0, np.int32), combiner.outputs.width
+    if known:
+        assert directory is not None
+        slots = directory.slots[source]
+        at = int(selector_words(np.array(known), np.array(len(slots))))
+        numbers = read_selector(words[:at], known)
+        slots = slots if numbers is None else slots[numbers]
+    end = at + known * width
+    return Part(slots, words[at:end].reshape(known, width), combiner.arrived(words[end:], rows - known))
 
-    ``enabled`` is set alike on all ranks. ``rows_by_slot`` and ``rows_by_key`` count what this rank sent in
-    committed iterations, ``words_sent`` the int64 words of it; ``grown`` and ``given_up`` how often keys were
-    learnt, or a directory was dropped because most rows had keys that it did not know.
-    """
 
-    def __init__(self, number: int, cache: LoopCache, partitions: PartitionMap, enabled: bool = True):
-        self.cache, self.partitions, self.enabled = cache, partitions, enabled
-        self.token = token("directory", number)
-        self.rows_by_slot = self.rows_by_key = self.words_sent = self.grown = self.given_up = 0
-        self.learning = Learning()
-        self._digest = 0  # of the schema whose keys are known
-        self._sent: list[KeyList] = []
-        self._received: list[list[KeyList]] = []
+def number_parts(owned: KeyList, parts: Sequence[Part]) -> tuple[list[Array], KeyList]:
+    """The codes of all rows of each part, and the keys without a slot: they are numbered behind the slots."""
+    found = [owned.find(p.listed()) if len(p.keyed) else np.empty(0, np.int64) for p in parts]
+    absent = [np.flatnonzero(f < 0) for f in found]
+    new = KeyList.empty(owned.keys.schema)
+    if any(map(len, absent)):
+        strange = [p.keyed.keys.take(rows) for p, rows in zip(parts, absent, strict=True) if len(rows)]
+        numbered = number_keys(Batch.concat(strange))
+        new, at = KeyList(numbered.hashes, numbered.keys), 0
+        for places, rows in zip(found, absent, strict=True):
+            places[rows] = len(owned) + numbered.codes[at : at + len(rows)]
+            at += len(rows)
+    return [np.concatenate([p.slots, f]) if len(f) else p.slots for p, f in zip(parts, found, strict=True)], new
+
+
+class Merger:
+    """Records of all ranks folded by slot: in rank order, identities first, so with the bits of a `Fold`."""
+
+    def __init__(self) -> None:
         self._table = np.empty((0, 1), np.int64)
-        self.rollback()
 
-    @property
-    def lost(self) -> bool:
-        """Has this rank alone lost what the others still hold?"""
-        return self.token in self.cache and self.cache.get(self.token) is None
-
-    @property
-    def directory(self) -> Directory | None:
-        """What is known, if anything."""
-        found: Directory | None = self.cache.get(self.token) if self.token in self.cache else None
-        return found
-
-    # ------------------------------------------------------------------ sending
-
-    def outgoing(self, combiner: Combiner, folded: Folded, proposal: int) -> Outgoing:
-        """Records for each destination, those of known keys by number."""
-        assert combiner.outputs is not None
-        bounds = self.partitions.send_bounds(folded.hashes)
-        self._folded, directory = folded, self.directory
-        if directory is None or self._digest != combiner.outputs.schema.digest():
-            out = combiner.outgoing(folded, bounds, proposal)
-            self._told(out, np.arange(len(folded)), 0)
-            return Outgoing(out.words, out.rows, out.pack, out.schema, proposal, self._header(np.zeros_like(out.rows)))
-        places = directory.sent.find(KeyList(folded.hashes, folded.keys))
-        segments = Segments(combiner, folded, bounds, directory, places)
-        self._told(segments, segments.unknown, len(segments.known))
-        return Outgoing(
-            segments.words, np.diff(bounds), segments.pack, combiner.outputs.schema.digest(), proposal,
-            self._header(np.diff(segments.known_bounds)),
-        )  # fmt: skip
-
-    def _told(self, out: Outgoing | Segments, unknown: Array, known: int) -> None:
-        self._unknown, self._counts = unknown, (known, len(unknown), int(out.words.sum()))
-
-    def _header(self, rows: Array) -> Array:
-        """Per destination: its rows by slot (32 bits), then all rows by slot and by key of this rank, roughly."""
-        by_slot, by_key, _ = self._counts
-        return rows | rough(by_slot) << 32 | rough(by_key) << 47
-
-    # ------------------------------------------------------------------ receiving
-
-    def arrived(self, combiner: Combiner, arrival: Arrival) -> list[Part]:
-        """What came, by rank; records share memory with the receive buffer."""
-        assert combiner.outputs is not None
-        directory, width = self.directory, combiner.outputs.width
-        parts = []
-        told = zip(arrival.segments(), arrival.headers[:, ROWS].tolist(), (arrival.headers[:, EXTRA] & LOW).tolist(), strict=True)
-        for source, (words, rows, known) in enumerate(told):
-            at, slots = 0, np.empty(0, np.int64)
-            if known:
-                assert directory is not None
-                slots = directory.slots[source]
-                at = int(selector_words(np.int64(known), np.int64(len(slots))))  # type: ignore[arg-type]
-                numbers = read_selector(words[:at], known)
-                slots = slots if numbers is None else slots[numbers]
-            end = at + known * width
-            parts.append(Part(slots, words[at:end].reshape(known, width), combiner.arrived(words[end:], rows - known)))
-        return parts
-
-    def keys_of(self, part: Part) -> Batch:
-        """All keys of a part in canonical order, in memory of their own."""
-        directory = self.directory
-        if directory is None or not len(part.slots):
-            return part.keyed.keys.copy()
-        known = directory.owned.take(part.slots)
-        return known.union(KeyList.sorted(part.keyed.hashes, part.keyed.keys)).keys.keys
-
-    def merge(self, combiner: Combiner, parts: Sequence[Part]) -> tuple[Batch, Array]:
-        """Keys that had a row, in canonical order, and their records: folded in rank order, identities first."""
-        directory = self.directory
-        if directory is None:
-            combiner.merged.clear()
-            for part in parts:
-                combiner.merged.merge(part.keyed)
-            folded = combiner.merged.result()
-            return folded.keys, folded.records
-        assert combiner.outputs is not None
-        codes, new = number_parts(directory, parts)
-        known, rows = len(directory.owned), sum(len(c) for pair in codes for c in pair)
-        if rows * SPARSE < known:
-            held, within = np.unique(np.concatenate([c for pair in codes for c in pair]), return_inverse=True)
-            ends = np.cumsum([len(c) for pair in codes for c in pair])[:-1]
-            pieces = np.split(within, ends)
-            codes = list(zip(pieces[::2], pieces[1::2], strict=True))
-            table = self._room(combiner, len(held))
+    def merge(self, outputs: Outputs, directory: Directory, parts: Sequence[Part]) -> tuple[Batch, Array]:
+        """Keys that had a row, in canonical order, and their records (in memory that is used again)."""
+        owned = directory.owned
+        codes, new = number_parts(owned, parts)
+        known = len(owned)
+        if sum(map(len, codes)) * SPARSE < known:
+            held, codes = compacted(codes)
             held = held[: len(held) - len(new)]
+            rows = len(held)
         else:
-            table = self._room(combiner, known + len(new))
-            held = np.arange(known) if any(len(slots) == known for slots, _ in codes) else present(codes, known)
-        for part, (slots, others) in zip(parts, codes, strict=True):
-            combiner.outputs.merge(table, slots, part.records)
-            combiner.outputs.merge(table, others, part.keyed.records)
-        if len(table) > len(held) + len(new):
-            table = table[np.concatenate([held, np.arange(known, known + len(new))])]
-        return in_order(directory, held, new, table)
+            held = all_slots(codes, known)
+            rows = known
+        table = self._room(outputs, rows + len(new))
+        for part, code in zip(parts, codes, strict=True):
+            outputs.merge(table, code[: len(part.slots)], part.records)
+            outputs.merge(table, code[len(part.slots) :], part.keyed.records)
+        if not len(new):
+            return directory.keys_at(held), table if rows == len(held) else table[held]
+        places = -1 - owned.find(new)
+        behind = len(held) + np.arange(len(new))
+        order = np.insert(np.arange(len(held)), np.searchsorted(held, places), behind)
+        at = held if rows == known else np.arange(rows)
+        keys = Batch.concat([owned.keys.take(held), new.keys]).take(order)
+        return keys, table[np.concatenate([at, rows + np.arange(len(new))])[order]]
 
-    def _room(self, combiner: Combiner, rows: int) -> Array:
-        assert combiner.outputs is not None
-        width = combiner.outputs.width
-        if self._table.shape[1] != width or len(self._table) < rows:
-            self._table = np.empty((rows, width), np.int64)
-        combiner.outputs.fill(self._table[:rows])
+    def _room(self, outputs: Outputs, rows: int) -> Array:
+        if self._table.shape[1] != outputs.width or len(self._table) < rows:
+            self._table = np.empty((rows, outputs.width), np.int64)
+        outputs.fill(self._table[:rows])
         return self._table[:rows]
 
-    # ------------------------------------------------------------------ learning
 
-    def heard(self, headers: Array, digest: int, planned: bool) -> None:
-        """A fresh exchange has ended; ``planned``: a values-only plan is made of it. Decides what is learnt."""
-        if self.learning.known and digest not in (0, self._digest):
-            self.drop()
-        told = headers[:, EXTRA].tolist()
-        by_slot = sum(rough_count(word >> 32 & 0x7FFF) for word in told)
-        by_key = sum(rough_count(word >> 47 & 0x7FFF) for word in told)
-        step: Step = "planned" if planned else self.learning.next(by_slot, by_key)
-        if not self.enabled or not self.cache.wants(self.token):
-            step = "none"
-        self._agreed = step, by_slot, by_key, digest
+def compacted(codes: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """The distinct codes, ascending, and codes that count among those."""
+    held, within = np.unique(np.concatenate(codes), return_inverse=True)
+    return held, np.split(within, np.cumsum([len(c) for c in codes])[:-1])
 
-    def remember(self, parts: Sequence[Part]) -> None:
-        """Keep the unknown keys of this exchange; make the directory that they grow into, if they do."""
-        step = self._agreed[0] if self._agreed else "none"
-        if step not in ("remember", "grow"):
-            return
-        assert self._folded is not None
-        unknown = KeyList(self._folded.hashes, self._folded.keys).take(self._unknown)
-        came = [KeyList.sorted(p.keyed.hashes, p.keyed.keys).copy() for p in parts]
-        self._new = unknown, came
-        if step == "grow":
-            sent = [keys for keys in (*self._sent, unknown) if len(keys)] or [unknown]
-            all_sent = sent[0] if len(sent) == 1 else KeyList.of(Batch.concat([k.keys for k in sent]))
-            lists = [[k for k in (*before, keys) if len(keys)] for before, keys in zip(self._received or [[]] * len(came), came, strict=True)]
-            self._next = (self.directory or self._nothing(unknown, len(came))).grown(all_sent, lists, self.partitions)
 
-    def _nothing(self, like: KeyList, size: int) -> Directory:
-        none = KeyList.empty(like.keys.schema)
-        return Directory(none, np.zeros(size + 1, np.int64), none, [np.empty(0, np.int64)] * size)
+def all_slots(codes: Sequence[Array], known: int) -> Array:
+    """The slots below ``known`` that occur among the codes, ascending."""
+    flags = np.zeros(max(known, 1 + max((int(c.max()) for c in codes if len(c)), default=0)), bool)
+    for code in codes:
+        flags[code] = True
+    return np.flatnonzero(flags[:known])

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from iterreduce import fixpoint
-from iterreduce.agreement import Guard, raise_agreed
+from iterreduce.agreement import Caught, Guard, raise_agreed
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.numbering import number_keys
@@ -33,6 +33,7 @@ from iterreduce.loop import Local, Loop, Shuffle, Stage, State, Superstep, reads
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import refuse_in_user_code
 from iterreduce.options import Options
+from iterreduce.rowshuffle import RowShuffle
 from iterreduce.shuffle import CombineShuffle
 from iterreduce.sources.blocks import Source, load
 from iterreduce.superstep import SuperstepRun, Workshop
@@ -95,12 +96,13 @@ class LoopRun:
         self.prepare, self.body = hoisted(loop) if not naive else (loop.prepare, loop.body)
         self._supersteps = [SuperstepRun(step, self.shop) for step in self.body]
         self._started = False
+        self._late: Caught | None = None
         self._changed, self._wishes = 0, list[int]()
         # more stages than bits share the last one: a false alarm only makes a plan anew
         self._watched_keys = [
             (1 << min(i, LAST_BIT), x)
             for i, x in enumerate(self.shop.exchangers)
-            if isinstance(x, CombineShuffle)
+            if isinstance(x, CombineShuffle | RowShuffle)
         ]
         self._lay_out_control()
 
@@ -143,8 +145,17 @@ class LoopRun:
             inner = LoopRun(alike, self.group, replace(self.options, naive=False), self.events)
             inner.run()
             inner.finish()
-            return _renewed(inner.tables[source.result], token("loop", self.loop.name, name))
+            return self._numbered(_renewed(inner.tables[source.result], token("loop", self.loop.name, name)))
         return self._load_rows(name, source)
+
+    def _numbered(self, table: Table) -> Table:
+        """The table with its global row numbers, which rows by key lack (a sample needs them). Collective."""
+        rows = np.zeros(self.group.size, np.int64)
+        rows[self.group.rank] = len(table)
+        self.group.allreduce(rows, "sum")
+        if table.everywhere:
+            return table
+        return replace(table, first_row=int(rows[: self.group.rank].sum()), rows_total=int(rows.sum()))
 
     def _load_rows(self, name: str, source: Source) -> Table:
         started = time.perf_counter()
@@ -153,7 +164,7 @@ class LoopRun:
         of = token("source", name, source.token)
         tokens = column_tokens(of, got.batch) if not self.options.naive else NO_TOKENS
         self.loaded[name] = got.batch.nbytes
-        self.events.emit(
+        self.tell(
             "load",
             name=name,
             rows=len(got.batch),
@@ -167,7 +178,7 @@ class LoopRun:
         if not stages:
             return
         once = replace(self.shop, repeats=False, keep=False, exchangers=[], stages=1 << 16)
-        guard = Guard(self.group.rank, self.iteration)
+        guard = self._guard(self.iteration)
         made = SuperstepRun(Superstep(what, stages), once, wanted_after(self.loop)).results(tables, guard)
         self._leave_if_failed(guard)
         for number, stage in enumerate(stages):
@@ -237,7 +248,7 @@ class LoopRun:
         return self.outcome if self.outcome is not None else Position(self.iteration, self.residual)
 
     def _iterate(self) -> dict[str, Table]:
-        guard = Guard(self.group.rank, self.iteration + 1)
+        guard = self._guard(self.iteration + 1)
         if self.events.active:
             guard.stage = "start of the iteration"
             guard.run(emit_iteration, self.events, self.iteration + 1)
@@ -292,7 +303,7 @@ class LoopRun:
         self.clock.iterate += seconds
         self.bytes_iterations.append(sent)
         if self.events.active:
-            self.events.emit(
+            self.tell(
                 "iteration.commit",
                 iteration=self.iteration,
                 residual=self.residual,
@@ -305,13 +316,25 @@ class LoopRun:
         for wish in dict.fromkeys(self._wishes):
             name = self.shop.cache.evict(wish)
             if name and self.events.active:
-                self.events.emit("cache.evict", what=name, bytes=self.shop.cache.nbytes)
+                self.tell("cache.evict", what=name, bytes=self.shop.cache.nbytes)
+
+    def tell(self, name: str, /, **fields: Any) -> None:
+        """Emit an event between collectives: if a watcher raises, all ranks learn it at the next one."""
+        guard = self._guard(self.iteration, name)
+        guard.run(lambda: self.events.emit(name, **fields))
+        self._late = guard.failure
+
+    def _guard(self, iteration: int, stage: str = "") -> Guard:
+        """A guard for what comes now, with what failed since the last collective."""
+        guard = Guard(self.group.rank, iteration)
+        guard.stage, guard.failure, self._late = stage, self._late, None
+        return guard
 
     def _roll_back(self, error: BaseException) -> None:
         for work in self.shop.exchangers:
             work.rollback()
         if self.events.active:
-            self.events.emit("iteration.rollback", iteration=self.iteration + 1, reason=type(error).__name__)
+            self.tell("iteration.rollback", iteration=self.iteration + 1, reason=type(error).__name__)
 
     def run(self) -> Outcome:
         """Iterate until a stopping rule holds. Collective."""
@@ -322,6 +345,11 @@ class LoopRun:
     def finish(self) -> None:
         """Run the stages that follow the last iteration; their results join ``tables``. Collective."""
         self._run_stages(self.loop.finish, self.tables, "finish")
+        self.settle()
+
+    def settle(self) -> None:
+        """Raise on all ranks what a watcher raised on one since the last collective. Collective."""
+        self._leave_if_failed(self._guard(self.iteration))
 
 
 def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep, ...]]:

@@ -46,7 +46,7 @@ class Outgoing:
     pack: Pack
     schema: int = 0
     proposal: int = 0
-    extra: int = 0  # one more word for the stage that sends: the same to every destination
+    extra: Array | int = 0  # one more word for the stage that sends: for all destinations, or one for each
 
 
 def nothing(size: int, proposal: int = ABSTAIN) -> Outgoing:
@@ -308,7 +308,7 @@ class ValuesPlan(PlannedExchange):
         self._lay_out(send_counts, self.send_at, recv_counts, self.recv_at)
 
     def shifted(self, codes: Array) -> Array:
-        """Numbers of distinct keys in (destination, hash) order -> rows of ``records``; int32 where they fit."""
+        """Numbers of keys in (destination, hash) order -> rows of ``records``, as int32 where they fit."""
         dest = np.repeat(np.arange(1, self.group.size + 1) * self.gap, self.send_rows)
         place = np.arange(len(dest), dtype=np.int64) + dest
         place = place.astype(np.int32) if len(self.records) < 2**31 else place

@@ -380,7 +380,7 @@ def _row_distance(per_row: PerRow, name: str, old: Batch, new: Batch) -> Array:
             f'a distance needs numbers; column "{name}" is {a.dtype} (use ir.changed("{name}"))'
         )
     diff = b - a if a.dtype == b.dtype == FLOAT64 else np.subtract(b, a, dtype=np.float64)
-    flat: Array = diff if diff.ndim == 1 else diff.reshape(len(diff), -1)
+    flat: Array = diff if diff.ndim == 1 else diff.reshape(len(diff), math.prod(diff.shape[1:]))
     if flat.ndim == 1:
         np.abs(flat, out=flat)
         return flat
@@ -402,7 +402,7 @@ def _row_changed(name: str, per_row: str, a: Any, b: Any) -> Array:
     differs = a != b
     if a.dtype.kind in "fc":
         differs &= ~(np.isnan(a) & np.isnan(b))
-    rows: Array = differs if differs.ndim == 1 else differs.reshape(len(a), -1).any(axis=1)
+    rows: Array = differs if differs.ndim == 1 else differs.reshape(len(a), math.prod(a.shape[1:])).any(axis=1)
     return rows.astype(np.float64)
 
 

@@ -4,57 +4,89 @@ A rank's rows are ordered by destination (stable), each destination's rows packe
 received in rank order, so rows of one key stand in canonical order: (source block, position). At the owner
 they are sorted by key, in hash order (or in the order of the table that they are shuffled onto).
 
+Where keys came with the same lineage as last time, on all ranks, rows go by a `RowPlan`: nothing is hashed,
+counted or sorted, and only value columns travel. A rank that finds its keys or columns changed, or its part
+of the plan lost, joins the planned exchange with REPLAN in its headers; then all ranks repeat it fresh,
+without running any map again.
+
 How it can go wrong: as in `FreshExchange`; ranks without rows learn the columns from the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 
 from iterreduce.agreement import Guard, settle_schemas
-from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.groups import KeyIndex, group_order, group_rows
-from iterreduce.columns.hashing import hash_keys
-from iterreduce.columns.ordering import bucket_order
+from iterreduce.columns.groups import KeyIndex, group_order, number_keys
 from iterreduce.columns.packing import pack, packed_words, unpack
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
+from iterreduce.columns.routing import RecordLayout, fine_order, owners, send_order, take_rows
 from iterreduce.columns.schema import Schema
 from iterreduce.errors import UsageError
-from iterreduce.exchange import ABSTAIN, FAILED, OK, ROWS, SCHEMA, Arrival, FreshExchange, Outgoing, exclusive, nothing
+from iterreduce.exchange import (
+    ABSTAIN,
+    FAILED,
+    OK,
+    REPLAN,
+    ROWS,
+    SCHEMA,
+    Arrival,
+    FreshExchange,
+    Outgoing,
+    agreed_proposal,
+    exclusive,
+    nothing,
+)
 from iterreduce.folding import RowSource
+from iterreduce.group import Group
+from iterreduce.lineage import KeyLineage, Pending
 from iterreduce.loop import Gather, Shuffle
-from iterreduce.maps import joined
+from iterreduce.loop_cache import LoopCache
+from iterreduce.maps import Piece, joined
+from iterreduce.rowplan import RowPlan, RowPlanBody, RowRounds, Shelf, fixed, go_in_rounds, rows_extra
 from iterreduce.shuffle import require_keyed
 from iterreduce.table import EVERYWHERE, NO_TOKENS, Table, by_key
 
 
 class RowSender:
-    """What shuffling rows and gathering them share: finding the rows, settling the schema, packing, unpacking."""
+    """What shuffling rows and gathering them share: finding rows, settling the schema, sending, receiving."""
 
-    def __init__(self, number: int, group: Group, source: RowSource, check: bool = False, limit_bytes: int | None = None):
-        self.number, self.group, self.source = number, group, source
+    def __init__(
+        self,
+        number: int,
+        group: Group,
+        source: RowSource,
+        check: bool = False,
+        limit_bytes: int | None = None,
+    ):
+        self.number, self.group, self.source, self.check = number, group, source, check
         self.fresh = FreshExchange(group, number, check, limit_bytes=limit_bytes)
-        self.schema: Schema | None = None
+        self.shelf = Shelf()
+        self.rounds = RowRounds(group, self.fresh, self.shelf)
         self.rows: Batch | None = None
+        self.received: Batch | None = None
         self.keys_changed = False
+        self._order: Array | None = None
+        self._starts = np.zeros(group.size, np.int64)
 
     def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
         """Bring this rank's rows together."""
         self._tables, self._iteration = tables, iteration
-        pieces = list(self.source.pieces(tables, iteration))
-        table = joined(Table(pieces[0].batch, EVERYWHERE), pieces) if pieces else None
-        self.rows = None if table is None else table.batch
+        self.rows = rows_of(list(self.source.pieces(tables, iteration)))
 
     def exchange(self, guard: Guard) -> int:
         """Send and receive; returns the status that all ranks agree on. Collective."""
-        self.received: list[Batch] = []
+        if self.group.size == 1:
+            self.received = guard.run(self._alone)
+            return guard.status
         while True:
             out = guard.run(self._outgoing) or nothing(self.group.size)
-            arrival = self.fresh.run(out, guard.status)
+            arrival = self.fresh.first(out, guard.status)
             if arrival.status & FAILED:
                 return FAILED
             digests = arrival.headers[:, SCHEMA].tolist()
@@ -65,9 +97,26 @@ class RowSender:
                     continue
                 if self.group.agree_any(guard.failure is not None):
                     return FAILED
-            rows = arrival.headers[:, ROWS].tolist()
-            guard.run(self._receive, arrival, rows)
+            self._agreed(arrival.headers)
+            self._bring(guard, out, arrival)
             return OK  # a failure of this rank alone is told with the next exchange, or the control reduction
+
+    def _alone(self) -> Batch:
+        self._agreed(np.zeros((0, 0), np.int64))
+        return self.rows if self.rows is not None else Batch.empty(self._discover())
+
+    def _bring(self, guard: Guard, out: Outgoing, arrival: Arrival) -> None:
+        """Receive the rows. Collective where some are late: all ranks know from the headers."""
+        rows = self.rows if self.rows is not None else Batch()  # a rank that failed goes through the motions
+        if not arrival.late.any():
+            self.received = guard.run(self._receive, arrival)
+        elif go_in_rounds(arrival.headers):
+            self.received = self.rounds.run(guard, rows, self._order, self._starts, arrival)
+        else:
+            self.received = guard.run(self._receive, self.fresh.second(out, arrival))
+
+    def _agreed(self, headers: Array) -> None:
+        """The schema is settled, and these are the headers."""
 
     def _mine(self) -> Schema | None:
         return None if self.rows is None else self.rows.schema
@@ -80,37 +129,49 @@ class RowSender:
         if self.rows is None:
             self.rows = Batch.empty(schema)
         else:
-            full = {n: np.ones(len(self.rows), bool) for n, f in schema.items() if f.nullable and self.rows.valid(n) is None}
+            bare = [n for n, f in schema.items() if f.nullable and self.rows.valid(n) is None]
+            full = {n: np.ones(len(self.rows), bool) for n in bare}
             self.rows = self.rows.with_valid(**full) if full else self.rows
 
     def _outgoing(self) -> Outgoing:
-        if self.rows is None:
-            return nothing(self.group.size, ABSTAIN)
-        self.schema = self.rows.schema
-        return self._addressed(self.rows)
+        return self._nothing() if self.rows is None else self._addressed(self.rows)
+
+    def _nothing(self) -> Outgoing:
+        return nothing(self.group.size, ABSTAIN)
 
     def _addressed(self, rows: Batch) -> Outgoing:
         raise NotImplementedError
 
-    def _receive(self, arrival: Arrival, counts: list[int]) -> None:
+    def _receive(self, arrival: Arrival) -> Batch:
         assert self.rows is not None
-        schema = self.rows.schema
+        schema, segments = self.rows.schema, arrival.segments()
+        counts = arrival.headers[:, ROWS].tolist()
         # the receive buffer is used again by the next exchange: rows leave it
-        parts = [unpack(words, schema, n).copy() for words, n in zip(arrival.segments(), counts, strict=True)]
-        self.received = parts
+        parts = [unpack(w, schema, n, True) for w, n in zip(segments, counts, strict=True) if n]
+        return Batch.concat(parts) if parts else Batch.empty(schema)
 
     def commit(self, keys_changed: bool) -> dict[int, int]:
-        """Nothing is kept between iterations."""
-        self.rows, self.received = None, []
+        """The iteration stands. Collective. Returns tokens to rename in tables made here."""
+        self._forget()
         return {}
 
     def rollback(self) -> None:
-        """Nothing is kept between iterations."""
-        self.rows, self.received = None, []
+        """The iteration never was."""
+        self._forget()
+
+    def _forget(self) -> None:
+        self.rows = self.received = self._order = None
+        self.shelf.trim()
 
 
-class RowShuffle(RowSender):
-    """One `Shuffle` stage without ``combine`` at work."""
+def rows_of(pieces: list[Piece]) -> Batch | None:
+    """All pieces as one batch; None where there is none."""
+    table = joined(Table(pieces[0].batch, EVERYWHERE), pieces) if pieces else None
+    return None if table is None else table.batch
+
+
+class RowShuffle(RowSender, KeyLineage):
+    """One `Shuffle` stage without ``combine`` at work, on every iteration of a loop run."""
 
     def __init__(
         self,
@@ -118,49 +179,228 @@ class RowShuffle(RowSender):
         number: int,
         group: Group,
         source: RowSource,
+        cache: LoopCache,
         partitions: PartitionMap,
         check: bool = False,
         limit_bytes: int | None = None,
+        repeats: bool = True,
     ):
-        super().__init__(number, group, source, check, limit_bytes)
-        self.stage, self.partitions = stage, partitions
+        RowSender.__init__(self, number, group, source, check, limit_bytes)
+        KeyLineage.__init__(self, stage, number, group.epoch, cache, repeats)
+        self.partitions, self.layout = partitions, by_key(*stage.key)
+        self.plan: RowPlan | None = None
+        self.plan_token = 0
+        self._pending: Pending | None = None
+        self._index: tuple[Batch, KeyIndex] | None = None
+        self._arrived_rows = np.zeros(group.size, np.int64)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.on_plan = self.planned = False
+        self.proposal = ABSTAIN
+        self._key_parts: list[Batch] = []
+        self._rows_seen = 0
+
+    # ------------------------------------------------------------------ local work, before the exchange
+
+    def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
+        """Write the values of this rank's rows into the send buffer; without a plan, bring rows together."""
+        self._tables, self._iteration = tables, iteration
+        self._read_onto(tables)
+        self._begin()
+        body = self._start_plan()
+        pieces: list[Piece] = []
+        for piece in self.source.pieces(tables, iteration):
+            proposal = self._propose(piece.tokens)
+            if body is not None and self.on_plan and proposal == self.plan_token and self._fits(piece, body):
+                self._write(piece, body)
+            else:
+                pieces += self._leave_plan(body)
+                pieces.append(piece)
+        if body is not None and self._rows_seen != len(body.place):
+            pieces += self._leave_plan(body)
+        self.rows = rows_of(pieces)
+
+    def _start_plan(self) -> RowPlanBody | None:
+        if self.plan is None:
+            return None
+        body: RowPlanBody | None = self.cache.get(self.plan_token)
+        self.on_plan = body is not None
+        return body
+
+    def _fits(self, piece: Piece, body: RowPlanBody) -> bool:
+        assert self.plan is not None
+        return piece.batch.names == body.names and self.plan.layout.fits(piece.batch)
+
+    def _write(self, piece: Piece, body: RowPlanBody) -> None:
+        assert self.plan is not None
+        self.plan.write(piece.batch, body.place[piece.lo : piece.hi])
+        self._key_parts.append(piece.batch.select(*self.stage.key))
+        self._rows_seen = piece.hi
+
+    def _leave_plan(self, body: RowPlanBody | None) -> list[Piece]:
+        """The rows that were written into the send buffer, as rows again."""
+        if not self.on_plan:
+            return []
+        self.on_plan = False
+        assert body is not None and self.plan is not None
+        if not self._key_parts:
+            return []
+        columns, valid = self.plan.layout.read(self.plan.views, body.place[: self._rows_seen])
+        rows = body.rows(Batch.concat(self._key_parts), columns, valid)
+        return [Piece(0, self._rows_seen, rows, NO_TOKENS)]
 
     def _addressed(self, rows: Batch) -> Outgoing:
         rows.schema.require(*self.stage.key)
-        size = self.group.size
-        dest = self.partitions.owner_of_hashes(hash_keys(rows.select(*self.stage.key)))
-        order, counts = bucket_order(dest, size)
-        bounds = np.append(exclusive(counts), len(rows))
+        dest, counts = owners(rows.select(*self.stage.key), self.partitions)
+        order = self._order = send_order(dest, counts)
+        self._starts = exclusive(counts)
+        bounds = np.append(self._starts, len(rows))
         words = packed_words(rows, order, bounds)
 
         def fill(buffer: Array, at: Array) -> None:
-            for d in range(size):
+            for d in range(len(words)):
                 pack(rows, order, int(bounds[d]), int(bounds[d + 1]), buffer, int(at[d]))
 
-        return Outgoing(words, counts, fill, rows.schema.digest())
+        extra = rows_extra(rows.schema, counts, self.group.rank)
+        return Outgoing(words, counts, fill, rows.schema.digest(), self.proposal, extra)
+
+    def _nothing(self) -> Outgoing:
+        return nothing(self.group.size, self.proposal)
+
+    # ------------------------------------------------------------------ the exchange
+
+    def exchange(self, guard: Guard) -> int:
+        """Send and receive; returns the status that all ranks agree on. Collective."""
+        if self.plan is not None:
+            status = self._exchange_planned(guard)
+            if self.planned or status & FAILED:
+                return status
+        return super().exchange(guard)
+
+    def _exchange_planned(self, guard: Guard) -> int:
+        assert self.plan is not None
+        status = self.plan.run(guard.status if self.on_plan else guard.status | REPLAN)
+        if status & FAILED:
+            return status
+        self.planned = not status & REPLAN
+        if not self.planned:
+            self.replans += 1
+            if self.on_plan:
+                guard.run(self._recover)
+            self._drop_plan()
+        return status
+
+    def _recover(self) -> None:
+        self.rows = rows_of(self._leave_plan(self.cache.get(self.plan_token)))
+
+    def _agreed(self, headers: Array) -> None:
+        if self.group.size > 1:
+            self.proposal = agreed_proposal(headers)
+            self._arrived_rows = headers[:, ROWS].copy()
+
+    # ------------------------------------------------------------------ local work, after the exchange
 
     def finish(self) -> Table:
         """All rows of this rank's keys, sorted by key."""
-        rows = Batch.concat(self.received)
-        if self.stage.onto is None:
-            return Table(group_rows(rows, self.stage.key).rows, by_key(*self.stage.key), NO_TOKENS)
+        rows = self._finish_planned() if self.planned else self._finish_fresh()
+        return Table(rows, self.layout, self._made_tokens())
+
+    def _finish_planned(self) -> Batch:
+        body: RowPlanBody = self.cache.get(self.plan_token)
+        assert self.plan is not None
+        self.keys_changed = False
+        columns, valid = self.plan.layout.read(self.plan.views, body.final, self.shelf.new)
+        return body.rows(body.keys, columns, valid)
+
+    def _finish_fresh(self) -> Batch:
+        assert self.received is not None
+        rows = self.received
+        order = self._final_order(rows.select(*self.stage.key))
+        made = rows if order is None else take_rows(rows, order, self.shelf.new)
+        if not self.keeps:
+            return made
+        keys = self._stable(made.select(*self.stage.key))
+        if self._worth_a_plan() and fixed(made.drop(*self.stage.key).schema):
+            self._propose_plan(rows, order, keys)
+        return Batch._trusted({**made._columns, **keys._columns}, {**made._valid, **keys._valid}, len(made))
+
+    def _final_order(self, keys: Batch) -> Array | None:
+        """The rows as they came, sorted by key; None if they are."""
+        if self.stage.onto is not None:
+            return self._onto_order(keys)
+        numbered = number_keys(keys)
+        if (numbered.codes[1:] >= numbered.codes[:-1]).all():
+            return None
+        return group_order(numbered.codes, len(numbered))[0]
+
+    def _onto_order(self, keys: Batch) -> Array:
+        assert self.stage.onto is not None
         require_keyed(self.stage, self._tables[self.stage.onto])
         onto = self._tables[self.stage.onto].batch.select(*self.stage.key)
-        slots = KeyIndex(onto).lookup(rows.select(*self.stage.key))
-        absent = slots < 0
-        if absent.any():
-            if self.stage.missing == "error":
-                raise UsageError(f'shuffle onto "{self.stage.onto}": {int(absent.sum())} rows have keys that are not in it; add them, or say missing="drop"')
-            rows, slots = rows.take(~absent), slots[~absent]
-        order, _ = group_order(slots, len(onto))
-        return Table(rows.take(order), by_key(*self.stage.key), NO_TOKENS)
+        if self._index is None or any(self._index[0][k] is not onto[k] for k in self.stage.key):
+            self._index = (onto, KeyIndex(onto))
+        slots = self._index[1].lookup(keys)
+        here = np.flatnonzero(slots >= 0)
+        if len(here) == len(slots):
+            return group_order(slots, len(onto))[0]
+        if self.stage.missing == "error":
+            raise UsageError(
+                f'shuffle onto "{self.stage.onto}": {len(slots) - len(here)} rows have keys that are not in '
+                'it; add them, or say missing="drop"'
+            )
+        return here[group_order(slots[here], len(onto))[0]]
+
+    def _propose_plan(self, rows: Batch, order: Array | None, keys: Batch) -> None:
+        """Where every row will be written and read; ``rows`` are those that came, ``keys`` those made."""
+        assert self.rows is not None
+        names, arrived = self.stage.key, self._arrived_rows
+        if self.group.size == 1:
+            arrived = np.array([len(rows)])
+        mine, send_rows = fine_order(self.rows.select(*names), self.partitions)
+        layout = RecordLayout(rows.drop(*names).schema)
+        plan = RowPlan(self.group, self.number, layout, send_rows, arrived, self.check)
+        came, ends = rows.select(*names), np.append(0, np.cumsum(arrived)).tolist()
+        theirs = [fine_order(came.slice(lo, hi), self.partitions)[0] + lo for lo, hi in pairwise(ends)]
+        final = plan.arrivals(np.concatenate(theirs), arrived)
+        body = RowPlanBody(rows.names, plan.places(mine), final if order is None else final[order], keys)
+        self._pending = Pending(self.proposal, plan, body, body.nbytes + plan.nbytes)
+
+    # ------------------------------------------------------------------ transactions
+
+    def commit(self, keys_changed: bool) -> dict[int, int]:
+        """The iteration stands; ``keys_changed`` on any rank. Collective. Returns tokens to rename."""
+        renames = self._commit_keys(keys_changed, self.planned)
+        if self._pending is not None:
+            made = self._pending
+            self.plan, self.plan_token = made.plan, made.token
+            made.plan.connect()
+            self.cache.put(made.token, "plan", made.body, made.nbytes, self._drop_plan)
+        self._forget()
+        return renames
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._forget_keys()
+        self._pending, self._key_parts = None, []
+
+    def _drop_plan(self) -> None:
+        if self.plan is not None:
+            self.cache.drop(self.plan_token)
+        self.plan, self.plan_token = None, 0
 
 
 class GatherRows(RowSender):
     """One `Gather` stage at work: every rank sends all its rows to every rank."""
 
     def __init__(
-        self, stage: Gather, number: int, group: Group, source: RowSource, check: bool = False, limit_bytes: int | None = None
+        self,
+        stage: Gather,
+        number: int,
+        group: Group,
+        source: RowSource,
+        check: bool = False,
+        limit_bytes: int | None = None,
     ):
         super().__init__(number, group, source, check, limit_bytes)
         self.stage = stage
@@ -175,9 +415,12 @@ class GatherRows(RowSender):
             for d in range(1, size):
                 buffer[int(at[d]) : int(at[d]) + int(words[0])] = buffer[first : first + int(words[0])]
 
-        return Outgoing(np.full(size, words[0]), np.full(size, n), fill, rows.schema.digest())
+        counts = np.full(size, n)
+        extra = rows_extra(rows.schema, counts, self.group.rank)
+        return Outgoing(np.full(size, words[0]), counts, fill, rows.schema.digest(), 0, extra)
 
     def finish(self) -> Table:
         """All rows of all ranks, in canonical order."""
-        rows = Batch.concat(self.received)
+        assert self.received is not None
+        rows = self.received
         return Table(rows, EVERYWHERE, NO_TOKENS, np.array([0, len(rows)]), 0, len(rows))

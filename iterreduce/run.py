@@ -16,6 +16,7 @@ import numpy as np
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashing import hash_keys, hash_words
+from iterreduce.columns.schema import never_null
 from iterreduce.driver import LoopRun
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Outcome
@@ -60,14 +61,14 @@ def run_loop(
     options, events = options or Options(), events or Events()
     started, sent = time.perf_counter(), group.traffic.payload_bytes
     limit = next((r.n for r in loop.until.rules if isinstance(r, MaxIterations)), None)
-    events.emit("run.start", name=loop.name, rank=group.rank, size=group.size, max_iterations=limit)
     run = LoopRun(loop, group, options, events)
+    run.tell("run.start", name=loop.name, rank=group.rank, size=group.size, max_iterations=limit)
     try:
         outcome = run.run()
         run.finish()
         result = _result(run, outcome, time.perf_counter() - started, group.traffic.payload_bytes - sent)
     except BaseException:
-        events.emit(
+        run.tell(
             "run.end",
             outcome=None,
             iterations=run.iteration,
@@ -75,13 +76,14 @@ def run_loop(
             seconds=time.perf_counter() - started,
         )
         raise
-    events.emit(
+    run.tell(
         "run.end",
         outcome=outcome.name,
         iterations=run.iteration,
         residual=run.residual,
         seconds=time.perf_counter() - started,
     )
+    run.settle()
     return result
 
 
@@ -134,4 +136,7 @@ def digest(table: Table, group: Group) -> str:
             len(batch),
         )
     group.allreduce(sums, "sum")
-    return hashlib.sha256(batch.schema.to_json().encode() + sums.tobytes()).hexdigest()
+    # ranks may differ in what has nulls, those without rows also in dtypes: the first with rows speaks
+    told = group.allgather_bytes(f"{min(1, len(batch))}{never_null(batch.schema).to_json()}".encode())
+    schema = next((t for t in told if t.startswith(b"1")), told[0])
+    return hashlib.sha256(schema[1:] + sums.tobytes()).hexdigest()

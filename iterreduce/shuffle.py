@@ -1,10 +1,11 @@
 """Shuffle with a combiner: rows fold locally, one record per key travels, records merge at the key's owner.
 
-Three ways, chosen by agreement only. *Fresh*: keys and records travel, the owner merges them in a table.
-*Planned* (values only): every rank handed on the key columns of the last time, so each row's place in the
-send buffer and each record's slot at its owner are known, and nothing but accumulators moves. A rank that
-finds its keys changed, or its part of the plan lost, joins the planned exchange with REPLAN in its headers;
-then all ranks repeat it fresh, without running any map again.
+Three ways, chosen by agreement only. *Fresh*: keys and records travel, the owner merges them in a table; keys
+that recur travel as numbers in later exchanges (see `iterreduce.slots`), though their rows vary. *Planned*
+(values only): every rank handed on the key columns of the last time, so each row's place in the send buffer and
+each record's slot at its owner are known, and nothing but accumulators moves. A rank that finds its keys changed,
+or its part of the plan lost, joins the planned exchange with REPLAN in its headers; then all ranks repeat it
+fresh, without running any map again. A rank that lost its directory says REPLAN in a fresh exchange.
 
 How it can go wrong: see `FreshExchange`. What a rank does between two collectives runs under the `Guard`, so
 that it joins the next one whatever happens.
@@ -24,13 +25,13 @@ from iterreduce.columns.groups import Folded, KeyIndex, Numbered, number_keys
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
+from iterreduce.directory import Part
 from iterreduce.errors import UsageError
 from iterreduce.exchange import (
     ABSTAIN,
     FAILED,
     OK,
     REPLAN,
-    ROWS,
     SCHEMA,
     Arrival,
     FreshExchange,
@@ -43,6 +44,7 @@ from iterreduce.folding import Combiner, Relearn, RowSource
 from iterreduce.loop import Shuffle
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import Piece
+from iterreduce.slots import Slots
 from iterreduce.table import NO_TOKENS, Table, by_key, token
 
 
@@ -98,6 +100,7 @@ class CombineShuffle:
         self.cache, self.partitions, self.check = cache, partitions, check
         self.layout = by_key(*stage.key)
         self.fresh = FreshExchange(group, number, check, limit_bytes=limit_bytes)
+        self.slots = Slots(number, group.size, cache, partitions, enabled=repeats)
         assert stage.combine is not None
         self.combiner = Combiner(stage.combine, stage.key, source)
         self.plan: ValuesPlan | None = None
@@ -107,8 +110,9 @@ class CombineShuffle:
         self.keys_changed = False
         self.replans = 0
         self._keys_next: Batch | None = None
+        self._equal_keys: Batch | None = None  # the last object that held the keys of last time
         self._pending: Pending | None = None
-        self._merged: Folded | None = None
+        self._merged: tuple[Batch, Array] | None = None
         self._records: Array | None = None
         self._tokens_known: dict[tuple[int, ...], int] = {}
         self._index: tuple[Batch, KeyIndex] | None = None
@@ -117,7 +121,7 @@ class CombineShuffle:
         self._onto_token = 1 if stage.onto is None else 0
         self._relearned = False
         self._last_proposal = 0
-        self._parts: list[Folded] = []
+        self._parts: list[Batch] = []
         self._begin()
 
     def _begin(self) -> None:
@@ -235,6 +239,8 @@ class CombineShuffle:
         if status & FAILED:
             return status
         self.planned = not status & REPLAN
+        if self.planned:
+            self.slots.on_plan()
         if not self.planned:
             self.replans += 1
             if guard.failure is None:
@@ -242,18 +248,25 @@ class CombineShuffle:
             self._drop_plan()
         return status
 
-    def _result_alone(self) -> Folded:
+    def _result_alone(self) -> tuple[Batch, Array]:
         if self.combiner.outputs is None:
             self._learn(self.source.on_nothing(self._tables, self._iteration).schema)
-        self._parts = [self.combiner.fold.result()]
-        return self._parts[0]
+        folded = self.combiner.fold.result()
+        self._parts = [folded.keys]
+        if self.stage.onto is None:
+            return folded.keys, folded.records
+        return self._merge_onto([Part(np.empty(0, np.int32), folded.records[:0], folded)])
 
     def _exchange_fresh(self, guard: Guard) -> int:
         while True:
-            out = guard.run(self._outgoing) or nothing(self.group.size)
-            arrival = self.fresh.run(out, guard.status)
+            lost = self.slots.lost
+            out = (None if lost else guard.run(self._outgoing)) or nothing(self.group.size)
+            arrival = self.fresh.run(out, guard.status | REPLAN if lost else guard.status)
             if arrival.status & FAILED:
                 return FAILED
+            if arrival.status & REPLAN:  # a rank cannot read slots: all forget them, and send keys
+                self.slots.drop()
+                continue
             digests = arrival.headers[:, SCHEMA].tolist()
             if len(set(digests)) > 1 or 0 in digests:
                 if self._agree_schemas(guard, digests):
@@ -261,8 +274,8 @@ class CombineShuffle:
                 if self.group.agree_any(guard.failure is not None):
                     return FAILED
             self.proposal = agreed_proposal(arrival.headers)
-            rows = arrival.headers[:, ROWS]
-            self._merged = guard.run(self._merge, arrival, rows)
+            self.slots.heard(arrival.headers, max(digests), self._worth_a_plan())
+            self._merged = guard.run(self._merge, arrival)
             return OK  # a failure of this rank alone is told with the next exchange, or the control reduction
 
     def _agree_schemas(self, guard: Guard, digests: list[int]) -> bool:
@@ -280,19 +293,37 @@ class CombineShuffle:
     def _outgoing(self) -> Outgoing:
         if self.combiner.outputs is None:
             return nothing(self.group.size, self.proposal)
-        folded = self.combiner.fold.result()
-        return self.combiner.outgoing(folded, self.partitions.send_bounds(folded.hashes), self.proposal)
+        return self.slots.outgoing(self.combiner, self.combiner.fold.result(), self.proposal)
 
-    def _merge(self, arrival: Arrival, rows: Array) -> Folded:
-        self.combiner.merged.clear()
-        keep = self.cache.wants(self.proposal)
-        self._parts = []
-        for words, n in zip(arrival.segments(), rows.tolist(), strict=True):
-            part = self.combiner.arrived(words, n)
-            self.combiner.merged.merge(part)
-            if keep:  # the receive buffer is reused: what outlives this iteration is copied
-                self._parts.append(Folded(part.hashes, part.keys.copy(), part.records[:0]))
-        return self.combiner.merged.result()
+    def _merge(self, arrival: Arrival) -> tuple[Batch, Array]:
+        """The keys of this rank's result and their records; the receive buffer may be reused afterwards."""
+        parts = self.slots.arrived(self.combiner, arrival)
+        self._parts = [self.slots.keys_of(part) for part in parts] if self._worth_a_plan() else []
+        self.slots.remember(parts)
+        if self.stage.onto is not None:
+            return self._merge_onto(parts)
+        return self.slots.merge(self.combiner, parts)
+
+    def _merge_onto(self, parts: list[Part]) -> tuple[Batch, Array]:
+        """Straight into the rows of the table: what has no row there is merged into one behind them."""
+        assert self.combiner.outputs is not None
+        keys, index, directory = self._onto_keys(), self._onto_index(), self.slots.directory
+        room, strays = self._room(len(keys)), []
+        for part in parts:
+            rows = [np.empty(0, np.int64), index.lookup(part.keyed.keys)]
+            if len(part.slots):
+                assert directory is not None
+                rows[0] = directory.rows_onto(index)[part.slots]
+            rows[1][rows[1] < 0] = len(keys)
+            self.combiner.outputs.merge(room, rows[0], part.records)
+            self.combiner.outputs.merge(room, rows[1], part.keyed.records)
+            if self.stage.missing == "error" and any(int(r.max()) == len(keys) for r in rows if len(r)):
+                strays.append(part.keyed.keys.take(rows[1] == len(keys)))
+                if directory is not None:
+                    strays.append(directory.owned.keys.take(part.slots[rows[0] == len(keys)]))
+        if strays:
+            self._refuse(number_keys(Batch.concat(strays)).keys)
+        return keys, room[:-1]
 
     # ------------------------------------------------------------------ local work, after the exchange
 
@@ -323,16 +354,9 @@ class CombineShuffle:
 
     def _finish_fresh(self) -> Table:
         assert self._merged is not None and self.combiner.outputs is not None
-        merged, self._merged = self._merged, None
+        (keys, records), self._merged = self._merged, None
         if self.stage.onto is None:
-            keys = self._stable(merged.keys)
-            records = merged.records
-        else:
-            keys = self._onto_keys()
-            slots = self._onto_slots(merged.keys)
-            room = self._room(len(keys))
-            self.combiner.outputs.merge(room, np.where(slots < 0, len(keys), slots), np.ascontiguousarray(merged.records))
-            records = room[:-1]
+            keys = self._stable(keys)
         batch = self.combiner.outputs.finish(keys, records)
         if self._worth_a_plan():
             self._propose_plan(keys)
@@ -345,7 +369,9 @@ class CombineShuffle:
 
     def _stable(self, keys: Batch) -> Batch:
         """The keys of last time, as the same objects, where they are equal."""
-        self.keys_changed = self.keys is None or not self.keys.equals(keys)
+        same = self.keys is not None and (keys is self._equal_keys or self.keys.equals(keys))
+        self.keys_changed = not same
+        self._equal_keys = keys if same else None
         self._keys_next = keys if self.keys_changed else self.keys
         assert self._keys_next is not None
         return self._keys_next
@@ -354,18 +380,18 @@ class CombineShuffle:
         assert self.stage.onto is not None
         return self._tables[self.stage.onto].batch.select(*self.stage.key)
 
-    def _onto_slots(self, keys: Batch) -> Array:
+    def _onto_index(self) -> KeyIndex:
         onto = self._onto_keys()
         if self._index is None or any(self._index[0][k] is not onto[k] for k in self.stage.key):
             self._index = (onto, KeyIndex(onto))
-        slots = self._index[1].lookup(keys)
-        if self.stage.missing == "error" and len(slots) and int(slots.min()) < 0:
-            row = keys.slice(int(np.argmin(slots)), int(np.argmin(slots)) + 1)
-            shown = ", ".join(f"{k}={row[k][0]!r}" for k in row.names)
-            raise UsageError(
-                f'shuffle onto "{self.stage.onto}": {int((slots < 0).sum())} keys are not in it, such as {shown}; add them to the table, or say missing="drop"'
-            )
-        return slots
+        return self._index[1]
+
+    def _refuse(self, strays: Batch) -> None:
+        shown = ", ".join(f"{k}={strays[k][0]!r}" for k in strays.names)
+        raise UsageError(
+            f'shuffle onto "{self.stage.onto}": {len(strays)} keys are not in it, such as {shown}; '
+            'add them to the table, or say missing="drop"'
+        )
 
     def _table(self, batch: Batch) -> Table:
         if self.stage.onto is not None:
@@ -388,10 +414,10 @@ class CombineShuffle:
         key_rows = Batch.concat(self._key_parts) if self._key_parts else Batch.empty(self.combiner.outputs.key_schema)
         numbered = number_keys(key_rows)
         send_rows = np.diff(self.partitions.send_bounds(numbered.hashes))
-        recv_rows = np.array([len(p.keys) for p in self._parts], np.int64)
+        recv_rows = np.array([len(part) for part in self._parts], np.int64)
         plan = ValuesPlan(self.group, self.number, self.combiner.outputs.width, send_rows, recv_rows, self.check)
-        lookup = self._onto_slots if self.stage.onto else KeyIndex(keys).lookup
-        slots = [lookup(p.keys) for p in self._parts]
+        index = self._onto_index() if self.stage.onto else KeyIndex(keys)
+        slots = [index.lookup(part) for part in self._parts]
         if self.stage.onto:
             slots = [np.where(s < 0, len(keys), s) for s in slots]
         out_keys = None if self.stage.onto else keys
@@ -403,9 +429,11 @@ class CombineShuffle:
     def commit(self, keys_changed: bool) -> dict[int, int]:
         """The iteration stands; ``keys_changed`` on any rank. Returns tokens to rename in tables made here."""
         if self._keys_next is not None:
+            self._equal_keys = self._equal_keys if self._keys_next is self.keys else self._keys_next
             self.keys = self._keys_next
         if not self.planned:
             self._last_proposal = self.proposal
+        self.slots.commit()
         renames = {}
         if keys_changed:
             before, after = self._key_tokens(self.keys_version), self._key_tokens(self.keys_version + 1)
@@ -420,11 +448,12 @@ class CombineShuffle:
 
     def rollback(self) -> None:
         """The iteration never was."""
+        self.slots.rollback()
         self._forget()
 
     def _forget(self) -> None:
         self._pending, self._keys_next, self._parts = None, None, []
-        self._key_parts, self.keys_changed = [], False
+        self._key_parts, self.keys_changed, self._merged = [], False, None
 
     def _drop_plan(self) -> None:
         if self.plan is not None:

@@ -62,7 +62,9 @@ class Workshop:
             )
         else:
             assert isinstance(stage, Shuffle)
-            made = RowShuffle(stage, *common, self.partitions, self.check, self.limit_bytes)
+            made = RowShuffle(
+                stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats
+            )
         self.exchangers.append(made)
         return made
 

@@ -128,7 +128,8 @@ class HashedStore:
     def add(self, keys: Batch, rows: Batch) -> int:
         column, valid = keys[self.name], keys.valid(self.name)
         if not self.table.homes:
-            self.table.reserve(estimate_distinct(column), hash_words(key_words(column[:PIECE])))
+            sample = column[:: max(1, len(column) // PIECE)]
+            self.table.reserve(estimate_distinct(column), hash_words(key_words(sample)))
         fused = self.fused if self.fused is not None and valid is None and self.fused.takes(column, rows) else None
         lo = 0 if fused is None else fused.add_hashed(self.table, key_words(column), rows, 0)
         while lo < len(rows):
@@ -166,13 +167,8 @@ class HashedStore:
         return n
 
     def result(self) -> Folded:
-        hashes, rows, null_at = self.table.scan()
-        keys = keys_of_words(self.schema, unhash_words(hashes), null_at)
-        return Folded(hashes, keys, _records(self.table.words, rows, self.layout.width))
-
-    def take_over(self, other: Folded) -> None:
-        """Start with what another store held."""
-        self.merge(other)
+        hashes, records, null_at = self.table.contents()
+        return Folded(hashes, keys_of_words(self.schema, unhash_words(hashes), null_at), records)
 
 
 @kernel

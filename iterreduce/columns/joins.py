@@ -12,7 +12,7 @@ import numpy as np
 
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.jit import kernel
-from iterreduce.columns.numbering import KeyIndex, check_comparable, number_keys
+from iterreduce.columns.numbering import arrivals
 from iterreduce.columns.ordering import group_order
 from iterreduce.columns.ragged import Array
 
@@ -63,18 +63,17 @@ def join_rows(
     >>> a.tolist(), b.tolist()
     ([0, 0, 1], [1, 2, 0])
     """
-    check_comparable(left.schema, right.schema)
-    numbered = number_keys(right)
-    codes = KeyIndex(numbered.keys).lookup(left) if len(right) else np.full(len(left), -1, np.int64)
+    index, codes = arrivals(right)
+    matches = index.lookup(left)
     if not nulls_match:
-        codes = _without_nulls(codes, left)
-    if len(numbered) == len(right):
-        return _join_unique(codes, numbered.first, keep_left)
-    order, offsets = group_order(numbered.codes, len(numbered))
-    pairs = _count_pairs(codes, offsets, int(keep_left))
-    rows, matches = np.empty(pairs, np.int64), np.empty(pairs, np.int64)
-    _write_pairs(codes, offsets, order, keep_left, rows, matches)
-    return rows, matches
+        matches = _without_nulls(matches, left)
+    if len(index) == len(right):  # every right key stands once, so its number is its row
+        return _join_unique(matches, keep_left)
+    order, offsets = group_order(codes, len(index))
+    pairs = _count_pairs(matches, offsets, int(keep_left))
+    rows, partners = np.empty(pairs, np.int64), np.empty(pairs, np.int64)
+    _write_pairs(matches, offsets, order, keep_left, rows, partners)
+    return rows, partners
 
 
 def _without_nulls(codes: Array, keys: Batch) -> Array:
@@ -85,11 +84,9 @@ def _without_nulls(codes: Array, keys: Batch) -> Array:
     return codes
 
 
-def _join_unique(codes: Array, first: Array, keep_left: bool) -> tuple[Array, Array]:
-    """Every right key stands once: at most one pair per left row."""
-    rows = np.where(codes >= 0, first[codes], -1) if len(first) else codes
+def _join_unique(matches: Array, keep_left: bool) -> tuple[Array, Array]:
     if keep_left:
-        return np.arange(len(codes)), rows
-    left, right = np.empty(len(codes), np.int64), np.empty(len(codes), np.int64)
-    pairs = _write_matches(rows, left, right)
+        return np.arange(len(matches)), matches
+    left, right = np.empty(len(matches), np.int64), np.empty(len(matches), np.int64)
+    pairs = _write_matches(matches, left, right)
     return left[:pairs], right[:pairs]

@@ -1,8 +1,8 @@
 """Distinct keys in canonical order, found and joined by walking two such lists side by side.
 
 What a fold hands out is in canonical order (ascending hash, ties by key bytes, null first), and so is a `KeyList`:
-to find one in the other takes no hash table, only a walk through both, which gallops where one is much longer. Keys
-are compared byte by byte where hashes agree, so colliding keys stay apart; a single number is its hash.
+to find one in the other takes no hash table, only a walk through both, which gallops where one is much longer.
+Keys are compared byte by byte where hashes agree, so colliding keys stay apart; a single number is its hash.
 
 It is not an index for keys in any order (`iterreduce.columns.groups.KeyIndex`), and knows of no ranks.
 """
@@ -54,11 +54,11 @@ def _find_words(hashes: Any, known: Any, places: Any) -> None:
 
 @kernel
 def _compare(a: Any, start: Any, length: Any, b: Any, other: Any, size: Any) -> int:
-    """Below, equal to or above 0 as the first row of bytes stands before, with or behind the second; null is first."""
+    """Below, at or above 0 as the first row stands before, with or behind the second; null is first."""
     for k in range(min(length, size)):
         if a[start + k] != b[other + k]:
             return -1 if a[start + k] < b[other + k] else 1
-    return length - size
+    return int(length - size)
 
 
 @kernel
@@ -114,7 +114,7 @@ class KeyList:
 
     @classmethod
     def sorted(cls, hashes: Array, keys: Batch) -> KeyList:
-        """Keys that are distinct and in canonical order already, with their hashes (of `hash_keys`, or of a fold)."""
+        """Keys that are distinct and in canonical order already, with what `hash_keys` says of them."""
         return cls(hashes if is_word_key(keys.schema) else np.minimum(hashes, LARGEST_HASH), keys)
 
     @classmethod
@@ -176,7 +176,8 @@ class KeyList:
         stays = np.flatnonzero(old)
         order[stays], order[places] = np.arange(len(self)), len(self) + np.arange(len(added))
         more = other.take(added)
-        keys = KeyList(np.concatenate([self.hashes, more.hashes])[order], Batch.concat([self.keys, more.keys]).take(order))
+        hashes = np.concatenate([self.hashes, more.hashes])[order]
+        keys = KeyList(hashes, Batch.concat([self.keys, more.keys]).take(order))
         new = np.empty(len(other), np.int64)
         new[added] = places
         known = found >= 0

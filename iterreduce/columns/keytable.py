@@ -134,6 +134,36 @@ def _scan(table: Any, hashes: Any, order: Any) -> int:
 
 
 @kernel
+def _scan_payload(table: Any, hashes: Any, payload: Any, run: Any) -> int:
+    """As `_scan`, with the payload copied as well: runs of rows in use are sorted one by one."""
+    one, side, width = np.uint64(1), np.uint64(table.shape[0] - 2), np.uint64(payload.shape[1])
+    m, j = 0, np.uint64(0)
+    while j < side:
+        if table[j, 0] == EMPTY:
+            j += one
+            continue
+        begin = m
+        while table[j, 0] != EMPTY:  # the row before the side rows is always free
+            h, k = table[j, 0], m
+            while k > begin and hashes[k - 1] > h:
+                hashes[k], run[k - begin] = hashes[k - 1], run[k - begin - 1]
+                k -= 1
+            hashes[k], run[k - begin] = h, j
+            m += 1
+            j += one
+        for i in range(begin, m):
+            row = np.uint64(run[i - begin])
+            for w in range(width):
+                payload[i, w] = table[row, w + one]
+    if table[side, 0] != EMPTY:
+        hashes[m] = EMPTY
+        for w in range(width):
+            payload[m, w] = table[side, w + one]
+        m += 1
+    return m
+
+
+@kernel
 def _extent(table: Any) -> Any:
     """Smallest and largest hash held, as ``(low, high)``; low above high if there is none."""
     low, high = EMPTY, np.uint64(0)
@@ -244,14 +274,25 @@ class OrderedTable:
         low, high = (int(h) for h in _extent(self.unsigned))
         if len(hashes):
             low, high = min(low, int(hashes.min())), max(high, int(hashes.max()))
-        span, full = _fitted(low, high, self.used + len(hashes)), self.used == self.room
-        inside = self.range[0] <= low and high <= self.range[1]
-        if inside and span[1] - span[0] >= (self.range[1] - self.range[0]) // 8:
+        full, inside = self.used == self.room, self.range[0] <= low and high <= self.range[1]
+        span = _fitted(low, high, self.used + len(hashes))
+        if not inside:
+            span = self._widened(span)
+        elif span[1] - span[0] >= (self.range[1] - self.range[0]) // 8:
             span = self.range
             if (full and not self.shift) or (not full and self.used * 16 < self.homes):
                 self.probes *= 4  # crowded by equal or poor hashes: more homes would not help, longer walks do
             full = True
         self._rebuild(max(keys, self.used * 2 if full else self.used), span)
+
+    def _widened(self, span: tuple[int, int]) -> tuple[int, int]:
+        """This range and the present one, twice as wide as that on the side that grew: hashes that come in ascending
+        order would else ask for a new table again and again."""
+        low, high = min(span[0], self.range[0]), max(span[1], self.range[1])
+        width = self.range[1] - self.range[0]
+        low = max(0, min(low, self.range[0] - width)) if low < self.range[0] else low
+        high = min(ALL_HASHES[1], max(high, self.range[1] + width)) if high > self.range[1] else high
+        return low, high
 
     def _rebuild(self, keys: int, span: tuple[int, int]) -> None:
         old, used = self.unsigned, self.used
@@ -272,3 +313,17 @@ class OrderedTable:
             return hashes, rows, -1
         at = int(np.searchsorted(hashes, NULL_HASH))
         return np.insert(hashes, at, NULL_HASH), np.insert(rows, at, self.null_row), at
+
+    def contents(self) -> tuple[Array, Array, int]:
+        """``(hashes uint64[m] ascending, payload int64[m, width], position of the null key or -1)``, copied."""
+        m = self.used + 1
+        hashes, payload = np.empty(m, np.uint64), np.empty((m, self.width), np.int64)
+        if not self.homes:
+            return hashes[:0], payload[:0], -1
+        # of the last array only as much is touched as the longest run of rows in use
+        m = _scan_payload(self.unsigned, hashes, payload.view(np.uint64), np.empty(m, np.int64))
+        hashes, payload = hashes[:m], payload[:m]
+        if self.words[self.null_row, 0] == -1:
+            return hashes, payload, -1
+        at = int(np.searchsorted(hashes, NULL_HASH))
+        return np.insert(hashes, at, NULL_HASH), np.insert(payload, at, self.words[self.null_row, 1:], axis=0), at

@@ -14,7 +14,7 @@ import numpy as np
 
 from iterreduce.columns import hashing
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.hashing import EMPTY, NULL_HASH, hash_words, key_words, words_to_column
+from iterreduce.columns.hashing import EMPTY, NULL_HASH, hash_words, key_words, mix, words_to_column
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.keycodec import is_word_key
 from iterreduce.columns.keystore import KeyStore
@@ -73,31 +73,38 @@ def _address(words: Any, valid: Any, low: Any, place: Any, first: Any, codes: An
 
 
 @kernel
-def _number(hashes: Any, valid: Any, table: Any, place: Any, done: Any, m: Any, first: Any, codes: Any) -> Any:
-    """Number hashes in order of arrival from row ``done`` on; ``(rows done, keys)``."""
+def _number(words: Any, valid: Any, table: Any, place: Any, done: Any, m: Any, first: Any, codes: Any) -> Any:
+    """Number words in order of arrival from row ``done`` on; ``(rows done, keys)``."""
     base, shift, homes, probes, room = place
     one, side = np.uint64(1), np.uint64(table.shape[0] - 2)
-    for i in range(done, len(hashes)):
-        h = hashes[i]
-        if valid is not None and not valid[i]:
-            j, h, home = side + one, np.uint64(0), side + one  # side rows are marked by any word but EMPTY
-        elif h == EMPTY:
-            j, h, home = side, np.uint64(0), side
-        else:
-            j = (h - base) >> shift
-            if j >= homes:
-                return i, m
-            home = j
-            while table[j, 0] != h and table[j, 0] != EMPTY:
-                j += one
-        if table[j, 0] == EMPTY:
-            if np.uint64(m) >= room or j - home >= probes:
-                return i, m
-            table[j, 0], table[j, 1] = h, np.uint64(m)
-            first[m] = i
-            m += 1
-        codes[i] = np.int64(table[j, 1])
-    return len(hashes), m
+    for i in range(np.uint64(done), np.uint64(len(words))):
+        h = mix(np.uint64(words[i]))
+        if h == EMPTY or (valid is not None and not valid[i]):
+            j = side if valid is None or valid[i] else side + one
+            if table[j, 0] == EMPTY:
+                table[j, 0], table[j, 1] = np.uint64(0), np.uint64(m)  # side rows are marked by any word but EMPTY
+                first[m] = i
+                m += 1
+            codes[i] = table[j, 1]
+            continue
+        j = (h - base) >> shift
+        if j >= homes:
+            return i, m
+        home = j
+        while True:
+            held = table[j, 0]
+            if held == h:
+                break
+            if held == EMPTY:
+                if np.uint64(m) >= room or j - home >= probes:
+                    return i, m
+                table[j, 0], table[j, 1] = h, np.uint64(m)
+                first[m] = i
+                m += 1
+                break
+            j += one
+        codes[i] = table[j, 1]
+    return np.uint64(len(words)), m
 
 
 @kernel
@@ -168,16 +175,15 @@ def _number_hashed(keys: Batch, words: Array, valid: Array | None) -> Numbered:
 
 def _number_words(words: Array, valid: Array | None, expected: int) -> tuple[Array, Array, OrderedTable]:
     """Codes and first rows in order of arrival, and the table that knows them (``used``: how many keys)."""
-    hashes, table = hash_words(words), OrderedTable(1, _no_fill)
-    table.reserve(expected, hashes[:SAMPLE])
+    table, done, m = OrderedTable(1, _no_fill), 0, 0
+    table.reserve(expected, hash_words(words[:: max(1, len(words) // SAMPLE)]))
     codes, first = np.empty(len(words), code_dtype(len(words))), np.empty(len(words), np.int64)
-    done = m = 0
     while True:
-        done, m = _number(hashes, valid, table.unsigned, _place(table), done, m, first, codes)
+        done, m = _number(words, valid, table.unsigned, _place(table), done, m, first, codes)
         table.used = m
         if done == len(words):
             return codes, first[:m], table
-        table.make_room(hashes[done : done + SAMPLE])
+        table.make_room(hash_words(words[done : done + SAMPLE]))
 
 
 def _in_order(keys: Batch, words: Array, valid: Array | None, codes: Array, first: Array) -> Numbered:
@@ -228,7 +234,7 @@ def keys_of_words(schema: Schema, words: Array, null_at: int = -1) -> Batch:
 class KeyIndex:
     """Slots of known keys: ``lookup`` gives the row at which a key stands in ``keys``.
 
-    Keys must be distinct (`UsageError` otherwise). Only the keys' numbers are kept: 4 to 26 bytes per word key.
+    Keys must be distinct (`UsageError` otherwise). Only numbers are kept, 4 to 26 bytes per key of a single number.
 
     >>> index = KeyIndex(Batch(k=np.array([30, 10, 20])))
     >>> index.lookup(Batch(k=np.array([10, 99]))).tolist()
@@ -236,26 +242,18 @@ class KeyIndex:
     """
 
     def __init__(self, keys: Batch):
-        self.schema, self._length = keys.schema, len(keys)
-        if not keys.names:
-            raise UsageError("a key needs at least one column, got none")
-        self._find: _Finder
-        if not is_word_key(keys.schema):
-            self._find = _Stored(keys)
-            return
-        words, valid = key_words(keys[keys.names[0]]), keys.valid(keys.names[0])
-        low, high = (int(w) for w in extent(words, valid))
-        floats = keys[keys.names[0]].dtype.kind == "f"
-        dense = not floats and is_dense(low, high, len(words))
-        self._find = _Addressed(keys, words, valid, low, high) if dense else _Hashed(keys, words, valid)
+        self.schema = keys.schema
+        self._finder, codes = _finder_of(keys)
+        if len(self) < len(keys):
+            raise UsageError(_repeated(keys, codes))
 
     def __len__(self) -> int:
-        return self._length
+        return self._finder.keys
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self._find.nbytes
+        return self._finder.nbytes
 
     def lookup(self, keys: Batch) -> Array:
         """The slot, int64 ``(n,)``, of each row's key, -1 where it is absent. Columns are matched by position.
@@ -263,15 +261,40 @@ class KeyIndex:
         Raises `SchemaError` where these keys can never equal those of the index (text against numbers, floats
         against integers).
         """
-        check_comparable(self.schema, keys.schema)
+        if keys.names != tuple(self.schema) or keys.schema != self.schema:
+            check_comparable(self.schema, keys.schema)
         slots = np.empty(len(keys), np.int64)
-        self._find.find(keys, slots)
+        self._finder.find(keys, slots)
         return slots
 
 
-class _Finder(Protocol):
-    nbytes: int
+def arrivals(keys: Batch) -> tuple[KeyIndex, Array]:
+    """An index of the distinct keys of these rows, numbered in order of arrival, and the number of each row's key."""
+    index = object.__new__(KeyIndex)
+    index.schema = keys.schema
+    index._finder, codes = _finder_of(keys)
+    return index, codes
 
+
+def _finder_of(keys: Batch) -> tuple[_Finder, Array]:
+    """How to find these keys, and the number, in order of arrival, of each row's key."""
+    if not keys.names:
+        raise UsageError("a key needs at least one column, got none")
+    if not is_word_key(keys.schema):
+        return _stored(keys)
+    words, valid = key_words(keys[keys.names[0]]), keys.valid(keys.names[0])
+    low, high = (int(w) for w in extent(words, valid))
+    if keys[keys.names[0]].dtype.kind != "f" and is_dense(low, high, len(words)):
+        return _addressed(words, valid, low, high)
+    codes, _, table = _number_words(words, valid, estimate_distinct(words))
+    return _Hashed(table), codes
+
+
+class _Finder(Protocol):
+    @property
+    def keys(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
     def find(self, keys: Batch, slots: Array) -> None: ...
 
 
@@ -287,73 +310,101 @@ def _find_address(words: Any, valid: Any, low: Any, place: Any, slots: Any) -> N
 
 
 @kernel
-def _find_number(hashes: Any, valid: Any, table: Any, place: Any, slots: Any) -> None:
+def _find_number(words: Any, valid: Any, table: Any, place: Any, slots: Any) -> None:
     base, shift, homes, _, _ = place
     one, side = np.uint64(1), np.uint64(table.shape[0] - 2)
-    for i in range(len(hashes)):
-        h, slots[i] = hashes[i], -1
-        if valid is not None and not valid[i]:
-            j, h = side + one, np.uint64(0)
-        elif h == EMPTY:
-            j, h = side, np.uint64(0)
-        else:
-            j = (h - base) >> shift
-            if j >= homes:
-                continue
-            while table[j, 0] != h and table[j, 0] != EMPTY:
-                j += one
-        if table[j, 0] == h:
-            slots[i] = np.int64(table[j, 1])
+    for i in range(np.uint64(len(words))):
+        h = mix(np.uint64(words[i]))
+        slots[i] = -1
+        if h == EMPTY or (valid is not None and not valid[i]):
+            j = side if valid is None or valid[i] else side + one
+            if table[j, 0] != EMPTY:
+                slots[i] = table[j, 1]
+            continue
+        j = (h - base) >> shift
+        if j >= homes:
+            continue
+        while True:
+            held = table[j, 0]
+            if held == h:
+                slots[i] = table[j, 1]
+                break
+            if held == EMPTY:
+                break
+            j += one
 
 
+@dataclass(frozen=True)
 class _Addressed:
     """Integers that lie close together, by address."""
 
-    def __init__(self, keys: Batch, words: Array, valid: Array | None, low: int, high: int):
-        self._low = np.int64(low)
-        self._place = np.full(high - low + 2, -1, code_dtype(len(words)))
-        codes, first = np.empty(len(words), np.int64), np.empty(len(words), np.int64)
-        _require_distinct(keys, codes, _address(words, valid, self._low, self._place, first, codes))
-        self.nbytes = self._place.nbytes
+    low: np.int64
+    place: Array
+    keys: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.place.nbytes
 
     def find(self, keys: Batch, slots: Array) -> None:
         name = keys.names[0]
-        _find_address(key_words(keys[name]), keys.valid(name), self._low, self._place, slots)
+        _find_address(key_words(keys[name]), keys.valid(name), self.low, self.place, slots)
 
 
+def _addressed(words: Array, valid: Array | None, low: int, high: int) -> tuple[_Addressed, Array]:
+    place, codes = np.full(high - low + 2, -1, code_dtype(len(words))), np.empty(len(words), code_dtype(len(words)))
+    m = _address(words, valid, np.int64(low), place, np.empty(min(len(words), len(place)), np.int64), codes)
+    return _Addressed(np.int64(low), place, m), codes
+
+
+@dataclass(frozen=True)
 class _Hashed:
     """Other keys of a single number, by hash."""
 
-    def __init__(self, keys: Batch, words: Array, valid: Array | None):
-        codes, _, self._table = _number_words(words, valid, len(words))
-        _require_distinct(keys, codes, self._table.used)
-        self.nbytes = self._table.nbytes
+    table: OrderedTable
+
+    @property
+    def keys(self) -> int:
+        return self.table.used
+
+    @property
+    def nbytes(self) -> int:
+        return self.table.nbytes
 
     def find(self, keys: Batch, slots: Array) -> None:
         name = keys.names[0]
-        _find_number(hash_words(key_words(keys[name])), keys.valid(name), self._table.unsigned, _place(self._table), slots)
+        _find_number(key_words(keys[name]), keys.valid(name), self.table.unsigned, _place(self.table), slots)
 
 
+@dataclass(frozen=True)
 class _Stored:
     """Keys of any other kind."""
 
-    def __init__(self, keys: Batch):
-        self._store, codes = KeyStore(keys.schema), np.empty(len(keys), np.int64)
-        self._store.number(keys, hashing.hash_keys(keys), codes)
-        _require_distinct(keys, codes, len(self._store))
-        self.nbytes = self._store.nbytes
+    store: KeyStore
+
+    @property
+    def keys(self) -> int:
+        return len(self.store)
+
+    @property
+    def nbytes(self) -> int:
+        return self.store.nbytes
 
     def find(self, keys: Batch, slots: Array) -> None:
-        self._store.find(keys, hashing.hash_keys(keys), slots)
+        self.store.find(keys, hashing.hash_keys(keys), slots)
 
 
-def _require_distinct(keys: Batch, codes: Array, distinct: int) -> None:
-    if distinct == len(keys):
-        return
-    repeated = int(np.flatnonzero(np.bincount(codes) > 1)[0])
-    rows = np.flatnonzero(codes == repeated)[:2]
+def _stored(keys: Batch) -> tuple[_Stored, Array]:
+    store, codes = KeyStore(keys.schema), np.empty(len(keys), np.int64)
+    store.number(keys, hashing.hash_keys(keys), codes)
+    return _Stored(store), codes
+
+
+def _repeated(keys: Batch, codes: Array) -> str:
+    """Which keys of an index came twice."""
+    rows = np.flatnonzero(codes == int(np.flatnonzero(np.bincount(codes) > 1)[0]))[:2]
     values = {n: keys[n][int(rows[0])] for n in keys.names}
-    raise UsageError(f"keys of an index must be distinct: rows {rows[0]} and {rows[1]} both hold {values}")
+    return f"keys of an index must be distinct: rows {rows[0]} and {rows[1]} both hold {values}"
 
 
 def check_comparable(ours: Schema, theirs: Schema) -> None:

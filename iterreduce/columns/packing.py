@@ -208,6 +208,8 @@ def unpack(words: Array, schema: Schema, rows: int, copy: bool = False) -> Batch
     ``words``: int64, C-contiguous, the segment (or more). Columns are views of ``words`` and change with it; ``copy``
     gives them memory of their own.
     """
+    if rows == 0:  # a rank that knew no schema sent not even offsets
+        return Batch.empty(schema)
     columns: dict[str, Column] = {}
     valid: dict[str, Array] = {}
     at = 0

@@ -1,9 +1,9 @@
-"""Where rows go: the owner of every row of some keys in one pass, the order to send them in, and moves by number.
+"""Where rows go: the owner of every row of some keys in one pass, the order to send them in, moves by number.
 
-Owners are found in blocks that stay in the first-level cache: keys are hashed, compared with the first hash of every
-rank's range (few ranks) or looked up by partition (many), and counted, without a branch that depends on a key. Records
-are rows of equal width that hold the columns of a row side by side; they are written and read through one strided view
-per column. Nothing here communicates.
+Owners are found in blocks that stay in the first-level cache: keys are hashed, compared with the first hash of
+every rank's range (few ranks) or looked up by partition (many), and counted, without a branch that depends on
+a key. Records are rows of equal width that hold the columns of a row side by side; they are written and read
+through one strided view per column. Nothing here communicates.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _compare(words: Any, mixed: Any, firsts: Any, dest: Any, counts: Any) -> Non
 
 @kernel
 def _look_up(words: Any, mixed: Any, partitions: Any, owner_of: Any, dest: Any, counts: Any) -> None:
-    """Owners by partition; four histograms side by side, so that equal neighbours do not wait for each other."""
+    """Owners by partition; four histograms, so that equal neighbours do not wait for each other."""
     block, four = np.empty(BLOCK, np.uint32), np.zeros((4, len(counts)), np.int64)
     for lo in range(0, len(words), BLOCK):
         m = min(BLOCK, len(words) - lo)
@@ -149,8 +149,8 @@ def send_order(dest: Array, counts: Array) -> Array:
 def fine_order(keys: Batch, partitions: PartitionMap) -> tuple[Array, Array]:
     """Rows grouped by owner and, within each, by partition: ``(order int64[n], rows of each rank int64[size])``.
 
-    Ascending partitions are ascending hashes, so whoever sorts such rows by hash moves each of them only within a
-    stretch that fits the cache. With very many partitions rows are grouped by owner alone.
+    Ascending partitions are ascending hashes, so whoever sorts such rows by hash moves each of them only within
+    a stretch that fits the cache. With very many partitions rows are grouped by owner alone.
     """
     if partitions.partitions > FINEST:
         dest, counts = owners(keys, partitions)
@@ -196,16 +196,16 @@ def take_rows(rows: Batch, order: Array, new: New) -> Batch:
     columns: dict[str, Any] = {}
     for name, field in rows.schema.items():
         column = rows[name]
-        columns[name] = (
-            column.take(order)
-            if isinstance(column, Ragged)
-            else _taken(column, order, new(len(order), field))
-        )
+        if isinstance(column, Ragged):
+            columns[name] = column.take(order)
+        else:
+            columns[name] = take_into(column, order, new(len(order), field))
     valid = {n: rows._valid[n][order] for n in rows._valid}
     return Batch._trusted(columns, valid, len(order), rows.schema)
 
 
-def _taken(column: Array, order: Array, out: Array) -> Array:
+def take_into(column: Any, order: Array, out: Array) -> Array:
+    """``out[:] = column[order]`` for a fixed column or mask and a contiguous ``out``, which is returned."""
     unit, per_row = unit_of(out.dtype.itemsize * math.prod(out.shape[1:]))
     if per_row and len(order):
         gather(as_units(column, unit, per_row), order, as_units(out, unit, per_row))
@@ -235,7 +235,7 @@ class Cell:
 
 
 class RecordLayout:
-    """Fixed columns of a row side by side, ``width`` 8-byte words in all; a nullable one has a byte for its mask.
+    """Fixed columns of a row side by side, ``width`` 8-byte words in all; a mask takes a byte.
 
     >>> layout = RecordLayout(Batch(a=np.zeros(1), b=np.zeros(1, np.int16), c=np.zeros(1, bool)).schema)
     >>> layout.width

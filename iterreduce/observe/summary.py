@@ -88,8 +88,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
       }
     }
     """
-    text = json.dumps(summary, indent=2)
-    return re.sub(r"\[[-+.\deE,\s]+\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text) + "\n"
+    numbers = re.compile(r"\[([-+.\deE,\s]+)\]")
+    return numbers.sub(lambda found: f"[{' '.join(found[1].split())}]", json.dumps(summary, indent=2)) + "\n"
 
 
 def write_summary(path: str, summary: Mapping[str, Any]) -> None:

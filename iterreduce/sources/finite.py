@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array
-from iterreduce.columns.schema import Schema
+from iterreduce.columns.schema import Schema, missing_column
 from iterreduce.errors import InputError
 from iterreduce.sources.blocks import Blocks, Source, changed, first_nonfinite
 
@@ -43,8 +43,9 @@ class FiniteSource:
     def open(self, group: Group) -> None:
         """Open the wrapped source; the columns must be there, and be numbers. Collective."""
         self.source.open(group)
-        self.schema.require(*self.finite)
         for column in self.finite:
+            if column not in self.schema:
+                raise InputError(f"{self.name}: {missing_column(column, self.schema)}")
             self.source.require_numeric(column)
 
     def read(self, lo: int, hi: int) -> Batch:

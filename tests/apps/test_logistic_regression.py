@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import iterreduce as ir
 from iterreduce.appfile import load_app
 from iterreduce.testing import run_ranks
-from tests.launch import ROOT
+from tests.launch import ROOT, mpirun
 
 APP = load_app(str(ROOT / "apps" / "logistic_regression.py")).function
 
@@ -184,7 +185,31 @@ def test_a_single_label_is_learned(tmp_path: Path) -> None:
     assert result.values["accuracy"] == 1.0 and result["weight"][-1] > 0
 
 
-# ------------------------------------------------------------------------------------------ what it refuses
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_command_line_writes_weights_predictions_and_scores(
+    data: tuple[str, np.ndarray, np.ndarray], tmp_path: Path, ranks: int
+) -> None:
+    path, x, y = data
+    weights, chances, summary = (tmp_path / name for name in ("w.csv", "p.npz", "run.json"))
+    words = ["-m", "iterreduce", str(ROOT / "apps" / "logistic_regression.py"), path, "--quiet"]
+    words += ["--rate", "0.5", "--tolerance", "0", "--max-iterations", "20", "--summary", str(summary)]
+    for more in (["--out", str(weights)], ["--predict", path, "--test", path, "--out", str(chances)]):
+        result = mpirun(ranks, *words, *more)
+        assert (result.returncode, result.stderr) == (0, "")
+    reference = descend(x, y, 20, 0.5)
+    lines = [line.split(",") for line in weights.read_text().split()]
+    assert lines[0] == ["feature", "weight"] and [line[0] for line in lines[1:]][-1] == "intercept"
+    np.testing.assert_allclose([float(line[1]) for line in lines[1:]], reference, rtol=1e-12)
+    p = 1 / (1 + np.exp(-(x @ reference[:-1] + reference[-1])))
+    with np.load(chances) as found:
+        np.testing.assert_allclose(found["probability"], p, rtol=1e-10)
+        assert found["label"].tolist() == (p > 0.5).astype(int).tolist()
+    told = json.loads(summary.read_text())
+    assert told["app"] == "logistic_regression" and told["ranks"] == ranks
+    assert told["values"]["accuracy"] == told["values"]["test_accuracy"] == ((p > 0.5) == y).mean()
+
+
+# ---------------------------------------------------------------- what it refuses
 
 
 def refused(kind: type[Exception], path: str, ranks: int = 1, **options: Any) -> str:
@@ -231,6 +256,7 @@ def test_no_rows_are_refused(tmp_path: Path) -> None:
     assert "there are no rows to learn from" in refused(ir.IterReduceError, path, 2)
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 def test_steps_that_are_too_long_say_so(data: tuple[str, np.ndarray, np.ndarray]) -> None:
     text = refused(ir.UsageError, data[0], 2, rate=1e308, l2=10.0)
     assert "--rate 1e+308 is too large for these rows; make it smaller, or give --standardize" in text

@@ -63,14 +63,19 @@ def test_a_field_may_be_called_name() -> None:
 
 
 def test_every_event_that_the_package_emits_is_in_the_table_with_these_fields() -> None:
+    """Seen where the name is written down: in `emit`, and in the engine's `tell`, which hands it on."""
+    seen = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "emit":
-                name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+            if not isinstance(node, ast.Call) or getattr(node.func, "attr", "") not in ("emit", "tell"):
+                continue
+            if node.args and isinstance(node.args[0], ast.Constant):
+                name = node.args[0].value
                 fields = {keyword.arg for keyword in node.keywords}
-                where = f"{path.name}:{node.lineno}"
-                assert name in EVENTS, where
-                assert fields - {None} <= set(EVENTS[name][0]), where
+                assert name in EVENTS, f"{path.name}:{node.lineno}"
+                assert fields - {None} <= set(EVENTS[name][0]), f"{path.name}:{node.lineno}"
+                seen.add(name)
+    assert {"run.start", "iteration.commit", "run.end"} <= seen
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 100))))

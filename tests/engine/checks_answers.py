@@ -173,6 +173,17 @@ def check_a_map_may_drop_and_repeat_rows(group: Group) -> None:
         assert dict(rows_of(group, once(group, {"r": local(rows, group)}, *chain, stage))) == wanted
 
 
+def check_few_rows_of_text_through_a_map(group: Group) -> None:
+    """A rank without rows has not run the map: it knows no columns, and what it sends has no words at all."""
+    for n in (1, 2):
+        rows = Batch(k=["one", "two"][:n], x=np.arange(n), w=["", "b"][:n])
+        for stage in (
+            Shuffle("m", ("k",), "t", {"x": ir.SUM}), Shuffle("m", ("k", "w"), "t"), Gather("m", "t"), Total("m", ("w",), {"x": ir.SUM}, "t"),
+        ):  # fmt: skip
+            made = once(group, {"r": local(rows, group, all_on(group, n, 1))}, Local(lambda r: r, ("r",), "m"), stage)
+            assert len(rows_of(group, made)) == n
+
+
 def check_rows_everywhere_count_once(group: Group) -> None:
     rows = int_rows(N, 5).select("k", "x")
     wanted = {k: sum(r["x"] for r in g) for (k,), g in oracle.grouped(dicts(rows), ("k",)).items()}

@@ -192,7 +192,7 @@ def check_a_small_budget_evicts_by_agreement(group: Group) -> None:
     run.advance()
     assert work.plan is None, "what was evicted is not made again"
     assert_answer(run, group)
-    assert run.shop.cache.evictions == 1
+    assert run.shop.cache.evictions in (1, 2), "the plan, then the directory of its keys where there were enough"
 
 
 def narrow(run: LoopRun, slot_words: int, round_words: int) -> None:

@@ -11,4 +11,4 @@ from tests.engine.kit import Check
 
 @pytest.mark.parametrize("check", checks_failures.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_failures(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=50)
+    run_ranks(ranks, check, timeout=120)

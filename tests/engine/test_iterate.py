@@ -11,4 +11,4 @@ from tests.engine.kit import Check
 
 @pytest.mark.parametrize("check", checks_iterate.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_loops(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=30)
+    run_ranks(ranks, check, timeout=120)

@@ -1,0 +1,123 @@
+"""The lineage of a shuffle's keys: the token of what it reads, and of the key columns that it makes.
+
+A shuffle *proposes* a plan under a token that names its key columns as they came; once all ranks proposed the
+same, later iterations move values only. The key columns that it makes are, from one iteration to the next,
+the same array objects as long as they are equal, and carry tokens by a version that all ranks raise together,
+so a shuffle that reads them can keep a plan of its own.
+
+Shared by the shuffles with and without ``combine``. Nothing here communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from iterreduce.columns.batch import Batch
+from iterreduce.exchange import ABSTAIN
+from iterreduce.loop import Shuffle
+from iterreduce.loop_cache import LoopCache
+from iterreduce.table import NO_TOKENS, Table, token
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A plan that is installed when the iteration commits."""
+
+    token: int
+    plan: Any
+    body: Any
+    nbytes: int
+
+
+class KeyLineage:
+    """What a shuffle knows of its keys, on every iteration of a loop run."""
+
+    def __init__(self, stage: Shuffle, number: int, epoch: int, cache: LoopCache, repeats: bool):
+        self.stage, self.number, self.epoch = stage, number, epoch
+        self.cache = cache
+        self.repeats = repeats  # a stage that runs once needs no plan
+        self.keys: Batch | None = None
+        self.keys_version = 0
+        self.keys_changed = False
+        self.replans = 0
+        self.proposal = ABSTAIN
+        self.keeps = cache.enabled and repeats
+        self._keys_next: Batch | None = None
+        self._last_proposal = 0
+        self._tokens_known: dict[tuple[int, ...], int] = {}
+        self._version_tokens: dict[int, dict[str, int]] = {}
+        self._onto_known: tuple[int, ...] = ()
+        self._onto_token = 1 if stage.onto is None else 0
+
+    # ------------------------------------------------------------------ what is read
+
+    def _read_onto(self, tables: Mapping[str, Table]) -> None:
+        """Take the token of the keys of the table that rows are shuffled onto."""
+        if self.stage.onto is None:
+            return
+        tokens = tables[self.stage.onto].tokens
+        mine = tuple([tokens.get(k, 0) for k in self.stage.key])
+        if mine != self._onto_known:
+            self._onto_known, self._tokens_known = mine, {}
+            self._onto_token = 0 if 0 in mine else token("onto", mine)
+
+    def _proposal_of(self, found: Mapping[str, int]) -> int:
+        """The token under which a plan for rows with these column tokens may be kept; 0: none."""
+        tokens = tuple([found.get(k, 0) for k in self.stage.key])
+        known = self._tokens_known.get(tokens)
+        if known is None:
+            agreed = 0 not in tokens and self._onto_token != 0
+            known = token("shuffle", self.number, tokens, self._onto_token, self.epoch) if agreed else 0
+            self._tokens_known = {tokens: known}
+        return known if self.cache.enabled else 0
+
+    def _propose(self, found: Mapping[str, int]) -> int:
+        """The proposal of one more piece of rows; the stage's is 0 where pieces differ."""
+        proposal = self._proposal_of(found)
+        if self.proposal == ABSTAIN:
+            self.proposal = proposal
+        elif self.proposal != proposal:
+            self.proposal = 0
+        return proposal
+
+    def _worth_a_plan(self) -> bool:
+        """Keys that changed before must be proposed twice in a row: plans for keys that change cost more."""
+        steady = self.replans == 0 or self.proposal == self._last_proposal
+        return self.repeats and steady and self.proposal > 0 and self.cache.wants(self.proposal)
+
+    # ------------------------------------------------------------------ what is made
+
+    def _stable(self, keys: Batch) -> Batch:
+        """The keys of last time, as the same objects, where they are equal."""
+        self.keys_changed = self.keys is None or not self.keys.equals(keys)
+        self._keys_next = keys if self.keys_changed else self.keys
+        assert self._keys_next is not None
+        return self._keys_next
+
+    def _made_tokens(self) -> Mapping[str, int]:
+        """The tokens of the key columns made in this iteration; those with nulls have none."""
+        return self._key_tokens(self.keys_version + self.keys_changed) if self.keeps else NO_TOKENS
+
+    def _key_tokens(self, version: int) -> dict[str, int]:
+        if version not in self._version_tokens:
+            keys = self._keys_next if self._keys_next is not None else self.keys
+            names = [] if keys is None else [k for k in self.stage.key if keys.valid(k) is None]
+            self._version_tokens = {version: {k: token("keys", self.number, version, k) for k in names}}
+        return self._version_tokens[version]
+
+    def _commit_keys(self, changed: bool, planned: bool) -> dict[int, int]:
+        """Keep the keys; with ``changed`` on any rank, the tokens of the new version by those of the old."""
+        if self._keys_next is not None:
+            self.keys = self._keys_next
+        if not planned:
+            self._last_proposal = self.proposal
+        if not changed:
+            return {}
+        before, after = self._key_tokens(self.keys_version), self._key_tokens(self.keys_version + 1)
+        self.keys_version += 1
+        return {before[k]: after[k] for k in before}
+
+    def _forget_keys(self) -> None:
+        self._keys_next, self.keys_changed = None, False
