@@ -140,6 +140,7 @@ class Segments:
         self.rows_known = np.diff(self.known_bounds)
         self.selectors = selector_words(self.rows_known, np.diff(directory.bounds))
         with_keys = packed_words(self.wire, self.unknown, self.unknown_bounds)
+        with_keys[np.diff(self.unknown_bounds) == 0] = 0  # not even the offsets of no text
         self.words = self.selectors + self.rows_known * self.width + with_keys
 
     def outgoing(self, schema: int, proposal: int, extra: Array) -> Outgoing:
@@ -156,7 +157,8 @@ class Segments:
             write_selector(self.places[lo:hi] - self.directory.bounds[dest], buffer[start:begin])
             self._pack_records(lo, hi, buffer[begin:end].reshape(-1, self.width))
             lo, hi = self.unknown_bounds[dest : dest + 2].tolist()
-            pack(self.wire, self.unknown, lo, hi, buffer, end)
+            if hi > lo:
+                pack(self.wire, self.unknown, lo, hi, buffer, end)
 
     def _pack_records(self, lo: int, hi: int, out: Array) -> None:
         rows = self.known[lo:hi]
@@ -192,7 +194,11 @@ def part_of(
         numbers = read_selector(words[:at], known)
         slots = slots if numbers is None else slots[numbers]
     end = at + known * width
-    return Part(slots, words[at:end].reshape(known, width), combiner.arrived(words[end:], rows - known))
+    records = words[at:end].reshape(known, width)
+    if known and rows == known:
+        no_keys = Batch.empty(combiner.outputs.key_schema)
+        return Part(slots, records, Folded(np.empty(0, np.uint64), no_keys, records[:0]))
+    return Part(slots, records, combiner.arrived(words[end:], rows - known))
 
 
 def number_parts(owned: KeyList, parts: Sequence[Part]) -> tuple[list[Array], KeyList]:

@@ -52,14 +52,15 @@ class Shelf:
     did not need is let go.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
+        self.kept_bytes = kept_bytes
         self._arrays: list[Array] = []
         self._taken: list[int] = []
 
     def new(self, rows: int, field: Field) -> Array:
         """An array for a fixed column, its contents undefined."""
         nbytes = rows * field.row_bytes
-        if nbytes < KEPT_BYTES:
+        if nbytes < self.kept_bytes or not nbytes:
             return np.empty((rows, *field.shape), field.dtype)
         self._taken.append(nbytes)
         for i in range(len(self._arrays)):

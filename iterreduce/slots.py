@@ -34,6 +34,7 @@ from iterreduce.table import token
 FEWEST_ROWS = 64  # of unknown keys, on all ranks together, that are worth a directory
 GROWTH = 4  # it grows by at least a quarter: all its growing together costs five times the final size
 WINDOW = 4  # exchanges by which it is judged
+HOPELESS = 8  # rows of unknown keys per row of a known one that are judged at once
 BLOAT = 8  # keys per row of an exchange beyond which most keys must be dead
 LONGEST_REST = 1024  # exchanges
 
@@ -83,7 +84,7 @@ class Learning:
             return "grow"
         seen = [*self.window, (by_slot, by_key)][-WINDOW:]
         slots, keys = (sum(side) for side in zip(*seen, strict=True))
-        if slots < keys:
+        if HOPELESS * slots < keys or (len(seen) == WINDOW and slots < keys):
             return "rest"
         return "renew" if (self.known + pending) * len(seen) > BLOAT * (slots + keys) else "grow"
 
@@ -95,9 +96,11 @@ class Learning:
         if step == "remember":
             self.pending += by_key
         elif step == "grow":
-            self.rest = WINDOW if self.known else self.rest
+            if self.known:
+                self.rest = WINDOW
+            else:
+                self.window.clear()
             self.known, self.pending = self.known + self.pending + by_key, 0
-            self.window.clear()
         elif step == "rest":
             self.resting, self.rest = self.rest, min(2 * self.rest, LONGEST_REST)
 

@@ -1,7 +1,9 @@
 """The one door to Numba: two decorators that compile a function to machine code.
 
-It is not a place for kernels. Every compiled loop of the package is written in `iterreduce.columns` and decorated here,
-so that the compiler options, and with them the bits of every float sum, are chosen once. Kernels release the GIL and
+It is not a place for kernels. Every compiled loop of the package is written in `iterreduce.columns` and
+decorated here,
+so that the compiler options, and with them the bits of every float sum, are chosen once. Kernels release the
+GIL and
 never start threads of their own: the caller owns the threads.
 """
 
@@ -20,7 +22,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}
-"""Float flags that let additions be regrouped (one binary regroups always alike), but keep NaN and infinity."""
+"""Float flags that let additions be regrouped (one binary regroups always alike), but keep NaN and infinity.
+"""
 
 
 def _compile(function: Callable[P, R], **options: object) -> Callable[P, R]:
@@ -37,7 +40,8 @@ def _compile(function: Callable[P, R], **options: object) -> Callable[P, R]:
 class _NodeLock:
     """A lock between the processes of one user on one node: read by many, or written by one.
 
-    It is a file in the node's own temporary directory, never in a home that nodes share, and the kernel drops it
+    It is a file in the node's own temporary directory, never in a home that nodes share, and the kernel drops
+    it
     with the process. Where no file can be made there is no lock, and each process compiles for itself.
     """
 
@@ -78,9 +82,11 @@ _node = _NodeLock()
 
 
 class _SharedCache:
-    """Numba's file cache behind the lock: what is not there is compiled by one process, and loaded by the others.
+    """Numba's file cache behind the lock: what is not there is compiled by one process, and loaded by the
+    others.
 
-    Numba alone lets every process compile, and two that save at once can leave an index that names the other's code.
+    Numba alone lets every process compile, and two that save at once can leave an index that names the
+    other's code.
     """
 
     def __init__(self, cache: Any) -> None:
@@ -133,7 +139,8 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
 def kernel_reassoc(function: Callable[P, R]) -> Callable[P, R]:
     """Compile like `kernel`, and let the compiler regroup float operations so that sums vectorise.
 
-    NaN and infinity behave as ever; the result may differ from the strict one in the last bits, but is the same on
+    NaN and infinity behave as ever; the result may differ from the strict one in the last bits, but is the
+    same on
     every run of the same build.
 
     >>> import numpy as np

@@ -1,8 +1,10 @@
 """Keys that are not single words, as bytes: two rows have the same bytes exactly where their keys are equal.
 
-One column of text, bytes or lists is its own encoding, without a copy; a null is a row of length -1. Several columns
-are written one after another: a marker byte (0: null, and nothing follows), then 8 bytes per number, or the length and
-the bytes of a ragged row. The encoding never leaves the process: on the wire and on disk keys are columns.
+One column of text, bytes or lists is its own encoding, without a copy; a null is a row of length -1. Fixed columns
+become rows of words (uint64): a bit per column that says whether it is null, then a word per number. Where some of
+several columns are ragged, bytes are written one column after another: a marker (0: null, and nothing follows), then
+8 bytes per number, or the length and the bytes of a ragged row. Which of the three it is depends on the kinds of the
+columns alone. The encoding never leaves the process: on the wire and on disk keys are columns.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ class KeyBytes:
 
     starts: Array  # int64 (n,)
     lengths: Array  # int64 (n,)
-    data: Array  # uint8
+    data: Array  # uint8, or uint64 for keys of several fixed columns
 
-    def row(self, i: int) -> bytes | None:
+    def row(self, i: int) -> list[int] | None:
         """One key: for the few that collide."""
         start, length = int(self.starts[i]), int(self.lengths[i])
-        return None if length < 0 else self.data[start : start + length].tobytes()
+        return None if length < 0 else self.data[start : start + length].tolist()
 
 
 def is_word_key(schema: Schema) -> bool:
@@ -103,6 +105,8 @@ def encode_keys(keys: Batch) -> KeyBytes:
     first = keys[keys.names[0]]
     if len(keys.names) == 1 and isinstance(first, Ragged):
         return _encode_ragged(first, keys.valid(keys.names[0]))
+    if encoded_dtype(keys.schema) == np.uint64:
+        return _encode_words(keys)
     parts = [_Part.of(name, keys[name], keys.valid(name)) for name in keys.names]
     sizes = np.full(len(keys), len(parts), np.int64)
     for part in parts:
@@ -119,6 +123,49 @@ def _encode_ragged(column: Ragged, valid: Array | None) -> KeyBytes:
     if valid is not None:
         lengths = np.where(valid, lengths, -1)
     return KeyBytes(starts, lengths, data)
+
+
+def encoded_dtype(schema: Schema) -> type[np.unsignedinteger[Any]]:
+    """The dtype of the encoding: words where all columns are fixed."""
+    return np.uint64 if all(field.kind == "fixed" for field in schema.values()) else np.uint8
+
+
+def _marker_words(columns: int) -> int:
+    return -(-columns // 64)
+
+
+def _encode_words(keys: Batch) -> KeyBytes:
+    columns = [column_words(name, keys[name]) for name in keys.names]
+    n, at = len(keys), _marker_words(len(columns))
+    rows = np.empty((n, at + sum(map(len, columns))), np.uint64)
+    rows[:, :at] = 0
+    for c, (name, words) in enumerate(zip(keys.names, columns, strict=True)):
+        valid = keys.valid(name)
+        if valid is not None:
+            rows[:, c // 64] |= (~valid).astype(np.uint64) << np.uint64(c % 64)
+        for word in words:
+            rows[:, at] = word.view(np.uint64) if valid is None else np.where(valid, word, 0).view(np.uint64)
+            at += 1
+    return KeyBytes(np.arange(n) * at, np.full(n, at), rows.reshape(-1))
+
+
+def _decode_words(schema: Schema, rows: KeyBytes) -> tuple[dict[str, Column], dict[str, Array]]:
+    columns: dict[str, Column] = {}
+    valid: dict[str, Array] = {}
+    at = _marker_words(len(schema))
+    width = at + sum(map(_numbers, schema.values()))
+    table = rows.data.reshape(-1, width)[rows.starts // width] if width else np.empty((0, 0), np.uint64)
+    for c, (name, field) in enumerate(schema.items()):
+        valid[name] = (table[:, c // 64] >> np.uint64(c % 64)) & np.uint64(1) == 0
+        words = np.ascontiguousarray(table[:, at : at + _numbers(field)]).view(np.int64)
+        columns[name] = _to_fixed(field, words).reshape(len(table), *field.shape)
+        at += _numbers(field)
+    return columns, valid
+
+
+def _numbers(field: Field) -> int:
+    """Words of a row of a fixed column."""
+    return int(np.prod(field.shape, dtype=np.int64)) * (2 if field.dtype.kind == "c" else 1)
 
 
 @dataclass(frozen=True)
@@ -153,6 +200,8 @@ def decode_keys(schema: Schema, rows: KeyBytes) -> Batch:
     valid: dict[str, Array] = {}
     if len(schema) == 1 and schema[name].kind != "fixed":
         columns[name], valid[name] = _decode_ragged(schema[name], rows)
+    elif encoded_dtype(schema) == np.uint64:
+        columns, valid = _decode_words(schema, rows)
     else:
         at = rows.starts.copy()
         for name, field in schema.items():
@@ -181,8 +230,7 @@ def _decode_column(field: Field, data: Array, at: Array) -> tuple[Column, Array]
         lengths = np.empty(n, np.int64)
         _read_words(data, at, valid, lengths)
         return _gather_rows(field, data, at, lengths), valid
-    numbers = int(np.prod(field.shape, dtype=np.int64)) * (2 if field.dtype.kind == "c" else 1)
-    words = np.empty((numbers, n), np.int64)
+    words = np.empty((_numbers(field), n), np.int64)
     for row in words:
         _read_words(data, at, valid, row)
     return _to_fixed(field, words.T).reshape(n, *field.shape), valid

@@ -14,7 +14,7 @@ import numpy as np
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashing import EMPTY
 from iterreduce.columns.jit import kernel
-from iterreduce.columns.keycodec import KeyBytes, decode_keys, encode_keys
+from iterreduce.columns.keycodec import KeyBytes, decode_keys, encode_keys, encoded_dtype
 from iterreduce.columns.keytable import OrderedTable
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
@@ -104,9 +104,9 @@ class KeyStore:
     def __init__(self, schema: Schema):
         self.schema = schema
         self._table = OrderedTable(1, _no_fill)
-        self._counts = np.zeros(2, np.int64)  # keys, bytes
+        self._counts = np.zeros(2, np.int64)  # keys, bytes or words of their encoding
         self._starts, self._lengths = np.empty(0, np.int64), np.empty(0, np.int64)
-        self._data = np.empty(0, np.uint8)
+        self._data = np.empty(0, encoded_dtype(schema))
 
     def __len__(self) -> int:
         return int(self._counts[0])
@@ -171,7 +171,7 @@ class KeyStore:
         rows, breaks = self._rows(), np.flatnonzero(np.diff(ties) > 1) + 1
         for first, last in pairwise([0, *breaks.tolist(), len(ties)]):
             lo, hi = int(ties[first]), int(ties[last - 1]) + 2
-            numbers[lo:hi] = sorted(numbers[lo:hi].tolist(), key=lambda k: (rows.row(k) is not None, rows.row(k) or b""))
+            numbers[lo:hi] = sorted(numbers[lo:hi].tolist(), key=lambda k: (rows.row(k) is not None, rows.row(k) or []))
 
     def _rows(self) -> KeyBytes:
         m, used = self._counts.tolist()

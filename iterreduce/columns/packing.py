@@ -72,7 +72,7 @@ def _words(nbytes: Any) -> Any:
 
 
 def _row_bytes(column: Array) -> int:
-    return column.itemsize * math.prod(column.shape[1:])
+    return int(column.itemsize * math.prod(column.shape[1:]))
 
 
 def _as_units(rows: Array) -> Array:

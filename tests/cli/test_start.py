@@ -1,34 +1,21 @@
-"""The environment of a process: threads, and a directory for kernels that no other process writes."""
+"""The environment of a process: threads, and one directory of compiled kernels for all processes of a node.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from iterreduce import start
 
-HOLD = "import sys; from pathlib import Path; from iterreduce.start import take_cache_slot\n"
-
-
-def holder(parent: Path, then: str) -> subprocess.Popen[str]:
-    code = HOLD + f"slot = take_cache_slot(Path({str(parent)!r}))\nprint(slot, flush=True)\n{then}"
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
-    )
-
-
-def slot_of(process: subprocess.Popen[str]) -> Path:
-    assert process.stdout is not None
-    return Path(process.stdout.readline().strip())
-
+ROOT = Path(__file__).parents[2]
 
 def test_users_own_values_stay_and_the_rest_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "take_cache_slot", lambda: tmp_path)
+    monkeypatch.setattr(start, "cache_directory", lambda: tmp_path)
     environment = {"OMP_NUM_THREADS": "4"}
     start.prepare_environment(environment)
     assert environment == {
@@ -42,45 +29,47 @@ def test_users_own_values_stay_and_the_rest_is_set(tmp_path: Path, monkeypatch: 
     assert own["NUMBA_CACHE_DIR"] == "/mine"
 
 
-def test_processes_that_run_at_once_have_different_slots_and_give_them_back(tmp_path: Path) -> None:
-    running = [holder(tmp_path, "sys.stdin.read()") for _ in range(4)]
-    slots = [slot_of(process) for process in running]
-    assert len(set(slots)) == 4 and all(slot.is_dir() for slot in slots)
-    for process in running:
-        process.communicate("")
-    after = holder(tmp_path, "")
-    assert slot_of(after).name == "0"
-    after.communicate()
+KERNEL = """
+from __future__ import annotations
+import sys
+from iterreduce.columns.jit import kernel
+
+@kernel
+def inner(n):
+    return n + 1
+
+@kernel
+def double(n):
+    return 2 * inner(n)
+
+assert double(20) == 42
+print(sum(double.stats.cache_misses.values()), sum(inner.stats.cache_misses.values()))
+"""
 
 
-def test_a_later_slot_starts_with_the_kernels_of_the_first(tmp_path: Path) -> None:
-    save = "(slot / 'app').mkdir(exist_ok=True); (slot / 'app' / 'k.nbi').write_text('%s'); "
-    first = holder(tmp_path, save % "one")
-    slot_of(first)
-    first.communicate()
-    keeper = holder(tmp_path, "sys.stdin.read(); " + save % "two")
-    assert slot_of(keeper).name == "0"
-    second = holder(tmp_path, "")
-    slot = slot_of(second)
-    second.communicate()
-    assert slot.name == "1" and (slot / "app" / "k.nbi").read_text() == "one"
-    time.sleep(0.02)
-    keeper.communicate("")
-    third, fourth = holder(tmp_path, "sys.stdin.read()"), None
-    assert slot_of(third).name == "0"
-    fourth = holder(tmp_path, "")
-    assert (slot_of(fourth) / "app" / "k.nbi").read_text() == "two"
-    fourth.communicate()
-    third.communicate("")
+def test_of_many_processes_that_start_at_once_one_compiles_and_the_others_load(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(KERNEL)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(program)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(5)]
+    answers = [process.communicate(timeout=120)[0].strip() for process in running]
+    # who loads the outer kernel needs the inner one no more
+    assert sorted(answers) == ["0 0"] * 4 + ["1 1"]
+
+
+def test_all_processes_of_a_node_share_one_private_directory(tmp_path: Path) -> None:
+    path = start.cache_directory(tmp_path)
+    assert path == start.cache_directory(tmp_path) and path.stat().st_mode & 0o077 == 0
 
 
 def test_a_directory_that_others_may_write_is_not_trusted(tmp_path: Path) -> None:
     base = tmp_path / f"iterreduce-numba-{os.getuid()}-{start._installation()}"
     base.mkdir()
     base.chmod(0o777)
-    slot = start.take_cache_slot(tmp_path)
-    assert slot.parent != base and slot.is_dir()
-    slot.rmdir()
+    elsewhere = start.cache_directory(tmp_path)
+    assert elsewhere != base and elsewhere.is_dir()
+    elsewhere.rmdir()
 
 
 def test_the_launchers_rank_is_known_without_mpi(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,20 @@ import iterreduce as ir
 from iterreduce.collectives import Group, group_for
 from iterreduce.columns.batch import Batch
 from iterreduce.driver import LoopRun
-from iterreduce.events import Event, Events
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.frontends.mapreduce import ReduceGroups
 from iterreduce.loop import Local, Loop, Replace, Shuffle, State, Superstep, Total
-from tests.engine.kit import Check, Row, by_rank, int_rows, local, once, raised, rows_of, same
+from tests.engine.kit import Check, Row, by_rank, int_rows, local, raised, rows_of
 
 N, MOST = 40, 4
-BODY = ("map of the first shuffle", "map of the second shuffle", "reduce function", "map of the total", "update", "share-local at the end")
+BODY = (
+    "map of the first shuffle",
+    "map of the second shuffle",
+    "reduce function",
+    "map of the total",
+    "update",
+    "share-local at the end",
+)
 UNTIL = ("distance", "predicate")
 PLACES = (*BODY, *UNTIL)
 
@@ -63,9 +69,13 @@ def mute() -> Batch:
 
 
 KINDS: dict[Callable[[], Batch], str] = {
-    raise_plainly: "Trouble", wrong_shape: "SchemaError", out_of_memory: "MemoryError", leave: "SystemExit", interrupt: "KeyboardInterrupt",
+    raise_plainly: "Trouble",
+    wrong_shape: "SchemaError",
+    out_of_memory: "MemoryError",
+    leave: "SystemExit",
+    interrupt: "KeyboardInterrupt",
     mute: "Mute",
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -79,7 +89,9 @@ class Fault:
     other: tuple[str, int] | None = None  # another place that fails on another rank
 
     def here(self, place: str, rank: int, iteration: int) -> None:
-        if iteration == self.iteration and (place == self.place and rank in self.ranks or (place, rank) == self.other):
+        if iteration == self.iteration and (
+            (place == self.place and rank in self.ranks) or (place, rank) == self.other
+        ):
             self.how()
 
 
@@ -127,18 +139,26 @@ def the_loop(group: Group, fault: Fault) -> Loop:
     one = Superstep(
         "one",
         (
-            Local(first, ("r", "clock"), "m"), Shuffle("m", ("k",), "a", {"x": ir.sum("x")}, "s"),
-            Local(total, ("a",), "ta"), Total("ta", (), ir.SUM, "t"), Local(update, ("s", "a", "t"), "n", "share"),
-        ), (Replace("s", "n"),),
-    )  # fmt: skip
+            Local(first, ("r", "clock"), "m"),
+            Shuffle("m", ("k",), "a", {"x": ir.sum("x")}, "s"),
+            Local(total, ("a",), "ta"),
+            Total("ta", (), ir.SUM, "t"),
+            Local(update, ("s", "a", "t"), "n", "share"),
+        ),
+        (Replace("s", "n"),),
+    )
     two = Superstep(
         "two",
         (
-            Local(second, ("r", "s"), "m2", "share"), Shuffle("m2", ("k",), "b0"), Local(ReduceGroups(reduce, ("k",)), ("b0",), "b", "share"),
-            Shuffle("r", ("k",), "planned", {"x": ir.max("x")}), Local(last, ("s", "b"), "n2", "share"),
+            Local(second, ("r", "s"), "m2", "share"),
+            Shuffle("m2", ("k",), "b0"),
+            Local(ReduceGroups(reduce, ("k",)), ("b0",), "b", "share"),
+            Shuffle("r", ("k",), "planned", {"x": ir.max("x")}),
+            Local(last, ("s", "b"), "n2", "share"),
             Local(lambda c: c.with_columns(i=c["i"] + 1), ("clock",), "c2"),
-        ), (Replace("s", "n2"), Replace("clock", "c2")),
-    )  # fmt: skip
+        ),
+        (Replace("s", "n2"), Replace("clock", "c2")),
+    )
     until = Until((ir.distance(moved, table="s") <= 0.5, ir.Predicate(enough, "s"), MaxIterations(MOST)))
     sources = {"r": local(rows, group), "p": local(pages, group), "z": Batch(i=np.zeros(1, np.int64))}
     return Loop("faulty", sources, {"s": State("p", ("k",)), "clock": State("z")}, (one, two), until, "s")
@@ -178,9 +198,15 @@ def assert_tells(error: BaseException, fault: Fault, place: str, ranks: set[int]
     assert (failure.rank, failure.iteration, failure.kind) == (min(ranks), fault.iteration, KINDS[fault.how])
     assert failure.ranks_failed == len(ranks)
     text = str(error)
-    assert f"rank {min(ranks)} on" in text and f"iteration {fault.iteration}" in text and "checks_failures.py" in text
+    assert (
+        f"rank {min(ranks)} on" in text
+        and f"iteration {fault.iteration}" in text
+        and "checks_failures.py" in text
+    )
     assert fault.how.__name__ in text, "the traceback names the user's function"
-    assert ("fixpoint" if place in UNTIL else "two" if place in (BODY[1], BODY[2], BODY[5]) else "one") in failure.stage
+    assert (
+        "fixpoint" if place in UNTIL else "two" if place in (BODY[1], BODY[2], BODY[5]) else "one"
+    ) in failure.stage
     if group.rank == min(ranks):
         assert type(error.__cause__).__name__ == KINDS[fault.how]
     else:
@@ -216,7 +242,13 @@ def check_two_ranks_may_fail_in_different_stages(group: Group) -> None:
     final = undisturbed()
     if group.size == 1:
         return
-    for early, late in (BODY[:2], BODY[1:3], (BODY[0], "distance"), ("update", "share-local at the end"), ("distance", "predicate")):
+    for early, late in (
+        BODY[:2],
+        BODY[1:3],
+        (BODY[0], "distance"),
+        ("update", "share-local at the end"),
+        ("distance", "predicate"),
+    ):
         for iteration in (1, 3):
             for early_rank, late_rank in ((0, group.size - 1), (group.size - 1, 0)):
                 fault = Fault(early, frozenset({early_rank}), iteration, other=(late, late_rank))
@@ -238,98 +270,14 @@ def check_faults_under_naive_and_check(group: Group) -> None:
 
 def check_a_good_loop_runs_after_a_bad_one(group: Group) -> None:
     for how in KINDS:
-        raised(group, ir.UserCodeError, lambda how=how: LoopRun(the_loop(group, Fault(BODY[0], frozenset({0}), 1, how)), group).run())  # type: ignore[misc]
+        raised(
+            group,
+            ir.UserCodeError,
+            lambda how=how: LoopRun(the_loop(group, Fault(BODY[0], frozenset({0}), 1, how)), group).run(),
+        )  # type: ignore[misc]
         run = LoopRun(the_loop(group, Fault()), group)
         run.run()
         assert sorted(rows_of(group, run.tables["s"])) == undisturbed()
-
-
-def check_prepare_and_finish_fail_alike(group: Group) -> None:
-    bad = {"prepare": False, "finish": False}
-
-    def stage(name: str) -> Callable[[Batch], Batch]:
-        def work(r: Batch) -> Batch:
-            if bad[name] and group.rank == group.size - 1:
-                raise_plainly()
-            return r
-
-        return work
-
-    rows = int_rows(N, 90).select("k", "x")
-    for reads, stages in (("q", (Local(stage("prepare"), ("r",), "q"),)), ("q", (Local(stage("prepare"), ("r",), "q0"), Shuffle("q0", ("k",), "q", ir.SUM)))):
-        loop = Loop(
-            "ends", {"r": local(rows, group)}, {"s": State(reads, ("k",) if len(stages) > 1 else ())},
-            (Superstep("body", (Local(lambda s: s, ("s",), "n"),), (Replace("s", "n"),)),), Until((MaxIterations(2),)), "s",
-            prepare=stages, finish=(Local(stage("finish"), ("s",), "f"), Total("f", (), {"x": ir.SUM}, "v")), values={"x": ("v", "x")},
-        )  # fmt: skip
-        run = LoopRun(loop, group)
-        bad["prepare"] = True
-        assert "prepare" in str(raised(group, ir.UserCodeError, run.advance))
-        bad["prepare"] = False
-        run.run()
-        bad["finish"] = True
-        assert "finish" in str(raised(group, ir.UserCodeError, run.finish))
-        bad["finish"] = False
-        run.finish()
-        assert run.tables["v"].batch["x"].tolist() == [int(rows["x"].sum())]
-
-
-def check_a_map_that_returns_no_batch_is_told(group: Group) -> None:
-    for wrong in (None, 3, {"k": [1]}):
-
-        def f(r: Batch, wrong: object = wrong) -> Batch:
-            return wrong if group.rank == group.size - 1 else r  # type: ignore[return-value]
-
-        error = raised(
-            group, ir.SchemaError, lambda f=f: once(group, {"r": local(int_rows(N, 4), group)}, Local(f, ("r",), "m"), Shuffle("m", ("k",), "t"))  # type: ignore[misc]
-        )  # fmt: skip
-        assert "wanted an ir.Batch" in str(error)
-
-
-def check_results_of_other_dtypes_in_a_later_iteration(group: Group) -> None:
-    """A map that changes its dtypes on one rank, or on all, while the exchange is planned."""
-    for ranks in ({group.size - 1}, set(range(group.size))):
-        rows, pages = int_rows(N, 8).select("k", "x"), Batch(k=np.arange(-4, 5), i=np.zeros(9, np.int64))
-
-        def f(r: Batch, c: Batch, ranks: set[int] = ranks) -> Batch:
-            late = int(c["i"][0]) == 2 and group.rank in ranks
-            return r.with_columns(x=r["x"].astype(np.float64)) if late else r
-
-        stages = (
-            Local(f, ("r", "c"), "m"), Shuffle("m", ("k",), "a", {"x": ir.sum("x")}, "s"), Total("m", ("k",), ir.SUM, "t"),
-            Local(lambda c: c.with_columns(i=c["i"] + 1), ("c",), "c2"),
-        )  # fmt: skip
-        loop = Loop(
-            "dtypes", {"r": local(rows, group), "p": local(pages, group), "z": Batch(i=np.zeros(1, np.int64))},
-            {"s": State("p", ("k",)), "c": State("z")}, (Superstep("one", stages, (Replace("c", "c2"),)),), Until((MaxIterations(4),)), "s",
-        )  # fmt: skip
-        run = LoopRun(loop, group)
-        run.advance()
-        run.advance()
-        assert "columns" in str(raised(group, ir.IterReduceError, run.advance))
-        assert run.tables["c"].batch["i"].tolist() == [2]
-
-
-def check_watchers_that_may_raise(group: Group) -> None:
-    final = undisturbed()
-    for name in ("iteration.start", "stage.start", "stage.end"):
-        for iteration in (1, 2, 3):
-            events = Events()
-            armed = [True]
-
-            def watch(event: Event, name: str = name, iteration: int = iteration, armed: list[bool] = armed) -> None:
-                if armed[0] and group.rank == group.size - 1 and event.name == name and event.fields["iteration"] == iteration:
-                    raise Trouble(name)
-
-            events.subscribe(watch, may_raise=True)
-            run = LoopRun(the_loop(group, Fault()), group, events=events)
-            for _ in range(iteration - 1):
-                run.advance()
-            assert name in str(raised(group, ir.StageError, run.advance))
-            armed[0] = False
-            run.run()
-            assert sorted(rows_of(group, run.tables["s"])) == final
-            same(group, str(run.iteration))
 
 
 CHECKS: list[Check] = [check for name, check in list(globals().items()) if name.startswith("check_")]

@@ -19,10 +19,17 @@ def adding(group: Group, step: int, most: int = 4) -> Loop:
     """Each row's key gets ``step`` times its rows added, in every iteration."""
     rows, pages = int_rows(40, 9).select("k", "x"), Batch(k=np.arange(-5, 6), v=np.zeros(11, np.int64))
     stages = [
-        Local(lambda r: r, ("r",), "m"), Shuffle("m", ("k",), "h", {"n": ir.count()}, "s"),
+        Local(lambda r: r, ("r",), "m"),
+        Shuffle("m", ("k",), "h", {"n": ir.count()}, "s"),
         Local(lambda s, h: s.with_columns(v=s["v"] + step * h["n"]), ("s", "h"), "n", "share"),
-    ]  # fmt: skip
-    return looping({"r": local(rows, group), "p": local(pages, group)}, {"s": State("p", ("k",))}, stages, {"s": "n"}, most=most)
+    ]
+    return looping(
+        {"r": local(rows, group), "p": local(pages, group)},
+        {"s": State("p", ("k",))},
+        stages,
+        {"s": "n"},
+        most=most,
+    )
 
 
 def wanted(step: int, iterations: int = 4) -> list[tuple[int, int]]:
@@ -50,7 +57,11 @@ def check_a_failing_part_does_not_disturb_the_other(group: Group) -> None:
 
     for _ in range(3):
         if group.rank % 2:
-            raised(part, ir.UserCodeError, lambda: once(part, {"r": Batch(k=np.arange(3))}, Local(bad, ("r",), "m")))
+            raised(
+                part,
+                ir.UserCodeError,
+                lambda: once(part, {"r": Batch(k=np.arange(3))}, Local(bad, ("r",), "m")),
+            )
         else:
             assert sorted(rows_of(part, ran(adding(part, 1), part))) == wanted(1)
     group.barrier()
@@ -84,11 +95,19 @@ def check_an_action_inside_of_user_code_is_refused(group: Group) -> None:
     if group.size > 1:
         for ends in (None, [0] * (group.size - 1) + [30]):
             error = raised(
-                group, ir.UserCodeError,
-                lambda ends=ends: once(group, {"r": local(rows, group, ends)}, Local(inside, ("r",), "m"), Shuffle("m", ("k",), "t", ir.COUNT)),  # type: ignore[misc]
-            )  # fmt: skip
+                group,
+                ir.UserCodeError,
+                lambda ends=ends: once(
+                    group,
+                    {"r": local(rows, group, ends)},
+                    Local(inside, ("r",), "m"),
+                    Shuffle("m", ("k",), "t", ir.COUNT),
+                ),  # type: ignore[misc]
+            )
             assert "inside" in str(error)
-    kept = once(group, {"r": local(rows, group)}, Local(alone, ("r",), "m"), Total("m", (), {"n": ir.count()}, "t"))
+    kept = once(
+        group, {"r": local(rows, group)}, Local(alone, ("r",), "m"), Total("m", (), {"n": ir.count()}, "t")
+    )
     assert rows_of(group, kept) == [(30,)]
     assert sorted(rows_of(group, ran(adding(group, 5), group))) == wanted(5)
 
@@ -96,11 +115,14 @@ def check_an_action_inside_of_user_code_is_refused(group: Group) -> None:
 def check_from_local_copies_and_runs_on_its_group(group: Group) -> None:
     rows = int_rows(30, 4)
     mine = {n: share(rows, group)[n].copy() for n in rows.names}
-    handle = ir.MapReduce(reduce={"n": ir.count(), "x": ir.sum("x")}, key="k")(ir.Dataset.from_local(group, **mine))
+    handle = ir.MapReduce(reduce={"n": ir.count(), "x": ir.sum("x")}, key="k")(
+        ir.Dataset.from_local(group, **mine)
+    )
     mine["x"][:] = 0
     result = handle.run()
     assert {k: (n, x) for k, n, x in rows_of(group, result)} == {
-        k: (int((rows["k"] == k).sum()), int(rows["x"][rows["k"] == k].sum())) for k in set(rows["k"].tolist())
+        k: (int((rows["k"] == k).sum()), int(rows["x"][rows["k"] == k].sum()))
+        for k in set(rows["k"].tolist())
     }
 
 
@@ -120,7 +142,15 @@ def check_more_ranks_than_partitions_names_the_option(group: Group) -> None:
 
 
 def check_every_event_that_raises_ends_the_run_on_all_ranks(group: Group) -> None:
-    for name in ("run.start", "load", "iteration.start", "stage.start", "stage.end", "iteration.commit", "run.end"):
+    for name in (
+        "run.start",
+        "load",
+        "iteration.start",
+        "stage.start",
+        "stage.end",
+        "iteration.commit",
+        "run.end",
+    ):
         for rank in {0, group.size - 1}:
             events = Events()
 
@@ -129,7 +159,9 @@ def check_every_event_that_raises_ends_the_run_on_all_ranks(group: Group) -> Non
                     raise RuntimeError(f"stopped at {name}")
 
             events.subscribe(watch, may_raise=True)
-            error = raised(group, ir.StageError, lambda events=events: run_loop(adding(group, 1), group, events=events))  # type: ignore[misc]
+            error = raised(
+                group, ir.StageError, lambda events=events: run_loop(adding(group, 1), group, events=events)
+            )  # type: ignore[misc]
             assert f"stopped at {name}" in str(error)
 
 
@@ -164,7 +196,9 @@ def check_the_digest_is_the_same_on_all_ranks_and_on_one(group: Group) -> None:
         given = rows.slice(0, n)
         source = local(given, where)
         stage = Local(some if where is group else (lambda r: r), ("r",), "n")
-        return run_loop(looping({"r": source}, {"s": State("r")}, [stage], {"s": "n"}, most=1), where).result_sha256
+        return run_loop(
+            looping({"r": source}, {"s": State("r")}, [stage], {"s": "n"}, most=1), where
+        ).result_sha256
 
     from iterreduce.collectives import group_for
 
@@ -182,9 +216,14 @@ def check_programs_that_differ_are_found_under_check(group: Group) -> None:
         prepare = (first,) if group.rank == odd else ()
         stages = (second,) if group.rank == odd else (first,)
         loop = Loop(
-            "differs", {"r": local(rows, group)}, {"s": State("r")}, (Superstep("one", stages),), ir.Until((ir.MaxIterations(2),)), "s",
+            "differs",
+            {"r": local(rows, group)},
+            {"s": State("r")},
+            (Superstep("one", stages),),
+            ir.Until((ir.MaxIterations(2),)),
+            "s",
             prepare=prepare,
-        )  # fmt: skip
+        )
         raised(group, ir.ScheduleError, lambda loop=loop: ran(loop, group, check=True))  # type: ignore[misc]
         assert sorted(rows_of(group, ran(adding(group, 1), group, check=True))) == wanted(1)
 

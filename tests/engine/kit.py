@@ -53,7 +53,9 @@ def values_of(batch: Batch, name: str) -> list[Any]:
     column, mask = batch[name], batch.valid(name)
     values = column.to_list() if isinstance(column, Ragged) else column.tolist()
     values = [v.decode("latin-1") if isinstance(v, bytes) else v for v in values]
-    return values if mask is None else [v if ok else None for v, ok in zip(values, mask.tolist(), strict=True)]
+    return (
+        values if mask is None else [v if ok else None for v, ok in zip(values, mask.tolist(), strict=True)]
+    )
 
 
 def rows_here(batch: Batch) -> list[Row]:
@@ -67,7 +69,9 @@ def as_tuple(value: Any) -> Any:
 
 def by_rank(group: Group, batch: Batch) -> list[list[Row]]:
     """Every rank's rows, on all ranks. Collective."""
-    told = group.allgather_bytes(json.dumps([batch.names, [values_of(batch, n) for n in batch.names]], default=str).encode())
+    told = group.allgather_bytes(
+        json.dumps([batch.names, [values_of(batch, n) for n in batch.names]], default=str).encode()
+    )
     out = []
     for names, columns in map(json.loads, told):
         assert not columns or tuple(names) == batch.names
@@ -106,8 +110,13 @@ def once(group: Group, sources: dict[str, Any], *stages: Stage, options: Options
 
 
 def looping(
-    sources: dict[str, Any], state: dict[str, State], stages: Sequence[Stage], writes: dict[str, str],
-    until: Any = None, most: int | None = 4, **more: Any,
+    sources: dict[str, Any],
+    state: dict[str, State],
+    stages: Sequence[Stage],
+    writes: dict[str, str],
+    until: Any = None,
+    most: int | None = 4,
+    **more: Any,
 ) -> Loop:
     """A loop of one superstep."""
     step = Superstep("step", tuple(stages), tuple(Replace(t, r) for t, r in writes.items()))
@@ -147,7 +156,9 @@ def int_rows(n: int, keys: int, seed: int = 0) -> Batch:
     """Random rows: k int64 (also negative), x int64, f float64 (whole numbers: sums are exact)."""
     random = np.random.default_rng(seed)
     return Batch(
-        k=random.integers(-keys // 2, keys // 2 + 1, n), x=random.integers(-50, 50, n), f=random.integers(0, 100, n).astype(np.float64)
+        k=random.integers(-keys // 2, keys // 2 + 1, n),
+        x=random.integers(-50, 50, n),
+        f=random.integers(0, 100, n).astype(np.float64),
     )
 
 
@@ -157,6 +168,24 @@ def distinct(rows: Sequence[Row], column: int = 0) -> set[Any]:
 
 
 __all__ = [
-    "Check", "Outcome", "Row", "all_on", "as_tuple", "by_rank", "distinct", "int_rows", "local", "looping", "once",
-    "pipeline", "raised", "ran", "rows_here", "rows_of", "same", "share", "started", "values_of",
-]  # fmt: skip
+    "Check",
+    "Outcome",
+    "Row",
+    "all_on",
+    "as_tuple",
+    "by_rank",
+    "distinct",
+    "int_rows",
+    "local",
+    "looping",
+    "once",
+    "pipeline",
+    "raised",
+    "ran",
+    "rows_here",
+    "rows_of",
+    "same",
+    "share",
+    "started",
+    "values_of",
+]

@@ -65,10 +65,14 @@ FOLDS: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
-def reduced(rows: Sequence[Row], keys: Sequence[str], outputs: dict[str, tuple[str, str]]) -> dict[Any, tuple[Any, ...]]:
+def reduced(
+    rows: Sequence[Row], keys: Sequence[str], outputs: dict[str, tuple[str, str]]
+) -> dict[Any, tuple[Any, ...]]:
     """Key -> results; ``outputs``: name -> (fold, column)."""
     return {
-        key: tuple(FOLDS[fold](there(group, column)) if column else len(group) for fold, column in outputs.values())
+        key: tuple(
+            FOLDS[fold](there(group, column)) if column else len(group) for fold, column in outputs.values()
+        )
         for key, group in grouped(rows, keys).items()
     }
 
@@ -79,4 +83,6 @@ def close(a: Any, b: Any) -> bool:
         return bool(a == b)
     if isinstance(a, tuple) or isinstance(b, tuple):
         return len(a) == len(b) and all(map(close, a, b))
-    return bool(a == b) or (math.isnan(a) and math.isnan(b)) or math.isclose(a, b, rel_tol=1e-12, abs_tol=1e-12)
+    return (
+        bool(a == b) or (math.isnan(a) and math.isnan(b)) or math.isclose(a, b, rel_tol=1e-12, abs_tol=1e-12)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from iterreduce.fixpoint import Measure, Until, partials, side_by_side, verdict
 from iterreduce.loop import Local, State
 from iterreduce.table import BY_BLOCK, Table, by_key, everywhere
 from iterreduce.testing import run_ranks
-from tests.engine.kit import local, looping, ran, raised, same, share
+from tests.engine.kit import local, looping, raised, ran, same, share
 
 FOLDS: dict[str, Any] = {"sum": np.sum, "mean": np.mean, "max": np.max}
 
@@ -30,7 +31,12 @@ def wanted_distance(per_row: str, fold: str, old: np.ndarray, new: np.ndarray) -
     if per_row == "l2" and fold != "max":
         squares = (diff**2).sum(axis=1)
         return float(np.sqrt(squares.sum() if fold == "sum" else squares.mean()))
-    rows = {"l1": diff.sum(axis=1), "l2": np.sqrt((diff**2).sum(axis=1)), "max": diff.max(axis=1), "changed": (diff > 0).any(axis=1)}
+    rows = {
+        "l1": diff.sum(axis=1),
+        "l2": np.sqrt((diff**2).sum(axis=1)),
+        "max": diff.max(axis=1),
+        "changed": (diff > 0).any(axis=1),
+    }
     return float(FOLDS[fold](rows[per_row]))
 
 
@@ -44,16 +50,25 @@ def test_distances_are_numpys(per_row: Any, fold: Any, shape: tuple[int, ...], d
     rule = ir.Distance(("x",), 1.0, per_row, fold)
     wanted = wanted_distance(per_row, fold, old.astype(np.float64), new.astype(np.float64))
     for cuts in ([0, 12], [0, 5, 12], [0, 0, 1, 12, 12]):
-        parts = [(Batch(x=old[a:b]), Batch(x=new[a:b])) for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [(Batch(x=old[a:b]), Batch(x=new[a:b])) for a, b in itertools.pairwise(cuts)]
         assert np.isclose(distance_of(rule, parts), wanted, rtol=1e-12)
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9), st.integers(0, 9), st.sampled_from(["l1", "l2", "max"]), st.sampled_from(["sum", "mean", "max"]))
-def test_a_distance_does_not_depend_on_how_rows_are_dealt(values: list[float], cut: int, per_row: Any, fold: Any) -> None:
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9),
+    st.integers(0, 9),
+    st.sampled_from(["l1", "l2", "max"]),
+    st.sampled_from(["sum", "mean", "max"]),
+)
+def test_a_distance_does_not_depend_on_how_rows_are_dealt(
+    values: list[float], cut: int, per_row: Any, fold: Any
+) -> None:
     new = np.array(values)
     old, rule = np.zeros_like(new), ir.Distance(("x",), 1.0, per_row, fold)
     one = distance_of(rule, [(Batch(x=old), Batch(x=new))])
-    two = distance_of(rule, [(Batch(x=old[:cut]), Batch(x=new[:cut])), (Batch(x=old[cut:]), Batch(x=new[cut:]))])
+    two = distance_of(
+        rule, [(Batch(x=old[:cut]), Batch(x=new[:cut])), (Batch(x=old[cut:]), Batch(x=new[cut:]))]
+    )
     assert np.isclose(one, two, rtol=1e-12)
 
 
@@ -89,7 +104,9 @@ def test_keyed_rows_are_matched_by_key_when_they_come_and_go() -> None:
     assert distance_of(ir.changed("x") <= 1, [side_by_side(old, new, ("x",))]) == 3
 
 
-@pytest.mark.xfail(strict=True, reason="defect: a row that comes with zeros (or any text) counts as unchanged")
+@pytest.mark.xfail(
+    strict=True, reason="defect: a row that comes with zeros (or any text) counts as unchanged"
+)
 def test_a_row_that_comes_or_goes_has_changed_whatever_it_holds() -> None:
     old = Table(Batch(k=np.array([1]), x=np.array([0.0]), w=["a"]), by_key("k"))
     new = Table(Batch(k=np.array([1, 2]), x=np.array([0.0, 0.0]), w=["a", "b"]), by_key("k"))
@@ -107,9 +124,11 @@ def test_rows_by_position_must_be_as_many_as_before() -> None:
 def test_the_first_rule_that_holds_names_the_outcome() -> None:
     old = {"s": Table(Batch(x=np.zeros(2), a=np.zeros(2, bool)), BY_BLOCK)}
     rules = {
-        ir.Outcome.CONVERGED: ir.l1("x") <= 0.0, ir.Outcome.UNCHANGED: ir.Unchanged(), ir.Outcome.HALTED: ir.NoneActive("a"),
+        ir.Outcome.CONVERGED: ir.l1("x") <= 0.0,
+        ir.Outcome.UNCHANGED: ir.Unchanged(),
+        ir.Outcome.HALTED: ir.NoneActive("a"),
         ir.Outcome.ITERATIONS_USED: ir.MaxIterations(3),
-    }  # fmt: skip
+    }
     for first in rules:
         order = [rules[first], *(rule for outcome, rule in rules.items() if outcome is not first)]
         until = Until.of(order, None).on("s")
@@ -183,7 +202,9 @@ def check_rules_agree_with_a_plain_loop(group: Group) -> None:
         assert np.isclose(result.residual or 0.0, value, rtol=1e-12)
         same(group, str(result.residual))
     assert halving(group, lambda old, new: bool((new["x"] < 50).all())).iterations == 5
-    assert halving(group, ir.distance(lambda old, new: old["x"] - new["x"], fold="max") <= 19.0).iterations == 6
+    assert (
+        halving(group, ir.distance(lambda old, new: old["x"] - new["x"], fold="max") <= 19.0).iterations == 6
+    )
 
 
 def check_a_predicate_holds_only_if_every_rank_with_rows_says_so(group: Group) -> None:
@@ -208,9 +229,15 @@ def check_user_rules_cannot_change_the_state(group: Group) -> None:
 
 
 def check_a_distance_of_the_wrong_shape_is_told(group: Group) -> None:
-    for wrong in (lambda old, new: np.zeros(3), lambda old, new: 0.0, lambda old, new: np.zeros((len(new), 2))):
+    for wrong in (
+        lambda old, new: np.zeros(3),
+        lambda old, new: 0.0,
+        lambda old, new: np.zeros((len(new), 2)),
+    ):
         rule = ir.distance(wrong) <= 1.0
-        assert "one number for each" in str(raised(group, ir.SchemaError, lambda rule=rule: halving(group, rule)))  # type: ignore[misc]
+        assert "one number for each" in str(
+            raised(group, ir.SchemaError, lambda rule=rule: halving(group, rule))
+        )  # type: ignore[misc]
 
 
 CHECKS = [check for name, check in list(globals().items()) if name.startswith("check_")]

@@ -14,7 +14,9 @@ from tests.engine import checks_library
 from tests.engine.kit import Check, int_rows, local, once, raised
 
 
-@pytest.mark.parametrize("check", checks_library.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize(
+    "check", checks_library.CHECKS, ids=lambda check: check.__name__.removeprefix("check_")
+)
 def test_library(check: Check, ranks: int) -> None:
     run_ranks(ranks, check, timeout=120)
 
@@ -30,11 +32,16 @@ def test_stages_in_another_order_are_found_under_check() -> None:
     run_ranks(3, work)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: what cannot be combined is refused, not shuffled as rows and folded at the owner")
+@pytest.mark.xfail(
+    strict=True,
+    reason="defect: what cannot be combined is refused, not shuffled as rows and folded at the owner",
+)
 @pytest.mark.parametrize("reduce", [ir.COLLECT, {"x": ir.collect("x")}], ids=["COLLECT", "collect"])
 def test_lists_are_collected_by_key(reduce: object) -> None:
     def work(group: Group) -> list[list[int]]:
-        handle = ir.MapReduce(reduce=reduce, key="k")(ir.Dataset.from_local(group, k=np.array([1, 2, 1]), x=np.arange(3) + 10 * group.rank))  # type: ignore[arg-type]
+        handle = ir.MapReduce(reduce=reduce, key="k")(
+            ir.Dataset.from_local(group, k=np.array([1, 2, 1]), x=np.arange(3) + 10 * group.rank)
+        )  # type: ignore[arg-type]
         got: Batch = handle.collect()
         return sorted(got["x"].to_list(), key=len)
 
@@ -44,5 +51,7 @@ def test_lists_are_collected_by_key(reduce: object) -> None:
 @pytest.mark.xfail(strict=True, reason="defect: the least and the first text of a key cannot be asked for")
 @pytest.mark.parametrize("reduce", [ir.MIN, ir.FIRST], ids=["MIN", "FIRST"])
 def test_text_can_be_reduced(reduce: object) -> None:
-    got = ir.MapReduce(reduce=reduce, key="k")(ir.Dataset.from_local(None, k=np.array([1, 2, 1]), x=["a", "b", "c"])).collect()  # type: ignore[arg-type]
+    got = ir.MapReduce(reduce=reduce, key="k")(
+        ir.Dataset.from_local(None, k=np.array([1, 2, 1]), x=["a", "b", "c"])
+    ).collect()  # type: ignore[arg-type]
     assert sorted(got["x"].to_list()) == ["a", "b"]

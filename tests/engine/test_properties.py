@@ -17,9 +17,11 @@ from iterreduce.testing import run_ranks
 from tests.engine.kit import all_on, local, looping, rows_of, same, started
 
 KEYS = st.one_of(
-    st.lists(st.integers(-3, 3), max_size=40), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20),
-    st.lists(st.text("ab\0\u00e9", max_size=9), max_size=30), st.lists(st.floats(allow_nan=True), max_size=20),
-)  # fmt: skip
+    st.lists(st.integers(-3, 3), max_size=40),
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20),
+    st.lists(st.text("ab\0\u00e9", max_size=9), max_size=30),
+    st.lists(st.floats(allow_nan=True), max_size=20),
+)
 laws = settings(max_examples=12, deadline=None)
 
 
@@ -28,9 +30,17 @@ def rows(draw: Any) -> Batch:
     keys = draw(KEYS)
     n = len(keys)
     x = np.array(draw(st.lists(st.integers(-1000, 1000), min_size=n, max_size=n)), np.int64)
-    column = keys if n and isinstance(keys[0], str) else np.array(keys, np.float64 if n and isinstance(keys[0], float) else np.int64)
+    column = (
+        keys
+        if n and isinstance(keys[0], str)
+        else np.array(keys, np.float64 if n and isinstance(keys[0], float) else np.int64)
+    )
     out = Batch(k=column, x=x)
-    return out.with_valid(x=np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool)) if draw(st.booleans()) else out
+    return (
+        out.with_valid(x=np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool))
+        if draw(st.booleans())
+        else out
+    )
 
 
 def two_reductions(group: Group, given: Batch, ends: list[int] | None) -> Loop:
@@ -41,17 +51,24 @@ def two_reductions(group: Group, given: Batch, ends: list[int] | None) -> Loop:
 
     stages = [
         Local(lambda r: r, ("r",), "m"),
-        Shuffle("m", ("k",), "h", {"s": ir.sum("x"), "n": ir.count(), "lo": ir.min("x"), "f": ir.first("x"), "l": ir.last("x")}),
+        Shuffle(
+            "m",
+            ("k",),
+            "h",
+            {"s": ir.sum("x"), "n": ir.count(), "lo": ir.min("x"), "f": ir.first("x"), "l": ir.last("x")},
+        ),
         Local(lambda h: Batch(k=h["n"], s=h["s"]).with_valid(s=h.valid("s")), ("h",), "again"),
         Total("again", ("k",), {"s": ir.max("s"), "n": ir.count()}, "t"),
         Local(tick, ("c", "t"), "c2", "share"),
-    ]  # fmt: skip
+    ]
     sources = {"r": local(given, group, ends), "z": Batch(i=np.zeros(1, np.int64))}
     state = {"out": State("r"), "t2": State("z"), "c": State("z")}
     return looping(sources, state, stages, {"out": "h", "t2": "t", "c": "c2"}, most=3)
 
 
-def answers(group: Group, given: Batch, ends: list[int] | None, piece_bytes: int, **options: Any) -> list[str]:
+def answers(
+    group: Group, given: Batch, ends: list[int] | None, piece_bytes: int, **options: Any
+) -> list[str]:
     """What each iteration leaves behind, as text."""
     run = started(two_reductions(group, given, ends), group, **options)
     for work in run.shop.exchangers:
@@ -67,35 +84,53 @@ def answers(group: Group, given: Batch, ends: list[int] | None, piece_bytes: int
 
 @given(given_rows := rows(), st.integers(0, 7), st.integers(1, 300))
 @laws
-def test_the_answer_does_not_depend_on_ranks_caches_or_pieces(given: Batch, where: int, piece_bytes: int) -> None:
+def test_the_answer_does_not_depend_on_ranks_caches_or_pieces(
+    given: Batch, where: int, piece_bytes: int
+) -> None:
     wanted = run_ranks(1, answers, given, None, maps.PIECE_BYTES, timeout=120)[0]
     for size in (2, 3, 5):
         for ends in (None, [0 if r < where % size else len(given) for r in range(size)]):
             got = run_ranks(size, answers, given, ends, piece_bytes, timeout=120)
             assert got[0] == wanted
     assert run_ranks(3, answers, given, None, piece_bytes, naive=True, timeout=120)[0] == wanted
-    assert run_ranks(2, answers, given, None, piece_bytes, check=True, partitions=7, timeout=120)[0][0].count("(") == wanted[0].count("(")
+    assert run_ranks(2, answers, given, None, piece_bytes, check=True, partitions=7, timeout=120)[0][0].count(
+        "("
+    ) == wanted[0].count("(")
 
 
 @given(given_rows, st.lists(st.booleans(), min_size=15, max_size=15), st.booleans())
 @laws
-def test_ranks_may_change_their_minds_about_keys_in_any_pattern(given: Batch, pattern: list[bool], onto: bool) -> None:
+def test_ranks_may_change_their_minds_about_keys_in_any_pattern(
+    given: Batch, pattern: list[bool], onto: bool
+) -> None:
     """In each of 5 iterations each of 3 ranks passes its keys on, or an equal copy of them: no difference."""
 
     def work(group: Group, copies: list[bool]) -> list[Any]:
         def maybe(r: Batch, c: Batch) -> Batch:
             i = int(c["i"][0])
-            whole = Batch(k=r["k"].copy(), x=r["x"]).with_valid(x=r.valid("x")) if copies[i * 3 + group.rank] else r
+            whole = (
+                Batch(k=r["k"].copy(), x=r["x"]).with_valid(x=r.valid("x"))
+                if copies[i * 3 + group.rank]
+                else r
+            )
             return whole
 
         stages = [
-            Local(maybe, ("r", "c"), "m"), Shuffle("m", ("k",), "h", {"s": ir.sum("x")}, "keys" if onto else None),
+            Local(maybe, ("r", "c"), "m"),
+            Shuffle("m", ("k",), "h", {"s": ir.sum("x")}, "keys" if onto else None),
             Local(lambda c: c.with_columns(i=c["i"] + 1), ("c",), "c2"),
-        ]  # fmt: skip
+        ]
         loop = looping(
-            {"r": local(given, group), "z": Batch(i=np.zeros(1, np.int64))}, {"c": State("z"), "h2": State("q", ("k",))}, stages,
-            {"c": "c2", "h2": "h"}, most=5, prepare=(Shuffle("r", ("k",), "q", {"s": ir.sum("x")}), Shuffle("r", ("k",), "keys", {"n": ir.count()})),
-        )  # fmt: skip
+            {"r": local(given, group), "z": Batch(i=np.zeros(1, np.int64))},
+            {"c": State("z"), "h2": State("q", ("k",))},
+            stages,
+            {"c": "c2", "h2": "h"},
+            most=5,
+            prepare=(
+                Shuffle("r", ("k",), "q", {"s": ir.sum("x")}),
+                Shuffle("r", ("k",), "keys", {"n": ir.count()}),
+            ),
+        )
         run = started(loop, group, check=True)
         run.run()
         return rows_of(group, run.tables["h2"])
@@ -109,7 +144,16 @@ def test_a_rank_with_all_rows_in_many_blocks_gives_the_sums_of_one_piece() -> No
 
     def work(group: Group, piece_bytes: int) -> list[Any]:
         stages = [Local(lambda r: r, ("r",), "m"), Shuffle("m", ("k",), "h", ir.SUM)]
-        run = started(looping({"r": local(rows, group, all_on(group, 5000, 1))}, {"s": State("r")}, stages, {"s": "h"}, most=3), group)
+        run = started(
+            looping(
+                {"r": local(rows, group, all_on(group, 5000, 1))},
+                {"s": State("r")},
+                stages,
+                {"s": "h"},
+                most=3,
+            ),
+            group,
+        )
         run.shop.exchangers[0].source.map.cutter.piece_bytes = piece_bytes  # type: ignore[union-attr]
         run.run()
         return sorted(rows_of(group, run.tables["s"]))

@@ -11,16 +11,40 @@ import iterreduce as ir
 from iterreduce.collectives import Group, group_for
 from iterreduce.columns.batch import Batch
 from iterreduce.loop import Shuffle
-from tests.engine import checks_answers, checks_failures, checks_iterate, checks_library, checks_schedule, test_fixpoint
+from tests.engine import (
+    checks_answers,
+    checks_columns,
+    checks_failures,
+    checks_iterate,
+    checks_library,
+    checks_other_failures,
+    checks_programs,
+    checks_schedule,
+    checks_traffic,
+    test_fixpoint,
+)
 from tests.engine.kit import Check, int_rows, once, raised, rows_of, share
 
 pytestmark = pytest.mark.mpi
 
-MODULES = (checks_answers, checks_iterate, checks_schedule, checks_failures, checks_library, test_fixpoint)
+MODULES = (
+    checks_answers,
+    checks_columns,
+    checks_iterate,
+    checks_programs,
+    checks_schedule,
+    checks_traffic,
+    checks_failures,
+    checks_other_failures,
+    checks_library,
+    test_fixpoint,
+)
 CHECKS = [check for module in MODULES for check in module.CHECKS]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.__module__.rpartition('_')[2]}-{check.__name__[6:]}")
+@pytest.mark.parametrize(
+    "check", CHECKS, ids=lambda check: f"{check.__module__.rpartition('_')[2]}-{check.__name__[6:]}"
+)
 def test_on_real_ranks(check: Check, group: Group) -> None:
     check(group)
 
@@ -44,6 +68,7 @@ def test_a_loop_on_a_callers_communicator_leaves_its_messages_alone(mpi: Any) ->
         k: int(rows["x"][rows["k"] == k].sum()) for k in set(rows["k"].tolist())
     }
     assert not waiting.Test()
+    group_for(comm).barrier()
     comm.Send(np.full(3, comm.rank + 1.0), (comm.rank + 1) % comm.size)
     waiting.Wait()
     assert box.tolist() == [(comm.rank - 1) % comm.size + 1.0] * 3
@@ -61,7 +86,9 @@ def test_the_callers_communicator_works_after_user_code_failed(mpi: Any) -> None
         source = ir.Dataset.from_local(comm, k=np.arange(4), x=np.arange(4))
         raised(group, ir.UserCodeError, ir.MapReduce(map=bad, reduce=ir.SUM, key="k")(source).run)
     assert comm.allreduce(1) == comm.size
-    result = once(group, {"r": Batch(k=np.arange(9) % 3, x=np.ones(9, np.int64))}, Shuffle("r", ("k",), "t", ir.SUM))
+    result = once(
+        group, {"r": Batch(k=np.arange(9) % 3, x=np.ones(9, np.int64))}, Shuffle("r", ("k",), "t", ir.SUM)
+    )
     assert sorted(rows_of(group, result)) == [(0, 3), (1, 3), (2, 3)]
     comm.Free()
 
