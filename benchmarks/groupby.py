@@ -2,9 +2,9 @@
 
     python benchmarks/groupby.py [--rows 20000000] [--keys 1000000] [--repeats 5] [--no-numpy]
 
-Rivals are interleaved, inputs touched before, medians printed; a result is compared once. Ours is the whole of it:
-fold, keys and sums in canonical order, in one thread. ``first`` includes allocating the table, ``again`` is a later
-iteration of a loop (the memory is there).
+Rivals are interleaved, inputs touched before, medians printed; a result is compared once. Ours is the whole
+of it: fold, keys and sums in canonical order, in one thread. ``first`` includes allocating the table,
+``again`` is a later iteration of a loop (the memory is there).
 """
 
 from __future__ import annotations
@@ -90,13 +90,17 @@ def measure(name: str, batch: Batch, repeats: int, numpy_too: bool) -> None:
     median = {rival: statistics.median(t) for rival, t in times.items()}
     for rival, t in median.items():
         ratio = median["Polars"] / t
-        print(f"{name:8} {rival:12} {t:9.1f} ms {len(batch) / t / 1e3:8.1f} M rows/s   Polars / this {ratio:5.2f}")
+        print(
+            f"{name:8} {rival:12} {t:9.1f} ms {len(batch) / t / 1e3:8.1f} M rows/s   Polars/this {ratio:5.2f}"
+        )
     print(f"{name:8} table {fold.nbytes / 2**20:.1f} MiB")
 
 
 def main() -> None:
     """Both kinds of keys."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=20_000_000)
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=5)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -133,6 +134,11 @@ class MpiGroup(Group):
         vendor, version = MPI.get_vendor()
         self.library = f"{vendor} {'.'.join(map(str, version))}"
         self._persistent: weakref.WeakSet[_Persistent] = weakref.WeakSet()
+        # blocking and nonblocking collectives do not match, so all ranks wait alike
+        crowded = np.array([_is_crowded()], np.int64)
+        comm.Allreduce(MPI.IN_PLACE, [crowded, 1, self._word], MPI.MAX)
+        self._patient = bool(crowded[0])
+        self._call = _Patient(comm) if self._patient else comm
 
     def _allgather(self, send: Words, recv: Words) -> None:
         self._prepare_allgather(send, recv)()
@@ -142,7 +148,7 @@ class MpiGroup(Group):
         if recv.size > self._max_words:
             every, starts = [words] * self.size, list(range(0, recv.size, words))
             return partial(self._pairwise, Move(send, every, [0] * self.size, recv, every, starts))
-        return partial(self._comm.Allgather, [send, words, self._word], [recv, words, self._word])
+        return partial(self._call.Allgather, [send, words, self._word], [recv, words, self._word])
 
     def _allgatherv(self, send: Words, recv: Words, counts: list[int], displs: list[int]) -> None:
         if sum(counts) > self._max_words:
@@ -154,7 +160,7 @@ class MpiGroup(Group):
             for count, start, at in zip(counts, starts, displs, strict=True):
                 recv[at : at + count] = close[start : start + count]
         else:
-            self._comm.Allgatherv([send, send.size, self._word], [recv, (counts, displs), self._word])
+            self._call.Allgatherv([send, send.size, self._word], [recv, (counts, displs), self._word])
 
     def _alltoall(self, send: Words, recv: Words) -> None:
         words = send.size // self.size
@@ -162,24 +168,24 @@ class MpiGroup(Group):
             every, starts = [words] * self.size, list(range(0, send.size, words))
             self._pairwise(Move(send, every, starts, recv, every, starts))
         else:
-            self._comm.Alltoall([send, words, self._word], [recv, words, self._word])
+            self._call.Alltoall([send, words, self._word], [recv, words, self._word])
 
     def _alltoallv(self, move: Move, bound: int) -> None:
         if bound > self._max_words:
             self._pairwise(move)
         else:
-            self._comm.Alltoallv(*move.messages(self._word))
+            self._call.Alltoallv(*move.messages(self._word))
 
     def _prepare_alltoallv(self, move: Move, bound: int) -> Callable[[], Any]:
         if bound > self._max_words:
             return partial(self._pairwise, move)
         messages = move.messages(self._word)
         if bound > PERSISTENT_WORDS:
-            return partial(self._comm.Alltoallv, *messages)
+            return partial(self._call.Alltoallv, *messages)
         try:
-            call = _Persistent(self._comm.Alltoallv_init(*messages))
+            call = _Persistent(self._comm.Alltoallv_init(*messages), self._patient)
         except NotImplementedError:  # MPI before 4.0
-            return partial(self._comm.Alltoallv, *messages)
+            return partial(self._call.Alltoallv, *messages)
         self._persistent.add(call)
         return call
 
@@ -209,11 +215,11 @@ class MpiGroup(Group):
 
     def _bcast(self, array: Words, root: int) -> None:
         for part in self._parts(array):
-            self._comm.Bcast([part, part.size, self._word], root)
+            self._call.Bcast([part, part.size, self._word], root)
 
     def _reduce(self, array: npt.NDArray[np.int64], op: str) -> None:
         for part in self._parts(array):
-            self._comm.Allreduce(_mpi().IN_PLACE, [part, part.size, self._word], self._operations[op])
+            self._call.Allreduce(_mpi().IN_PLACE, [part, part.size, self._word], self._operations[op])
 
     def _parts(self, array: Words) -> list[Words]:
         if array.size <= self._max_words:
@@ -221,7 +227,7 @@ class MpiGroup(Group):
         return [array[at : at + self._max_words] for at in range(0, array.size, self._max_words)]
 
     def _barrier(self) -> None:
-        self._comm.Barrier()
+        self._call.Barrier()
 
     def split(self, color: int | None, key: int = 0) -> Group | None:
         chosen = _mpi().UNDEFINED if checked_color(color) is None else color
@@ -279,8 +285,9 @@ class _Persistent:
 
     __slots__ = ("__weakref__", "_request", "_start", "_wait")
 
-    def __init__(self, request: Any) -> None:
-        self._request, self._start, self._wait = request, request.Start, request.Wait
+    def __init__(self, request: Any, patient: bool = False) -> None:
+        self._request, self._start = request, request.Start
+        self._wait = partial(wait_patiently, request) if patient else request.Wait
 
     def __call__(self) -> None:
         self._start()
@@ -291,6 +298,39 @@ class _Persistent:
         MPI = _mpi()
         if self._request != MPI.REQUEST_NULL and not MPI.Is_finalized():
             self._request.Free()
+
+
+class _Patient:
+    """The collectives of a communicator whose ranks outnumber their cores: who waits leaves its core to others.
+
+    A blocking call of MPI polls without a pause; with 64 ranks on 2 cores the one rank that the others wait
+    for gets a thirtieth of a core.
+    """
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        begin = getattr(self._comm, f"I{name.lower()}")
+        return lambda *arguments: wait_patiently(begin(*arguments))
+
+
+def wait_patiently(request: Any) -> None:
+    """Wait for a request of MPI, asking ever more seldom: at once, then every 20 us to 1 ms."""
+    for _ in range(20):
+        if request.Test():
+            return
+        os.sched_yield()
+    pause = 20e-6
+    while not request.Test():
+        time.sleep(pause)
+        pause = min(1.5 * pause, 1e-3)
+
+
+def _is_crowded() -> bool:
+    """Whether the launcher started more ranks on this node than this process has cores to run on."""
+    ranks = node_ranks()
+    return ranks is not None and ranks > len(os.sched_getaffinity(0))
 
 
 _PAGE_WORDS = 512  # each rank's area starts on a page of its own

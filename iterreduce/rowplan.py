@@ -41,7 +41,9 @@ from iterreduce.exchange import (
 )
 from iterreduce.group import Group
 
-ROUND_BYTES = 256 << 10  # per destination: the size at which both MPIs are fastest off-rank, and in cache
+ROUND_BYTES = 1 << 20  # for one destination: in cache, and few rounds (each costs 0.1 ms of Python)
+ROUNDS_BYTES = 16 << 20  # for all destinations together
+LEAST_BYTES = 64 << 10
 KEPT_BYTES = 1 << 20  # columns from this size on are worth keeping: fresh pages cost more than a copy
 
 
@@ -137,22 +139,27 @@ class RowRounds:
         sending.stage = guard.stage
         guard.run(self._claim, trip)
         guard.run(trip.open, self.shelf)
-        guard.run(trip.place_inline, arrival, rows, order, starts, me)
+        guard.run(trip.place_inline, arrival)
         self._check_buffers(trip.slot_words)
         coming = np.where(arrival.late, trip.counts, 0)
-        coming[me] = mine[me] = 0
-        slots = [d * trip.slot_words for d in range(self.group.size)]
+        own, coming[me], mine[me] = int(mine[me]), 0, 0
+        slots, behind = [d * trip.slot_words for d in range(self.group.size)], 0
         for k in range(-(-(int(headers[:, EXTRA].max()) - 1) // trip.rows)):
-            out, into = trip.part(mine, k), trip.part(coming, k)
-            sending.run(_pack_round, rows, order, starts + k * trip.rows, out, self._send, slots)
+            done, out, into = k * trip.rows, trip.part(mine, k), trip.part(coming, k)
+            sending.run(_pack_round, rows, order, starts + done, out, self._send, slots)
+            # own rows now: they stand between those just sent, which are in cache
+            guard.run(trip.stay, rows, order, int(starts[me]), done, min(done + trip.rows, own), me)
+            behind = done + trip.rows
             self._swap(out, into, trip, slots)
-            guard.run(trip.unpack_round, self._recv, slots, into, k * trip.rows)
+            guard.run(trip.unpack_round, self._recv, slots, into, done)
+        guard.run(trip.stay, rows, order, int(starts[me]), behind, own, me)
         guard.failure = guard.failure or sending.failure
         return guard.run(trip.batch)
 
     def _round_rows(self, schema: Schema) -> int:
         """Rows of a full round: agreed, and a multiple of 8, so that pieces of single bytes fill words."""
-        nbytes = min(ROUND_BYTES, self.fresh.round_words * 8)
+        nbytes = max(LEAST_BYTES, min(ROUND_BYTES, ROUNDS_BYTES // self.group.size))
+        nbytes = min(nbytes, self.fresh.round_words * 8)
         return max(1, nbytes // row_bytes(schema) // 8) * 8
 
     def _claim(self, trip: _Trip) -> None:
@@ -217,26 +224,26 @@ class _Trip:
         for name, mask in self.valid.items():
             mask[at : at + len(part)] = part.valid(name)
 
-    def place_inline(
-        self, arrival: Arrival, rows: Batch, order: Array | None, starts: Array, me: int
-    ) -> None:
-        """What has come, and what never leaves this rank."""
-        for source, late in enumerate(arrival.late.tolist()):
-            at, n = int(self.at[source]), int(self.counts[source])
-            if not late:
-                self.put(unpack(arrival.segment(source), self.schema, n), at)
-            elif source == me:
-                self._stay(rows, order, int(starts[me]), at, n)
+    def place_inline(self, arrival: Arrival) -> None:
+        """What has come."""
+        for source in np.flatnonzero(~arrival.late).tolist():
+            n = int(self.counts[source])
+            if n:
+                self.put(unpack(arrival.segment(source), self.schema, n), int(self.at[source]))
 
-    def _stay(self, rows: Batch, order: Array | None, lo: int, at: int, n: int) -> None:
-        if order is None:
-            self.put(rows.slice(lo, lo + n), at)
+    def stay(self, rows: Batch, order: Array | None, first: int, lo: int, hi: int, me: int) -> None:
+        """Rows ``lo`` to ``hi`` of those that never leave this rank, which begin at ``first``."""
+        if hi <= lo:
             return
-        chosen = order[lo : lo + n]
+        at = int(self.at[me])
+        if order is None:
+            self.put(rows.slice(first + lo, first + hi), at + lo)
+            return
+        chosen = order[first + lo : first + hi]
         for name, column in self.columns.items():
-            take_into(rows[name], chosen, column[at : at + n])
+            take_into(rows[name], chosen, column[at + lo : at + hi])
         for name, mask in self.valid.items():
-            take_into(rows.valid(name), chosen, mask[at : at + n])
+            take_into(rows.valid(name), chosen, mask[at + lo : at + hi])
 
     def unpack_round(self, received: Array, slots: list[int], counts: list[int], done: int) -> None:
         """Copy what a round brought to its final place."""

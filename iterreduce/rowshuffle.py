@@ -22,10 +22,11 @@ import numpy as np
 from iterreduce.agreement import Guard, settle_schemas
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import KeyIndex, group_order, number_keys
+from iterreduce.columns.hashorder import grouping_order
 from iterreduce.columns.packing import pack, packed_words, unpack
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
-from iterreduce.columns.routing import RecordLayout, fine_order, owners, send_order, take_rows
+from iterreduce.columns.routing import RecordLayout, Scratch, fine_order, owners, send_order, take_rows
 from iterreduce.columns.schema import Schema
 from iterreduce.errors import UsageError
 from iterreduce.exchange import (
@@ -188,6 +189,7 @@ class RowShuffle(RowSender, KeyLineage):
         RowSender.__init__(self, number, group, source, check, limit_bytes)
         KeyLineage.__init__(self, stage, number, group.epoch, cache, repeats)
         self.partitions, self.layout = partitions, by_key(*stage.key)
+        self.scratch = Scratch()
         self.plan: RowPlan | None = None
         self.plan_token = 0
         self._pending: Pending | None = None
@@ -252,8 +254,8 @@ class RowShuffle(RowSender, KeyLineage):
 
     def _addressed(self, rows: Batch) -> Outgoing:
         rows.schema.require(*self.stage.key)
-        dest, counts = owners(rows.select(*self.stage.key), self.partitions)
-        order = self._order = send_order(dest, counts)
+        dest, counts = owners(rows.select(*self.stage.key), self.partitions, self.scratch)
+        order = self._order = send_order(dest, counts, self.scratch)
         self._starts = exclusive(counts)
         bounds = np.append(self._starts, len(rows))
         words = packed_words(rows, order, bounds)
@@ -329,6 +331,9 @@ class RowShuffle(RowSender, KeyLineage):
         """The rows as they came, sorted by key; None if they are."""
         if self.stage.onto is not None:
             return self._onto_order(keys)
+        order = grouping_order(keys)
+        if order is not None:
+            return order
         numbered = number_keys(keys)
         if (numbered.codes[1:] >= numbered.codes[:-1]).all():
             return None

@@ -1,13 +1,14 @@
 """The combiner: rows folded into one accumulator record per key, in one pass and without sorting.
 
-A `Fold` takes batches of rows, in canonical order, and holds a record for every key that it met; `result` hands the
-keys and their records out in canonical order (ascending hash). Records are not finished values: they travel, and
-another fold merges them. Three stores, chosen from the keys: integers that lie close together are found by address,
-other keys of a single number in a table in hash order, everything else in a `KeyStore`. All give the same bits: rows
-are folded in row order whatever the store.
+A `Fold` takes batches of rows, in canonical order, and holds a record for every key that it met; `result`
+hands the keys and their records out in canonical order (ascending hash). Records are not finished values:
+they travel, and another fold merges them. Three stores, chosen from the keys: integers that lie close
+together are found by address, other keys of a single number in a table in hash order, everything else in a
+`KeyStore`. All give the same bits: rows are folded in row order whatever the store.
 
-Rows go through in pieces, first all slots of a piece, then each aggregator over the piece, so that what lies between
-stays in the second-level cache and memory does not grow with the rows. It is not an exchange: it knows of no ranks.
+Rows go through in pieces, first all slots of a piece, then each aggregator over the piece, so that what lies
+between stays in the second-level cache and memory does not grow with the rows. It is not an exchange: it
+knows of no ranks.
 """
 
 from __future__ import annotations
@@ -58,10 +59,14 @@ class Layout:
 
     def __init__(self, outputs: Sequence[Output], first: int):
         self.outputs, self.width = tuple(outputs), 0
-        self._at: list[tuple[Output, int, int]] = []  # output, offset in a row of the store, offset in a record
+        self._at: list[
+            tuple[Output, int, int]
+        ] = []  # output, offset in a row of the store, offset in a record
         for output in outputs:
             if output.bound.words is None:
-                raise UsageError(f'output "{output.name}" needs all rows of a key together: it cannot be combined')
+                raise UsageError(
+                    f'output "{output.name}" needs all rows of a key together: it cannot be combined'
+                )
             self._at.append((output, first + self.width, self.width))
             self.width += output.bound.words
 
@@ -83,7 +88,9 @@ class Layout:
 
 
 class Store(Protocol):
-    """Where keys and records are held. ``add`` and ``merge`` return the rows done: fewer than all if it gives up."""
+    """Where keys and records are held. ``add`` and ``merge`` return the rows done: fewer than all if it gives
+    up.
+    """
 
     @property
     def nbytes(self) -> int: ...
@@ -130,7 +137,11 @@ class HashedStore:
         if not self.table.homes:
             sample = column[:: max(1, len(column) // PIECE)]
             self.table.reserve(estimate_distinct(column), hash_words(key_words(sample)))
-        fused = self.fused if self.fused is not None and valid is None and self.fused.takes(column, rows) else None
+        fused = (
+            self.fused
+            if self.fused is not None and valid is None and self.fused.takes(column, rows)
+            else None
+        )
         lo = 0 if fused is None else fused.add_hashed(self.table, key_words(column), rows, 0)
         while lo < len(rows):
             hi = min(lo + PIECE, len(rows))
@@ -173,7 +184,9 @@ class HashedStore:
 
 @kernel
 def _addresses(words: Any, valid: Any, low: Any, store: Any, slots: Any) -> int:
-    """Rows by address, marked as held; the rows done: it stops at a key out of range. The last row is the null key's."""
+    """Rows by address, marked as held; the rows done: it stops at a key out of range. The last row is the
+    null key's.
+    """
     null = np.uint64(store.shape[0] - 1)
     for i in range(len(words)):
         at = np.uint64(words[i] - low)
@@ -195,7 +208,9 @@ class AddressedStore:
         self.words = np.empty((high - low + 2, 1 + self.layout.width), np.int64)
         self.fused = fused_sum(outputs)
         self._slots = np.empty(PIECE, np.int64)
-        self._held: tuple[Array, Array, Array] | None = None  # addresses, their hashes and order, of the last result
+        self._held: tuple[Array, Array, Array] | None = (
+            None  # addresses, their hashes and order, of the last result
+        )
         self.clear()
 
     @property
@@ -212,16 +227,25 @@ class AddressedStore:
             return self.fused.add_addressed(self.words, key_words(column), rows, self.low)
         for lo in range(0, len(rows), PIECE):
             piece = rows if len(rows) <= PIECE else rows.slice(lo, lo + PIECE)
-            words, mask = key_words(column[lo : lo + PIECE]), None if valid is None else valid[lo : lo + PIECE]
+            words, mask = (
+                key_words(column[lo : lo + PIECE]),
+                None if valid is None else valid[lo : lo + PIECE],
+            )
             slots = self._slots[: len(words)]
             done = _addresses(words, mask, np.int64(self.low), self.words, slots)
-            self.layout.update(self.words, slots[:done], piece if done == len(piece) else piece.slice(0, done))
+            self.layout.update(
+                self.words, slots[:done], piece if done == len(piece) else piece.slice(0, done)
+            )
             if done < len(words):
                 return lo + done
         return len(rows)
 
     def merge(self, part: Folded) -> int:
-        words, valid, slots = key_words(part.keys[self.name]), part.keys.valid(self.name), np.empty(len(part), np.int64)
+        words, valid, slots = (
+            key_words(part.keys[self.name]),
+            part.keys.valid(self.name),
+            np.empty(len(part), np.int64),
+        )
         done = _addresses(words, valid, np.int64(self.low), self.words, slots)
         self.layout.merge(self.words, slots[:done], part.records[:done])
         return done
@@ -233,7 +257,9 @@ class AddressedStore:
         if not null:
             return self._folded(hashes, rows, -1)
         at = int(np.searchsorted(hashes, hashing.NULL_HASH))
-        return self._folded(np.insert(hashes, at, hashing.NULL_HASH), np.insert(rows, at, len(self.words) - 1), at)
+        return self._folded(
+            np.insert(hashes, at, hashing.NULL_HASH), np.insert(rows, at, len(self.words) - 1), at
+        )
 
     def _folded(self, hashes: Array, rows: Array, null_at: int) -> Folded:
         keys = keys_of_words(self.schema, rows + self.low, null_at)
@@ -300,9 +326,9 @@ class GeneralStore:
 class Fold:
     """Rows folded into one record per key.
 
-    ``key_schema``: the key columns; ``outputs``: what `bind_outputs` returns. Memory is kept between iterations by
-    `clear`, and grows with the distinct keys, never with the rows. Raises `UsageError` without key columns, and for
-    outputs that need all rows of a key together.
+    ``key_schema``: the key columns; ``outputs``: what `bind_outputs` returns. Memory is kept between
+    iterations by `clear`, and grows with the distinct keys, never with the rows. Raises `UsageError` without
+    key columns, and for outputs that need all rows of a key together.
 
     >>> from iterreduce.columns.aggregators import SUM, bind_outputs
     >>> rows = Batch(k=np.array([7, 8, 7]), x=np.array([1.0, 2.0, 3.0]))
@@ -346,7 +372,11 @@ class Fold:
         if not len(part):
             return
         if self._store is None:
-            self._store = HashedStore(self.key_schema, self.outputs) if self._word else GeneralStore(self.key_schema, self.outputs)
+            self._store = (
+                HashedStore(self.key_schema, self.outputs)
+                if self._word
+                else GeneralStore(self.key_schema, self.outputs)
+            )
         done = self._store.merge(part)
         if done < len(part):
             left = part.slice(done, len(part))

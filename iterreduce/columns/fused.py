@@ -1,7 +1,7 @@
 """The commonest fold in one loop: rows with one key of 8 bytes, summed or counted into one word.
 
-Finding the key's row and adding to it in the same loop saves a pass over the slots and one visit to each row of the
-table. Results are those of the general way, bit for bit: rows are added in row order.
+Finding the key's row and adding to it in the same loop saves a pass over the slots and one visit to each row
+of the table. Results are those of the general way, bit for bit: rows are added in row order.
 """
 
 from __future__ import annotations
@@ -25,12 +25,23 @@ FUSED_DTYPES = (np.dtype(np.float64), np.dtype(np.int64))
 
 @kernel
 def _add_hashed(
-    words: Any, values: Any, table: Any, cells: Any, base: Any, shift: Any, homes: Any, probes: Any, room: Any, used: Any
+    words: Any,
+    values: Any,
+    table: Any,
+    cells: Any,
+    base: Any,
+    shift: Any,
+    homes: Any,
+    probes: Any,
+    room: Any,
+    used: Any,
 ) -> Any:
-    """Find or insert the key of each row and add its value; ``(rows done, keys held)``: it stops at any trouble.
+    """Find or insert the key of each row and add its value; ``(rows done, keys held)``: it stops at any
+    trouble.
 
-    ``base`` None: the table serves all hashes, and none needs to be tested for its range. The key of the all-ones hash
-    counts as trouble: a second place that adds makes the compiler merge the two, and the loop 1.5 times slower.
+    ``base`` None: the table serves all hashes, and none needs to be tested for its range. The key of the all-
+    ones hash counts as trouble: a second place that adds makes the compiler merge the two, and the loop 1.5
+    times slower.
     """
     one = np.uint64(1)
     for i in range(len(words)):

@@ -1,8 +1,8 @@
 """Rows by key: the combiner table, key numbers, and groups of rows for reducers written as functions.
 
-The doors to what this package does with keys; loops and tables stand in `combiner`, `numbering`, `ordering` and
-`keytable`. A `Groups` holds whole rows, sorted by key, for reducers that want to see them; sums and the like are
-better folded (`Fold`), which keeps no rows.
+The doors to what this package does with keys; loops and tables stand in `combiner`, `numbering`, `ordering`
+and `keytable`. A `Groups` holds whole rows, sorted by key, for reducers that want to see them; sums and the
+like are better folded (`Fold`), which keeps no rows.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Groups:
         return self.rows.slice(int(self.offsets[g]), int(self.offsets[g + 1]))
 
     def reduce(self, aggregator: Aggregator, column: str) -> tuple[Any, Array | None]:
-        """One value per group, ``(m, ...)``, and which are not null (None: all), as the aggregator defines them."""
+        """One value per group, ``(m, ...)``, and which are not null (None: all), as the aggregator defines
+        them.
+        """
         bound = aggregator.bind(self.rows.schema[column])
         values, valid = self.rows[column], self.rows.valid(column)
         if bound.words is None:
@@ -101,7 +103,9 @@ class Groups:
 
 
 def group_rows(rows: Batch, key: str | Sequence[str]) -> Groups:
-    """Sort rows by key columns (one name or several), stably, in canonical order; `SchemaError` for unknown names."""
+    """Sort rows by key columns (one name or several), stably, in canonical order; `SchemaError` for unknown
+    names.
+    """
     numbered = number_keys(rows.select(*([key] if isinstance(key, str) else key)))
     if len(numbered.codes) and (numbered.codes[1:] < numbered.codes[:-1]).any():
         order, offsets = group_order(numbered.codes, len(numbered))

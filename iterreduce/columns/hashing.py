@@ -1,12 +1,12 @@
 """Stable 64-bit hashes of key columns: the same on every host, in every run, on any number of ranks.
 
-A key column of one fixed number (integer, bool, float, date) is first brought to its *canonical word*, an int64 that
-is equal exactly where the keys are equal, and then mixed by a bijection: so hashes of such keys never collide, and the
-key can be computed back from its hash. Text, bytes, lists and several columns are hashed to 64 bits, where collisions
-are possible and are settled by whoever compares keys.
+A key column of one fixed number (integer, bool, float, date) is first brought to its *canonical word*, an
+int64 that is equal exactly where the keys are equal, and then mixed by a bijection: so hashes of such keys
+never collide, and the key can be computed back from its hash. Text, bytes, lists and several columns are
+hashed to 64 bits, where collisions are possible and are settled by whoever compares keys.
 
-Canonical order of distinct keys, everywhere, is ascending hash; tables and partitions use the top bits, which are
-the well mixed ones. This is not a cryptographic hash: whoever may choose keys can choose colliding ones.
+Canonical order of distinct keys, everywhere, is ascending hash; tables and partitions use the top bits, which
+are the well mixed ones. This is not a cryptographic hash: whoever may choose keys can choose colliding ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from iterreduce.columns.jit import kernel
 from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.errors import UsageError
 
-# odd multipliers: the golden ratio of 2^64 (Knuth, TAOCP 3, 6.4), and one of Pelle Evensen's for a second round
+# odd multipliers: the golden ratio of 2^64 (Knuth, TAOCP 3, 6.4), and one of Pelle Evensen's for a second
+# round
 FIRST = 0x9E3779B97F4A7C15
 SECOND = 0xD6E8FEB86659FD93
 FIRST_64, SECOND_64 = np.uint64(FIRST), np.uint64(SECOND)
@@ -28,7 +29,9 @@ FIRST_INVERSE = np.uint64(pow(FIRST, -1, 2**64))
 SECOND_INVERSE = np.uint64(pow(SECOND, -1, 2**64))
 HALF = np.uint64(32)
 NULL_HASH = np.uint64(0x5D1F3A9C7B2E4806)  # any constant: all nulls are one key
-EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)  # marks a free row in tables; hashes of text and of several columns avoid it
+EMPTY = np.uint64(
+    0xFFFFFFFFFFFFFFFF
+)  # marks a free row in tables; hashes of text and of several columns avoid it
 WORD_KINDS = "biufmM"
 
 
@@ -82,7 +85,12 @@ def unhash_words(hashes: Array) -> Array:
 
 def is_word_column(column: Column) -> bool:
     """True for a column whose keys are single words: one number, bool or date of at most 8 bytes per row."""
-    return isinstance(column, np.ndarray) and column.ndim == 1 and column.dtype.kind in WORD_KINDS and column.dtype.itemsize <= 8
+    return (
+        isinstance(column, np.ndarray)
+        and column.ndim == 1
+        and column.dtype.kind in WORD_KINDS
+        and column.dtype.itemsize <= 8
+    )
 
 
 @kernel
@@ -95,8 +103,8 @@ def _one_zero_one_nan(values: Any, out: Any) -> None:
 def key_words(column: Array) -> Array:
     """Canonical words, int64 ``(n,)``, of a fixed column ``(n,)``: equal exactly where the keys are equal.
 
-    Integers and bools keep their value (uint64 its bits), dates their int64; floats become float64 with one zero and
-    one NaN, seen as int64. Integers of 8 bytes are returned as a view.
+    Integers and bools keep their value (uint64 its bits), dates their int64; floats become float64 with one
+    zero and one NaN, seen as int64. Integers of 8 bytes are returned as a view.
 
     >>> len(set(key_words(np.array([0.0, -0.0, np.nan, -np.nan])).tolist()))
     2
@@ -188,14 +196,17 @@ def _chain(hashes: Any, words: Any) -> None:
 
 
 def column_words(name: str, column: Column) -> list[Array]:
-    """The canonical word columns of a fixed column of any row shape: one per number, two per complex number."""
+    """The canonical word columns of a fixed column: one per number of a row, two per complex number."""
     n, numbers = len(column), int(np.prod(column.shape[1:], dtype=np.int64))
     if column.dtype.kind == "c":
         parts = column.astype(np.complex128, order="C").reshape(n, numbers).view(np.float64)
     elif column.dtype.kind in WORD_KINDS and column.dtype.itemsize <= 8:
         parts = column.reshape(n, numbers)
     else:
-        raise UsageError(f'column "{name}" of dtype {column.dtype} cannot be a key: wanted numbers, bools, dates, text or bytes')
+        raise UsageError(
+            f'column "{name}" of dtype {column.dtype} cannot be a key: '
+            "wanted numbers, bools, dates, text or bytes"
+        )
     return [key_words(parts[:, k]) for k in range(parts.shape[1])]
 
 
@@ -212,9 +223,9 @@ def _column_hashes(name: str, column: Column) -> Array:
 def hash_keys(keys: Batch) -> Array:
     """Hash the rows of a batch of key columns to uint64 ``(n,)``.
 
-    One column of a single number: its canonical word through `hash_words`. Text, bytes and lists: `hash_bytes`.
-    Several columns are chained in order. Nulls hash alike, whatever lies under the mask. Raises `UsageError` without
-    columns.
+    One column of a single number: its canonical word through `hash_words`. Text, bytes and lists:
+    `hash_bytes`. Several columns are chained in order. Nulls hash alike, whatever lies under the mask. Raises
+    `UsageError` without columns.
 
     >>> pairs = Batch(a=np.array([1, 2, 1]), b=["x", "x", "x"])
     >>> h = hash_keys(pairs)

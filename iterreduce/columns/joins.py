@@ -1,7 +1,7 @@
 """Which rows of two sides have equal keys: pairs of row numbers, for whoever then takes columns.
 
-Local only: both sides hold all rows of their keys (they are co-partitioned, or one is everywhere). As in SQL a null
-equals nothing unless it is asked to.
+Local only: both sides hold all rows of their keys (they are co-partitioned, or one is everywhere). As in SQL
+a null equals nothing unless it is asked to.
 """
 
 from __future__ import annotations
@@ -54,10 +54,11 @@ def _write_matches(rows: Any, left: Any, right: Any) -> int:
 def join_rows(
     left: Batch, right: Batch, *, keep_left: bool = False, nulls_match: bool = False
 ) -> tuple[Array, Array]:
-    """Pairs ``(left rows, right rows)``, int64 ``(pairs,)`` each, of equal keys, in left, then right row order.
+    """Pairs ``(left rows, right rows)``, int64 ``(pairs,)`` each, of equal keys, in left, then right row
+    order.
 
-    ``left`` and ``right`` hold the key columns only, matched by position. ``keep_left``: a left row without a match
-    gives one pair with right row -1. Raises `SchemaError` for keys that can never be equal.
+    ``left`` and ``right`` hold the key columns only, matched by position. ``keep_left``: a left row without a
+    match gives one pair with right row -1. Raises `SchemaError` for keys that can never be equal.
 
     >>> a, b = join_rows(Batch(k=np.array([3, 1, 9])), Batch(k=np.array([1, 3, 3])))
     >>> a.tolist(), b.tolist()

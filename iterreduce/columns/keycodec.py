@@ -1,10 +1,11 @@
 """Keys that are not single words, as bytes: two rows have the same bytes exactly where their keys are equal.
 
-One column of text, bytes or lists is its own encoding, without a copy; a null is a row of length -1. Fixed columns
-become rows of words (uint64): a bit per column that says whether it is null, then a word per number. Where some of
-several columns are ragged, bytes are written one column after another: a marker (0: null, and nothing follows), then
-8 bytes per number, or the length and the bytes of a ragged row. Which of the three it is depends on the kinds of the
-columns alone. The encoding never leaves the process: on the wire and on disk keys are columns.
+One column of text, bytes or lists is its own encoding, without a copy; a null is a row of length -1. Fixed
+columns become rows of words (uint64): a bit per column that says whether it is null, then a word per number.
+Where some of several columns are ragged, bytes are written one column after another: a marker (0: null, and
+nothing follows), then 8 bytes per number, or the length and the bytes of a ragged row. Which of the three it
+is depends on the kinds of the columns alone. The encoding never leaves the process: on the wire and on disk
+keys are columns.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ class KeyBytes:
 def is_word_key(schema: Schema) -> bool:
     """True for keys of one column that holds a single number, bool or date of at most 8 bytes per row."""
     field = next(iter(schema.values()))
-    return len(schema) == 1 and is_word_column(np.empty((0, *field.shape), field.dtype)) and field.kind == "fixed"
+    return (
+        len(schema) == 1
+        and is_word_column(np.empty((0, *field.shape), field.dtype))
+        and field.kind == "fixed"
+    )
 
 
 @kernel
@@ -194,7 +199,9 @@ class _Part:
 
 
 def decode_keys(schema: Schema, rows: KeyBytes) -> Batch:
-    """The inverse of `encode_keys`: key columns of this schema, with masks where a field is nullable or a null came."""
+    """The inverse of `encode_keys`: key columns of this schema, with masks where a field is nullable or a
+    null came.
+    """
     name = next(iter(schema))
     columns: dict[str, Column] = {}
     valid: dict[str, Array] = {}

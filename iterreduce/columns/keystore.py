@@ -1,7 +1,7 @@
 """Distinct keys of any kind, numbered in order of arrival: text, bytes, lists, several columns.
 
-Keys are compared byte by byte wherever their hashes agree, so colliding keys stay apart. Keys of a single number do
-not come here: their hash is the key (`iterreduce.columns.keytable`).
+Keys are compared byte by byte wherever their hashes agree, so colliding keys stay apart. Keys of a single
+number do not come here: their hash is the key (`iterreduce.columns.keytable`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,24 @@ PIECE = 4096
 
 @kernel
 def _same(a: Any, start: Any, b: Any, other: Any, length: Any) -> bool:
-    for k in range(length):
-        if a[start + k] != b[other + k]:
-            return False
-    return True
+    k = 0
+    while k < length and a[start + k] == b[other + k]:
+        k += 1
+    return bool(k >= length)  # a null, of length -1, has nothing to compare
 
 
 @kernel
-def _insert(hashes: Any, starts: Any, lengths: Any, data: Any, held: Any, table: Any, place: Any, counts: Any, numbers: Any) -> int:
+def _insert(
+    hashes: Any,
+    starts: Any,
+    lengths: Any,
+    data: Any,
+    held: Any,
+    table: Any,
+    place: Any,
+    counts: Any,
+    numbers: Any,
+) -> int:
     """Find or insert keys; the rows done: it stops at a key for which table or store must grow."""
     held_starts, held_lengths, held_data = held
     base, shift, homes, probes, room = place
@@ -50,7 +60,12 @@ def _insert(hashes: Any, starts: Any, lengths: Any, data: Any, held: Any, table:
                     break
             elif table[j, 0] == EMPTY:
                 k, used = counts[0], counts[1]
-                if np.uint64(k) == room or j - home >= probes or k == len(held_starts) or used + length > len(held_data):
+                if (
+                    np.uint64(k) == room
+                    or j - home >= probes
+                    or k == len(held_starts)
+                    or used + length > len(held_data)
+                ):
                     return i
                 for b in range(length):
                     held_data[used + b] = data[starts[i] + b]
@@ -65,7 +80,9 @@ def _insert(hashes: Any, starts: Any, lengths: Any, data: Any, held: Any, table:
 
 
 @kernel
-def _find(hashes: Any, starts: Any, lengths: Any, data: Any, held: Any, table: Any, place: Any, numbers: Any) -> None:
+def _find(
+    hashes: Any, starts: Any, lengths: Any, data: Any, held: Any, table: Any, place: Any, numbers: Any
+) -> None:
     held_starts, held_lengths, held_data = held
     base, shift, homes, _, _ = place
     one = np.uint64(1)
@@ -142,7 +159,9 @@ class KeyStore:
     def _make_room(self, hashes: Array, lengths: Array) -> None:
         used = int(self._counts[1]) + int(lengths[0])
         if len(self) == len(self._starts):
-            self._starts, self._lengths = (_grown(a, min(len(hashes), PIECE)) for a in (self._starts, self._lengths))
+            self._starts, self._lengths = (
+                _grown(a, min(len(hashes), PIECE)) for a in (self._starts, self._lengths)
+            )
         elif used > len(self._data):
             self._data = _grown(self._data, used + int(np.maximum(lengths[:PIECE], 0).sum()))
         else:
@@ -155,7 +174,9 @@ class KeyStore:
             return
         rows, held = encode_keys(keys), (self._starts, self._lengths, self._data)
         capped = np.minimum(hashes, LARGEST_HASH)
-        _find(capped, rows.starts, rows.lengths, rows.data, held, self._table.unsigned, self._place(), numbers)
+        _find(
+            capped, rows.starts, rows.lengths, rows.data, held, self._table.unsigned, self._place(), numbers
+        )
 
     def canonical(self) -> tuple[Array, Array]:
         """``(hashes uint64[m], numbers int64[m])`` in canonical order: ascending hash, ties by key bytes."""
@@ -167,11 +188,15 @@ class KeyStore:
         return hashes, numbers
 
     def _settle(self, ties: Array, numbers: Array) -> None:
-        """Sort keys of equal hashes by their bytes, null first. A Python loop: 2^-64 of all pairs of keys collide."""
+        """Sort keys of equal hashes by their bytes, null first. A Python loop: 2^-64 of all pairs of keys
+        collide.
+        """
         rows, breaks = self._rows(), np.flatnonzero(np.diff(ties) > 1) + 1
         for first, last in pairwise([0, *breaks.tolist(), len(ties)]):
             lo, hi = int(ties[first]), int(ties[last - 1]) + 2
-            numbers[lo:hi] = sorted(numbers[lo:hi].tolist(), key=lambda k: (rows.row(k) is not None, rows.row(k) or []))
+            numbers[lo:hi] = sorted(
+                numbers[lo:hi].tolist(), key=lambda k: (rows.row(k) is not None, rows.row(k) or [])
+            )
 
     def _rows(self) -> KeyBytes:
         m, used = self._counts.tolist()

@@ -1,13 +1,13 @@
 """A hash table in hash order: open addressing by the leading bits of the hash.
 
-One int64 array holds a row per place: the hash word, then ``width`` payload words (accumulators, or a key's number), so
-that a key and what belongs to it share a cache line. A hash's home is ``(hash - base) >> shift``, a monotone function,
-and probing goes upwards without wrapping around: the rows therefore stand in ascending hash order but for short
-displacements, canonical order is a linear scan, and growing is a linear merge.
+One int64 array holds a row per place: the hash word, then ``width`` payload words (accumulators, or a key's
+number), so that a key and what belongs to it share a cache line. A hash's home is ``(hash - base) >> shift``,
+a monotone function, and probing goes upwards without wrapping around: the rows therefore stand in ascending
+hash order but for short displacements, canonical order is a linear scan, and growing is a linear merge.
 
-The all-ones hash marks a free row; the one key that has it lives in a row of its own, and so does the null key. The
-range of hashes is fitted to those that come: on a rank that owns a share of all hashes, the table serves that share.
-Nothing here knows what keys or payloads are.
+The all-ones hash marks a free row; the one key that has it lives in a row of its own, and so does the null
+key. The range of hashes is fitted to those that come: on a rank that owns a share of all hashes, the table
+serves that share. Nothing here knows what keys or payloads are.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from iterreduce.columns.hashing import EMPTY, NULL_HASH
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.ragged import Array
 
-HOMES_PER_KEY = 1.6  # expected keys times this many homes, rounded up by at most 2: loads between 0.3 and 0.63
+HOMES_PER_KEY = (
+    1.6  # expected keys times this many homes, rounded up by at most 2: loads between 0.3 and 0.63
+)
 MAX_LOAD = 0.7
 FEWEST_HOMES = 64
-# A key stands less than this many rows behind its home: longer walks mean that the range does not fit. It is tested
-# only where a key is inserted; the row behind the last one that can be filled stays free and ends every walk.
+# A key stands less than this many rows behind its home: longer walks mean that the range does not fit. It is
+# tested only where a key is inserted; the row behind the last one that can be filled stays free and ends
+# every walk.
 PROBES = 256
 SIDE_ROWS = 2  # the key of the all-ones hash, then the null key
 ALL_HASHES = (0, 2**64 - 1)
@@ -34,7 +37,9 @@ Fill = Callable[[Array], None]
 
 
 @kernel
-def insert_hashes(hashes: Any, valid: Any, table: Any, base: Any, shift: Any, homes: Any, probes: Any, room: Any, slots: Any) -> Any:
+def insert_hashes(
+    hashes: Any, valid: Any, table: Any, base: Any, shift: Any, homes: Any, probes: Any, room: Any, slots: Any
+) -> Any:
     """Find or insert hashes; ``(rows done, keys inserted)``: it stops at a hash that needs another table."""
     one, added, side = np.uint64(1), 0, table.shape[0] - 2
     for i in range(len(hashes)):
@@ -198,7 +203,20 @@ class OrderedTable:
     ([5, 7], [1, 1], -1)
     """
 
-    __slots__ = ("_memory", "base", "fill", "homes", "probes", "range", "room", "shift", "unsigned", "used", "width", "words")
+    __slots__ = (
+        "_memory",
+        "base",
+        "fill",
+        "homes",
+        "probes",
+        "range",
+        "room",
+        "shift",
+        "unsigned",
+        "used",
+        "width",
+        "words",
+    )
 
     def __init__(self, width: int, fill: Fill):
         self.width, self.fill = width, fill
@@ -239,7 +257,9 @@ class OrderedTable:
         self.words = self._memory[:cells].reshape(rows, 1 + self.width)
         self.unsigned = self.words.view(np.uint64)
         self.range, self.base, self.shift, self.homes = span, np.uint64(low), np.uint64(shift), homes
-        self.room = int(MAX_LOAD * homes) if shift else homes + self.probes // 2  # more than homes: equal hashes
+        self.room = (
+            int(MAX_LOAD * homes) if shift else homes + self.probes // 2
+        )  # more than homes: equal hashes
         self._empty()
 
     def _empty(self) -> None:
@@ -248,7 +268,9 @@ class OrderedTable:
         self.used = 0
 
     def clear(self) -> None:
-        """Forget all keys and keep the memory; a table far too large for what it held serves fewer rows of it."""
+        """Forget all keys and keep the memory; a table far too large for what it held serves fewer rows of
+        it.
+        """
         if self.homes > 4096 and self.used * 16 < self.homes:
             self._lay_out(2 * self.used, self.range, self._memory)
         elif self.homes:
@@ -260,7 +282,15 @@ class OrderedTable:
         Fewer than all: call `make_room` (which moves rows, so use the slots first) and go on from there.
         """
         done, added = insert_hashes(
-            hashes, valid, self.unsigned, self.base, self.shift, np.uint64(self.homes), np.uint64(self.probes), self.room - self.used, slots
+            hashes,
+            valid,
+            self.unsigned,
+            self.base,
+            self.shift,
+            np.uint64(self.homes),
+            np.uint64(self.probes),
+            self.room - self.used,
+            slots,
         )
         self.used += added
         return int(done)
@@ -270,7 +300,9 @@ class OrderedTable:
         find_hashes(hashes, valid, self.unsigned, self.base, self.shift, np.uint64(self.homes), slots)
 
     def make_room(self, hashes: Array, keys: int = 0) -> None:
-        """Make a larger, or better fitting, table: rows move. ``hashes`` come next; ``keys`` are expected in all."""
+        """Make a larger, or better fitting, table: rows move. ``hashes`` come next; ``keys`` are expected in
+        all.
+        """
         low, high = (int(h) for h in _extent(self.unsigned))
         if len(hashes):
             low, high = min(low, int(hashes.min())), max(high, int(hashes.max()))
@@ -281,12 +313,15 @@ class OrderedTable:
         elif span[1] - span[0] >= (self.range[1] - self.range[0]) // 8:
             span = self.range
             if (full and not self.shift) or (not full and self.used * 16 < self.homes):
-                self.probes *= 4  # crowded by equal or poor hashes: more homes would not help, longer walks do
+                self.probes *= (
+                    4  # crowded by equal or poor hashes: more homes would not help, longer walks do
+                )
             full = True
         self._rebuild(max(keys, self.used * 2 if full else self.used), span)
 
     def _widened(self, span: tuple[int, int]) -> tuple[int, int]:
-        """This range and the present one, twice as wide as that on the side that grew: hashes that come in ascending
+        """This range and the present one, twice as wide as that on the side that grew: hashes that come in
+        ascending
         order would else ask for a new table again and again."""
         low, high = min(span[0], self.range[0]), max(span[1], self.range[1])
         width = self.range[1] - self.range[0]
@@ -315,7 +350,7 @@ class OrderedTable:
         return np.insert(hashes, at, NULL_HASH), np.insert(rows, at, self.null_row), at
 
     def contents(self) -> tuple[Array, Array, int]:
-        """``(hashes uint64[m] ascending, payload int64[m, width], position of the null key or -1)``, copied."""
+        """``(hashes uint64[m] ascending, payload int64[m, width], place of the null key or -1)``, copied."""
         m = self.used + 1
         hashes, payload = np.empty(m, np.uint64), np.empty((m, self.width), np.int64)
         if not self.homes:
@@ -326,4 +361,8 @@ class OrderedTable:
         if self.words[self.null_row, 0] == -1:
             return hashes, payload, -1
         at = int(np.searchsorted(hashes, NULL_HASH))
-        return np.insert(hashes, at, NULL_HASH), np.insert(payload, at, self.words[self.null_row, 1:], axis=0), at
+        return (
+            np.insert(hashes, at, NULL_HASH),
+            np.insert(payload, at, self.words[self.null_row, 1:], axis=0),
+            at,
+        )

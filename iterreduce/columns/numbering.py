@@ -1,7 +1,7 @@
 """Numbers for keys: the distinct keys of some rows in canonical order, and the number of any row's key.
 
-Three roads to one answer: integers that lie close together are looked up by address, other keys of a single number in
-a table by their hash, everything else in a `KeyStore`, which compares bytes.
+Three roads to one answer: integers that lie close together are looked up by address, other keys of a single
+number in a table by their hash, everything else in a `KeyStore`, which compares bytes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def _number(words: Any, valid: Any, table: Any, place: Any, done: Any, m: Any, f
         if h == EMPTY or (valid is not None and not valid[i]):
             j = side if valid is None or valid[i] else side + one
             if table[j, 0] == EMPTY:
-                table[j, 0], table[j, 1] = np.uint64(0), np.uint64(m)  # side rows are marked by any word but EMPTY
+                table[j, 0], table[j, 1] = (
+                    np.uint64(0),
+                    np.uint64(m),
+                )  # side rows are marked by any word but EMPTY
                 first[m] = i
                 m += 1
             codes[i] = table[j, 1]
@@ -114,7 +117,7 @@ def _renumber(codes: Any, rank: Any) -> None:
 
 
 def estimate_distinct(column: Array) -> int:
-    """About how many distinct keys a word column has, from a sample (never more than n; exact for few rows)."""
+    """About how many distinct keys a word column has, from a sample; never more than its rows."""
     n = len(column)
     size = SAMPLE if n > 64 * SAMPLE else 4096
     if n <= 1024:
@@ -124,7 +127,9 @@ def estimate_distinct(column: Array) -> int:
     if n <= size:
         return seen
     low, high = float(seen), float(n)
-    for _ in range(40):  # d (1 - (1 - 1/d)^size) distinct keys are seen where there are d: solved for d by bisection
+    for _ in range(
+        40
+    ):  # d (1 - (1 - 1/d)^size) distinct keys are seen where there are d: solved for d by bisection
         middle = (low + high) / 2
         expected = -middle * math.expm1(len(sample) * math.log1p(-1 / middle)) if middle > 1 else 1
         low, high = (middle, high) if expected < seen else (low, middle)
@@ -162,7 +167,10 @@ def number_keys(keys: Batch) -> Numbered:
 
 def _number_addressed(keys: Batch, words: Array, valid: Array | None, low: int, high: int) -> Numbered:
     span = high - low + 1
-    place, first = np.full(span + 1, -1, code_dtype(len(words))), np.empty(min(len(words), span + 1), np.int64)
+    place, first = (
+        np.full(span + 1, -1, code_dtype(len(words))),
+        np.empty(min(len(words), span + 1), np.int64),
+    )
     codes = np.empty(len(words), code_dtype(len(words)))
     m = _address(words, valid, np.int64(low), place, first, codes)
     return _in_order(keys, words, valid, codes, first[:m])
@@ -234,7 +242,8 @@ def keys_of_words(schema: Schema, words: Array, null_at: int = -1) -> Batch:
 class KeyIndex:
     """Slots of known keys: ``lookup`` gives the row at which a key stands in ``keys``.
 
-    Keys must be distinct (`UsageError` otherwise). Only numbers are kept, 4 to 26 bytes per key of a single number.
+    Keys must be distinct (`UsageError` otherwise). Only numbers are kept, 4 to 26 bytes per key of a single
+    number.
 
     >>> index = KeyIndex(Batch(k=np.array([30, 10, 20])))
     >>> index.lookup(Batch(k=np.array([10, 99]))).tolist()
@@ -256,7 +265,8 @@ class KeyIndex:
         return self._finder.nbytes
 
     def lookup(self, keys: Batch) -> Array:
-        """The slot, int64 ``(n,)``, of each row's key, -1 where it is absent. Columns are matched by position.
+        """The slot, int64 ``(n,)``, of each row's key, -1 where it is absent. Columns are matched by
+        position.
 
         Raises `SchemaError` where these keys can never equal those of the index (text against numbers, floats
         against integers).
@@ -269,7 +279,9 @@ class KeyIndex:
 
 
 def arrivals(keys: Batch) -> tuple[KeyIndex, Array]:
-    """An index of the distinct keys of these rows, numbered in order of arrival, and the number of each row's key."""
+    """An index of the distinct keys of these rows, numbered in order of arrival, and the number of each row's
+    key.
+    """
     index = object.__new__(KeyIndex)
     index.schema = keys.schema
     index._finder, codes = _finder_of(keys)
@@ -352,7 +364,10 @@ class _Addressed:
 
 
 def _addressed(words: Array, valid: Array | None, low: int, high: int) -> tuple[_Addressed, Array]:
-    place, codes = np.full(high - low + 2, -1, code_dtype(len(words))), np.empty(len(words), code_dtype(len(words)))
+    place, codes = (
+        np.full(high - low + 2, -1, code_dtype(len(words))),
+        np.empty(len(words), code_dtype(len(words))),
+    )
     m = _address(words, valid, np.int64(low), place, np.empty(min(len(words), len(place)), np.int64), codes)
     return _Addressed(np.int64(low), place, m), codes
 
@@ -410,7 +425,9 @@ def _repeated(keys: Batch, codes: Array) -> str:
 def check_comparable(ours: Schema, theirs: Schema) -> None:
     """Raise `SchemaError` where keys of these schemas, column by column, can never be equal."""
     if len(ours) != len(theirs):
-        raise SchemaError(f"keys of {len(ours)} columns ({ours.describe()}) against {len(theirs)} ({theirs.describe()})")
+        raise SchemaError(
+            f"keys of {len(ours)} columns ({ours.describe()}) against {len(theirs)} ({theirs.describe()})"
+        )
     for (name, a), (other, b) in zip(ours.items(), theirs.items(), strict=True):
         if _key_class(a) != _key_class(b):
             raise SchemaError(

@@ -115,7 +115,8 @@ def _no_rows(codes: Array) -> Array:
 
 
 def hash_order(hashes: Array) -> Array:
-    """The stable ascending order, int64 ``(n,)``, of hashes, uint64 ``(n,)``: one counting pass, then short fix-ups.
+    """The stable ascending order, int64 ``(n,)``, of hashes, uint64 ``(n,)``: one counting pass, then short
+    fix-ups.
 
     >>> hash_order(np.array([9, 2**63, 1, 9], dtype=np.uint64)).tolist()
     [2, 0, 3, 1]

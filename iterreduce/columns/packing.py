@@ -1,9 +1,10 @@
 """Rows as int64 words for the wire, and back.
 
-A segment holds the columns of a batch one after another, each piece padded to a border of 8 bytes: the values of a
-fixed column; for a ragged one ``rows + 1`` int64 offsets from zero, then the values; after each nullable column one
-byte per row (1: valid). Padding is zero, so that equal rows are equal words. A segment says nothing about itself: the
-schema and the number of rows travel in a header. Bytes are those of the host: ranks share one kind of machine.
+A segment holds the columns of a batch one after another, each piece padded to a border of 8 bytes: the values
+of a fixed column; for a ragged one ``rows + 1`` int64 offsets from zero, then the values; after each nullable
+column one byte per row (1: valid). Padding is zero, so that equal rows are equal words. A segment says
+nothing about itself: the schema and the number of rows travel in a header. Bytes are those of the host: ranks
+share one kind of machine.
 """
 
 from __future__ import annotations
@@ -89,8 +90,9 @@ def _as_units(rows: Array) -> Array:
 def packed_words(batch: Batch, order: Array | None, bounds: Array, schema: Schema | None = None) -> Array:
     """Words of each destination's segment, int64 ``(destinations,)``.
 
-    Destination ``d`` gets rows ``order[bounds[d]:bounds[d + 1]]`` (``order`` None: rows as they stand); ``bounds``
-    int64 ``(destinations + 1,)``. ``schema``: the agreed one, if it has nulls where this batch has none.
+    Destination ``d`` gets rows ``order[bounds[d]:bounds[d + 1]]`` (``order`` None: rows as they stand);
+    ``bounds`` int64 ``(destinations + 1,)``. ``schema``: the agreed one, if it has nulls where this batch has
+    none.
 
     >>> packed_words(Batch(a=np.zeros(3), b=np.zeros(3, np.int8)), None, np.array([0, 2, 3])).tolist()
     [3, 2]
@@ -126,8 +128,13 @@ def _columns(batch: Batch, schema: Schema | None) -> list[Column]:
 
 
 def _agreed_nulls(own: Schema, agreed: Schema) -> set[str]:
-    """The columns with a mask in an agreed schema, which may only add nulls to our own; `SchemaError` otherwise."""
-    full = [(n, Field(f.kind, f.dtype, f.shape, f.nullable or (n in agreed and agreed[n].nullable))) for n, f in own.items()]
+    """The columns with a mask in an agreed schema, which may only add nulls to our own; `SchemaError`
+    otherwise.
+    """
+    full = [
+        (n, Field(f.kind, f.dtype, f.shape, f.nullable or (n in agreed and agreed[n].nullable)))
+        for n, f in own.items()
+    ]
     if full != list(agreed.items()):
         raise SchemaError(f"rows do not have the columns that were agreed on: {difference(own, agreed)}")
     return {name for name, field in agreed.items() if field.nullable}
@@ -138,8 +145,8 @@ def pack(
 ) -> int:
     """Write rows ``order[lo:hi]`` (``order`` None: rows ``lo`` to ``hi``) into ``out`` from word ``at`` on.
 
-    ``out``: int64, C-contiguous, with room for what `packed_words` says; returns the words written. Rows are gathered
-    straight into the buffer.
+    ``out``: int64, C-contiguous, with room for what `packed_words` says; returns the words written. Rows are
+    gathered straight into the buffer.
 
     >>> out = np.zeros(4, np.int64)
     >>> rows = Batch(a=np.array([1, 2, 3]), b=np.array([True, False, True]))
@@ -169,7 +176,12 @@ def _piece(out: Array, at: int, nbytes: int) -> tuple[Array, int]:
 
 def _pack_fixed(column: Array, chosen: Array | None, lo: int, hi: int, out: Array, at: int) -> int:
     if not column.flags.c_contiguous:  # only the rows that go are copied
-        column, chosen, lo, hi = np.ascontiguousarray(column[lo:hi] if chosen is None else column[chosen]), None, 0, hi - lo
+        column, chosen, lo, hi = (
+            np.ascontiguousarray(column[lo:hi] if chosen is None else column[chosen]),
+            None,
+            0,
+            hi - lo,
+        )
     source = _as_units(column)
     piece, end = _piece(out, at, (hi - lo) * _row_bytes(column))
     target = piece.view(source.dtype).reshape(-1, *source.shape[1:])
@@ -205,8 +217,8 @@ def _pack_ragged(column: Ragged, chosen: Array | None, lo: int, hi: int, out: Ar
 def unpack(words: Array, schema: Schema, rows: int, copy: bool = False) -> Batch:
     """The rows of a segment, a batch of ``rows`` rows of this schema.
 
-    ``words``: int64, C-contiguous, the segment (or more). Columns are views of ``words`` and change with it; ``copy``
-    gives them memory of their own.
+    ``words``: int64, C-contiguous, the segment (or more). Columns are views of ``words`` and change with it;
+    ``copy`` gives them memory of their own.
     """
     if rows == 0:  # a rank that knew no schema sent not even offsets
         return Batch.empty(schema)

@@ -1,8 +1,8 @@
 """Logical partitions: which rank owns a key, independent of how many ranks there are.
 
-A key's partition is a pure, monotone function of its hash, and each rank owns a contiguous range of partitions, hence a
-contiguous range of hashes: rows in canonical (hash) order are already sorted by owner. Nothing here communicates; the
-map is agreed because every rank computes it from the same two numbers.
+A key's partition is a pure, monotone function of its hash, and each rank owns a contiguous range of
+partitions, hence a contiguous range of hashes: rows in canonical (hash) order are already sorted by owner.
+Nothing here communicates; the map is agreed because every rank computes it from the same two numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from iterreduce.columns.ragged import Array
 from iterreduce.errors import UsageError
 
 PARTITIONS = 1024
-"""Partitions of a loop unless ``--partitions`` says otherwise: enough to balance 256 ranks within a few per cent."""
+"""Partitions of a loop unless ``--partitions`` says otherwise: enough to balance 256 ranks within a few per
+cent.
+"""
 
 HALF = np.uint64(32)
 
@@ -36,7 +38,8 @@ def _owners(hashes: Any, partitions: Any, owner_of: Any, out: Any) -> None:
 
 
 def partition_of(hashes: Array, partitions: int = PARTITIONS) -> Array:
-    """The partition, int32 ``(n,)`` in ``[0, partitions)``, of each hash, uint64 ``(n,)``; monotone in the hash.
+    """The partition, int32 ``(n,)`` in ``[0, partitions)``, of each hash, uint64 ``(n,)``; monotone in the
+    hash.
 
     >>> partition_of(np.array([0, 2**63, 2**64 - 1], dtype=np.uint64), 4).tolist()
     [0, 2, 3]
@@ -96,7 +99,8 @@ class PartitionMap:
         return out
 
     def send_bounds(self, hashes: Array) -> Array:
-        """int64 ``(size + 1,)``: in ascending ``hashes``, positions ``[r]`` to ``[r + 1]`` belong to rank ``r``.
+        """int64 ``(size + 1,)``: in ascending ``hashes``, positions ``[r]`` to ``[r + 1]`` belong to rank
+        ``r``.
 
         >>> PartitionMap(4, 2).send_bounds(np.array([1, 5, 2**63], dtype=np.uint64)).tolist()
         [0, 2, 3]

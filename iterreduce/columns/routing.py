@@ -110,8 +110,30 @@ def _gather_rows(source: Any, order: Any, out: Any) -> None:
             out[i, k] = source[row, k]
 
 
-def owners(keys: Batch, partitions: PartitionMap) -> tuple[Array, Array]:
+class Scratch:
+    """Memory for intermediate arrays that is used again, by name: fresh pages cost more than the work in them."""
+
+    def __init__(self) -> None:
+        self._raw: dict[str, Array] = {}
+
+    def array(self, name: str, rows: int, dtype: Any) -> Array:
+        """An array ``(rows,)``, valid until the same name is asked for again; its contents are undefined."""
+        nbytes = rows * np.dtype(dtype).itemsize
+        raw = self._raw.get(name)
+        if raw is None or not nbytes <= len(raw) <= 4 * nbytes + 4096:
+            raw = self._raw[name] = np.empty(nbytes, np.uint8)
+        return raw[:nbytes].view(dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(raw.nbytes for raw in self._raw.values())
+
+
+def owners(keys: Batch, partitions: PartitionMap, scratch: Scratch | None = None) -> tuple[Array, Array]:
     """The owner of each row, uint8 or uint16 ``(n,)``, and the rows of each rank, int64 ``(size,)``.
+
+    With ``scratch`` the owners stand in it, under the name "owners".
 
     >>> dest, counts = owners(Batch(k=np.arange(100)), PartitionMap(8, 3))
     >>> dest.dtype, counts.tolist() == np.bincount(dest, minlength=3).tolist()
@@ -120,7 +142,8 @@ def owners(keys: Batch, partitions: PartitionMap) -> tuple[Array, Array]:
     name, size = keys.names[0] if keys.names else "", partitions.size
     plain = len(keys.names) == 1 and keys.valid(name) is None and is_word_column(keys[name])
     words = key_words(keys[name]).view(np.uint64) if plain else hash_keys(keys)
-    dest = np.empty(len(words), np.uint8 if size <= 256 else np.uint16 if size <= 1 << 16 else np.int32)
+    dtype = np.uint8 if size <= 256 else np.uint16 if size <= 1 << 16 else np.int32
+    dest = (scratch or Scratch()).array("owners", len(words), dtype)
     counts = np.zeros(size, np.int64)
     if size <= FEW:
         _compare(words, not plain, partitions.hash_bounds, dest, counts)
@@ -135,13 +158,15 @@ def index_dtype(rows: int) -> type[np.signedinteger[Any]]:
     return np.int32 if rows < 2**31 else np.int64
 
 
-def send_order(dest: Array, counts: Array) -> Array:
+def send_order(dest: Array, counts: Array, scratch: Scratch | None = None) -> Array:
     """Rows grouped by owner, in row order within each: int32 (int64 beyond 2^31 rows) ``(n,)``.
+
+    With ``scratch`` the order stands in it, under the name "order".
 
     >>> send_order(np.array([1, 0, 1], np.uint8), np.array([1, 2])).tolist()
     [1, 0, 2]
     """
-    order = np.empty(len(dest), index_dtype(len(dest)))
+    order = (scratch or Scratch()).array("order", len(dest), index_dtype(len(dest)))
     _place(dest, np.cumsum(counts) - counts, order)
     return order
 

@@ -59,13 +59,19 @@ TEXT_HASHES = [python_hash(s.encode()) for s in ("", "a", "12345678", "123456789
 @few
 @given(st.lists(st.binary(max_size=40)))
 def test_hash_bytes_is_the_written_formula_whatever_the_offsets(rows):
-    column = Ragged.from_list([b"before", *rows, b"behind"]).slice(1, len(rows) + 1) if rows else Ragged.from_list([b""]).slice(0, 0)
+    column = (
+        Ragged.from_list([b"before", *rows, b"behind"]).slice(1, len(rows) + 1)
+        if rows
+        else Ragged.from_list([b""]).slice(0, 0)
+    )
     assert hash_bytes(column).tolist() == [python_hash(row) for row in rows]
 
 
 def test_the_top_bits_of_hashes_of_regular_keys_are_spread_evenly():
     for step in (1, 8, 1000, 2**20, 2**32, 2**44):
-        counts = np.bincount((hash_words(np.arange(2**15, dtype=np.int64) * step) >> np.uint64(56)).astype(int), minlength=256)
+        counts = np.bincount(
+            (hash_words(np.arange(2**15, dtype=np.int64) * step) >> np.uint64(56)).astype(int), minlength=256
+        )
         assert counts.max() < 3 * 2**15 / 256, step
     floats = hash_keys(Batch(k=np.arange(2**15, dtype=np.float64)))
     assert np.bincount((floats >> np.uint64(56)).astype(int), minlength=256).max() < 3 * 2**15 / 256

@@ -44,7 +44,9 @@ def keys(values):
 
 SMALL = st.lists(st.one_of(st.none(), st.integers(-3, 6)), max_size=12)
 WIDE = st.lists(st.sampled_from([None, 0, 2**62, -(2**62), 17, 2**40]), max_size=12)
-TEXT = st.lists(st.one_of(st.none(), st.sampled_from(["", "a", "b", "ab", "abcdefghi"])), min_size=1, max_size=12)
+TEXT = st.lists(
+    st.one_of(st.none(), st.sampled_from(["", "a", "b", "ab", "abcdefghi"])), min_size=1, max_size=12
+)
 
 
 @few
@@ -72,7 +74,9 @@ def test_keys_of_several_columns_join_as_in_a_database():
     database = sqlite3.connect(":memory:")
     for side, (a, b) in sides.items():
         database.execute(f"create table {side} (i, a, b)")
-        database.executemany(f"insert into {side} values (?, ?, ?)", zip(range(60), a.tolist(), b, strict=True))
+        database.executemany(
+            f"insert into {side} values (?, ?, ?)", zip(range(60), a.tolist(), b, strict=True)
+        )
     wanted = database.execute("select l.i, r.i from l join r using (a, b) order by 1, 2").fetchall()
     assert pairs_of(left, right) == wanted
 
@@ -93,7 +97,9 @@ def test_many_rows_join_as_searching_a_sorted_list_does(unique):
     first, last = (np.searchsorted(right[order], left, side) for side in ("left", "right"))
     a, b = join_rows(Batch(k=left), Batch(k=right))
     np.testing.assert_array_equal(a, np.repeat(np.arange(len(left)), last - first))
-    np.testing.assert_array_equal(b, np.concatenate([order[lo:hi] for lo, hi in zip(first, last, strict=True)]))
+    np.testing.assert_array_equal(
+        b, np.concatenate([order[lo:hi] for lo, hi in zip(first, last, strict=True)])
+    )
 
 
 @pytest.mark.parametrize("keep_left", [False, True])
@@ -105,6 +111,9 @@ def test_empty_sides(keep_left):
 
 
 def test_widths_of_integers_may_differ_and_kinds_may_not():
-    assert pairs_of(Batch(src=np.array([3, 1], np.int32)), Batch(page=np.array([1, 3], np.int64))) == [(0, 1), (1, 0)]
+    assert pairs_of(Batch(src=np.array([3, 1], np.int32)), Batch(page=np.array([1, 3], np.int64))) == [
+        (0, 1),
+        (1, 0),
+    ]
     with pytest.raises(SchemaError, match="never compare equal"):
         join_rows(Batch(src=np.array([1])), Batch(page=["1"]))

@@ -34,19 +34,31 @@ def random_column(r, n, dtype, shape):
 def random_ragged(r, n, kind, dtype):
     lengths = r.integers(0, 5, n)
     offsets = np.concatenate([[0], np.cumsum(lengths)]) + 2  # a slice: offsets that do not begin at 0
-    values = r.integers(97, 123, offsets[-1] + 3).astype(np.uint8) if kind != "list" else random_bits(r, offsets[-1] + 3, dtype)
+    values = (
+        r.integers(97, 123, offsets[-1] + 3).astype(np.uint8)
+        if kind != "list"
+        else random_bits(r, offsets[-1] + 3, dtype)
+    )
     return Ragged(offsets.astype(np.int64), values, kind)
 
 
 def same_bits(a, b):
     """Equal columns, NaN payloads included."""
     if isinstance(a, Ragged):
-        return a.kind == b.kind and np.array_equal(a.lengths, b.lengths) and same_bits(a.compact().values, b.compact().values)
+        return (
+            a.kind == b.kind
+            and np.array_equal(a.lengths, b.lengths)
+            and same_bits(a.compact().values, b.compact().values)
+        )
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def same_rows(a, b):
-    masks = all((a.valid(n) is None) == (b.valid(n) is None) and (a.valid(n) is None or same_bits(a.valid(n), b.valid(n))) for n in a.names)
+    masks = all(
+        (a.valid(n) is None) == (b.valid(n) is None)
+        and (a.valid(n) is None or same_bits(a.valid(n), b.valid(n)))
+        for n in a.names
+    )
     return a.names == b.names and len(a) == len(b) and masks and all(same_bits(a[n], b[n]) for n in a.names)
 
 
@@ -72,7 +84,11 @@ def batches(draw):
     for c in range(draw(st.integers(1, 4))):
         name, kind = f"c{c}", draw(st.sampled_from(["fixed", "fixed", "text", "bytes", "list"]))
         dtype = draw(st.sampled_from(DTYPES))
-        columns[name] = random_column(r, n, dtype, draw(st.sampled_from(SHAPES))) if kind == "fixed" else random_ragged(r, n, kind, dtype)
+        columns[name] = (
+            random_column(r, n, dtype, draw(st.sampled_from(SHAPES)))
+            if kind == "fixed"
+            else random_ragged(r, n, kind, dtype)
+        )
         if draw(st.booleans()):
             masks[name] = r.random(n) < 0.5
     return r, Batch.from_dict(columns, masks)
@@ -110,7 +126,10 @@ def test_pieces_of_any_length_begin_on_borders_of_eight_bytes(dtype, n):
 
 
 def test_equal_rows_are_equal_words_whatever_lay_in_the_buffer():
-    batch = Batch.from_dict({"a": np.arange(5, dtype=np.int8), "t": ["x", "", "yz", "ä", "q"]}, {"t": np.array([1, 1, 0, 1, 1], bool)})
+    batch = Batch.from_dict(
+        {"a": np.arange(5, dtype=np.int8), "t": ["x", "", "yz", "ä", "q"]},
+        {"t": np.array([1, 1, 0, 1, 1], bool)},
+    )
     clean, dirty = (np.full(9, fill, np.int64) for fill in (0, -1))
     n = pack(batch, None, 0, 5, clean)
     assert n == pack(batch.take(np.arange(5)), np.arange(5), 0, 5, dirty) == 1 + 6 + 1 + 1
@@ -122,7 +141,9 @@ def test_columns_that_are_not_contiguous_are_packed_as_they_read():
     batch = Batch(a=wide[:, 1], b=wide[:, 2:4], c=np.arange(20, dtype=np.int16)[::2], d=wide[::-1])
     for order in (None, np.array([9, 0, 3, 3, 1, 2, 4, 8, 7, 6])):
         (words,) = send(batch, order, np.array([0, 10]))
-        assert same_rows(unpack(words, batch.schema, 10), batch.take(np.arange(10) if order is None else order))
+        assert same_rows(
+            unpack(words, batch.schema, 10), batch.take(np.arange(10) if order is None else order)
+        )
 
 
 def test_an_agreed_mask_is_sent_by_ranks_without_nulls():
@@ -138,7 +159,12 @@ def test_an_agreed_mask_is_sent_by_ranks_without_nulls():
 
 def test_other_columns_than_agreed_are_refused():
     batch = Batch.from_dict({"a": np.arange(2)}, {"a": np.ones(2, bool)})
-    for other in (Batch(a=np.arange(2)), Batch(b=np.arange(2)), Batch(a=np.zeros(2)), Batch(a=np.arange(2), b=np.arange(2))):
+    for other in (
+        Batch(a=np.arange(2)),
+        Batch(b=np.arange(2)),
+        Batch(a=np.zeros(2)),
+        Batch(a=np.arange(2), b=np.arange(2)),
+    ):
         with pytest.raises(SchemaError, match="agreed on"):
             packed_words(batch, None, np.array([0, 2]), other.schema)
 

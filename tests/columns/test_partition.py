@@ -39,7 +39,9 @@ def test_owners_bounds_and_first_hashes_agree(size, partitions):
     assert plan.bounds[0] == 0
     assert plan.bounds[-1] == partitions
     assert np.diff(plan.bounds).max() - np.diff(plan.bounds).min() <= 1
-    around = np.concatenate([plan.hash_bounds, plan.hash_bounds[1:] - np.uint64(1), EDGES, hash_words(np.arange(999))])
+    around = np.concatenate(
+        [plan.hash_bounds, plan.hash_bounds[1:] - np.uint64(1), EDGES, hash_words(np.arange(999))]
+    )
     by_partition = np.searchsorted(plan.bounds, partition_of(around, partitions), side="right") - 1
     np.testing.assert_array_equal(plan.owner_of_hashes(around), by_partition)
     np.testing.assert_array_equal(plan.owner_of_hashes(plan.hash_bounds), np.arange(size))

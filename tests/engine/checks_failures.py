@@ -96,7 +96,7 @@ class Fault:
 
 
 def the_loop(group: Group, fault: Fault) -> Loop:
-    """Two supersteps, three shuffles (two of them planned from the second iteration on), a total, user rules."""
+    """Two supersteps, three shuffles (two are planned from the second iteration on), a total, user rules."""
     rows, pages = int_rows(N, 8).select("k", "x"), Batch(k=np.arange(-20, 21), v=np.arange(41))
     clock = {"i": 1}  # of this rank: user code may know the iteration; set back with the engine's
 
@@ -216,14 +216,15 @@ def assert_tells(error: BaseException, fault: Fault, place: str, ranks: set[int]
 def some_ranks(group: Group) -> Iterator[set[int]]:
     yield {group.size - 1}
     if group.size > 1:
-        yield {0}
         yield set(range(group.size))
+    if group.size == 2:
+        yield {0}
 
 
 def check_every_place_with_fresh_and_with_planned_exchanges(group: Group) -> None:
     final = undisturbed()
     for place in PLACES:
-        for iteration in (1, 2, 3):
+        for iteration in (1, 3):
             for ranks in some_ranks(group):
                 fault = Fault(place, frozenset(ranks), iteration)
                 assert_tells(survive(group, fault, final), fault, place, ranks, group)

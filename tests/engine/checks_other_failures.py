@@ -1,4 +1,4 @@
-"""Failures outside of the matrix of `checks_failures`: prepare and finish, wrong results of maps, watchers."""
+"""Failures beside the matrix of `checks_failures`: prepare and finish, wrong results of maps, watchers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from iterreduce.driver import LoopRun
 from iterreduce.events import Event, Events
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.loop import Local, Loop, Replace, Shuffle, State, Superstep, Total
-from tests.engine.kit import Check, int_rows, local, once, raised, rows_of, same
-
-N, MOST = 40, 4
 from tests.engine.checks_failures import Fault, N, Trouble, raise_plainly, the_loop, undisturbed
+from tests.engine.kit import Check, int_rows, local, once, raised, rows_of, same
 
 
 def check_prepare_and_finish_fail_alike(group: Group) -> None:

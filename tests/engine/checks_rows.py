@@ -39,7 +39,12 @@ Give = Callable[[Batch, int, Group], Batch]
 def hashed(rows: Batch, key: tuple[str, ...]) -> list[int]:
     """The hash of each row's key: by hand for a column of integers."""
     column = rows[key[0]]
-    if len(key) > 1 or not isinstance(column, np.ndarray) or column.dtype.kind != "i" or rows.valid(key[0]) is not None:
+    if (
+        len(key) > 1
+        or not isinstance(column, np.ndarray)
+        or column.dtype.kind != "i"
+        or rows.valid(key[0]) is not None
+    ):
         return [int(h) for h in hash_keys(rows.select(*key))]
     out = []
     for word in column.tolist():
@@ -95,7 +100,13 @@ def deals(group: Group, n: int) -> list[list[int] | None]:
 
 def check_rows_come_to_their_owner_in_canonical_order(group: Group) -> None:
     whole = columns(N, 12)
-    tables = [(whole, ("k",)), (whole, ("b", "k")), (with_text(whole), ("t",)), (with_text(whole), ("k",)), (whole, ("m",))]
+    tables = [
+        (whole, ("k",)),
+        (whole, ("b", "k")),
+        (with_text(whole), ("t",)),
+        (with_text(whole), ("k",)),
+        (whole, ("m",)),
+    ]
     for rows, key in tables:
         for ends in deals(group, N):
             got = once(group, {"r": local(rows, group, ends)}, Shuffle("r", key, "t"))
@@ -108,7 +119,9 @@ def check_rounds_of_any_size_bring_the_same_rows(group: Group) -> None:
         wanted = expected(rows, ("k",), group.size)
         for round_words in (1, 100, 1 << 20):
             for ends in deals(group, len(rows)):
-                run = started(pipeline({"r": local(rows, group, ends)}, Shuffle("r", ("k",), "t")), group, check=True)
+                run = started(
+                    pipeline({"r": local(rows, group, ends)}, Shuffle("r", ("k",), "t")), group, check=True
+                )
                 narrow(run, 40, round_words)
                 run.run()
                 assert by_rank(group, run.tables["out"].batch) == wanted
@@ -122,7 +135,11 @@ def check_some_ranks_send_inline_and_others_in_rounds(group: Group) -> None:
         run = started(pipeline({"r": local(rows, group, ends)}, stage), group)
         narrow(run, 100, 40)
         run.run()
-        wanted = expected(rows, ("k",), group.size) if isinstance(stage, Shuffle) else [rows_here(rows)] * group.size
+        wanted = (
+            expected(rows, ("k",), group.size)
+            if isinstance(stage, Shuffle)
+            else [rows_here(rows)] * group.size
+        )
         assert by_rank(group, run.tables["out"].batch) == wanted
 
 
@@ -143,7 +160,9 @@ def times(rows: Batch, iteration: int, group: Group) -> Batch:
     return rows.with_columns(f=rows["f"] * iteration, i=rows["i"] + np.int16(iteration))
 
 
-def the_loop(group: Group, rows: Batch, give: Give, key: tuple[str, ...] = ("k",), ends: Any = None, most: int = MOST) -> Loop:
+def the_loop(
+    group: Group, rows: Batch, give: Give, key: tuple[str, ...] = ("k",), ends: Any = None, most: int = MOST
+) -> Loop:
     """Rows whose values change from iteration to iteration, shuffled by key."""
 
     def map_(r: Batch, clock: Batch) -> Batch:
@@ -155,14 +174,18 @@ def the_loop(group: Group, rows: Batch, give: Give, key: tuple[str, ...] = ("k",
         Local(lambda c: c.with_columns(i=c["i"] + 1), ("clock",), "n"),
     ]
     sources = {"r": local(rows, group, ends), "one": Batch(i=np.ones(1, np.int64))}
-    return looping(sources, {"s": State(""), "clock": State("one")}, stages, {"s": "h", "clock": "n"}, most=most)
+    return looping(
+        sources, {"s": State(""), "clock": State("one")}, stages, {"s": "h", "clock": "n"}, most=most
+    )
 
 
 def shuffle_of(run: LoopRun) -> RowShuffle:
     return next(work for work in run.shop.exchangers if isinstance(work, RowShuffle))
 
 
-def advance(run: LoopRun, rows: Batch, give: Give, group: Group, key: tuple[str, ...] = ("k",), ends: Any = None) -> None:
+def advance(
+    run: LoopRun, rows: Batch, give: Give, group: Group, key: tuple[str, ...] = ("k",), ends: Any = None
+) -> None:
     """One iteration, and a look at its rows: as if every rank's rows were given by the oracle."""
     run.advance()
 
@@ -177,8 +200,9 @@ def advance(run: LoopRun, rows: Batch, give: Give, group: Group, key: tuple[str,
 def check_plans_move_values_only_and_change_nothing(group: Group) -> None:
     rows = columns(N, 12)
     for ends in deals(group, N):
-        run, naive = started(the_loop(group, rows, times, ends=ends), group, check=True), started(
-            the_loop(group, rows, times, ends=ends), group, naive=True
+        run, naive = (
+            started(the_loop(group, rows, times, ends=ends), group, check=True),
+            started(the_loop(group, rows, times, ends=ends), group, naive=True),
         )
         for _ in range(4):
             advance(run, rows, times, group, ends=ends)
@@ -195,7 +219,10 @@ def check_a_planned_iteration_sends_the_bytes_of_its_values(group: Group) -> Non
         advance(run, rows, times, group)
     mine = share(rows, group)
     ends = [PARTITIONS * r // group.size for r in range(group.size + 1)]
-    away = sum(not ends[group.rank] <= (h >> 32) * PARTITIONS >> 32 < ends[group.rank + 1] for h in hashed(mine, ("k",)))
+    away = sum(
+        not ends[group.rank] <= (h >> 32) * PARTITIONS >> 32 < ends[group.rank + 1]
+        for h in hashed(mine, ("k",))
+    )
     assert run.bytes_iterations[1:] == [away * 16] * 2, "a float64, and an int16 in a word of its own"
 
 
@@ -259,7 +286,10 @@ def check_one_rank_may_change_its_mind(group: Group) -> None:
                     for r in range(group.size)
                 ]
                 if kind == "nulls" and i in iterations:
-                    parts = [p if p.valid("f") is not None else p.with_valid(f=np.ones(len(p), bool)) for p in parts]
+                    parts = [
+                        p if p.valid("f") is not None else p.with_valid(f=np.ones(len(p), bool))
+                        for p in parts
+                    ]
                 assert got == expected(Batch.concat(parts), ("k",), group.size), (kind, iterations, i)
 
 

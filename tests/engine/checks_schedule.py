@@ -42,7 +42,7 @@ def the_loop(
     ends: list[int] | None = None,
     until: object = None,
 ) -> Loop:
-    """Edges with invariant keys, a combining shuffle onto pages (or of its own), a total, an update; counts iterations."""
+    """Edges with invariant keys, a combining shuffle (onto pages or not), a total, an update, a clock."""
     edges, pages = int_rows(N, 10).select("k", "x"), Batch(k=np.arange(-5, 6), v=np.arange(11))
 
     def give(r: Batch, clock: Batch) -> Batch:

@@ -12,6 +12,7 @@ from iterreduce.columns.partition import PartitionMap
 from iterreduce.driver import LoopRun
 from iterreduce.loop import Gather, Local, Loop, Shuffle, State, Total
 from iterreduce.shuffle import CombineShuffle
+from tests.engine.checks_schedule import MOST, N, the_loop
 from tests.engine.kit import (
     Check,
     all_on,
@@ -25,9 +26,6 @@ from tests.engine.kit import (
     share,
     started,
 )
-
-N, MOST = 60, 6
-from tests.engine.checks_schedule import MOST, N, the_loop
 
 
 def narrow(run: LoopRun, slot_words: int, round_words: int) -> None:

@@ -80,7 +80,7 @@ def by_rank(group: Group, batch: Batch) -> list[list[Row]]:
 
 
 def rows_of(group: Group, table: Table | Result) -> list[Row]:
-    """All rows of a table, in rank order; where it is everywhere, it must be the same on all ranks. Collective."""
+    """All rows of a table, in rank order; what is everywhere must be the same on all ranks. Collective."""
     ranks = by_rank(group, table.batch)
     if table.everywhere:
         assert all(repr(rows) == repr(ranks[0]) for rows in ranks), "not the same on all ranks"

@@ -382,7 +382,7 @@ def test_recurring_keys_travel_as_four_bytes_at_most_and_no_text(ranks: int) -> 
         )
         choice = np.minimum((by_owner + 63) // 64, (head[:, ROWS] + 1) // 2) if part > 1 else 0
         assert (head[:, WORDS] == head[:, ROWS] * width + choice).all()
-        assert slots_of(run).rows_by_slot == 3 * 900 - (900 - 900 // part)
+        assert slots_of(run).rows_by_slot == 3 * 900 + 900 // part
 
     for part in (1, 2, 90):
         if ranks > 1:
