@@ -89,7 +89,7 @@ class Draw:
 
     seed: int
 
-    def run(self, context: ir.Context, near: ir.Batch, points: ir.Batch) -> ir.Batch:
+    def run(self, context: ir.Context, points: ir.Batch, near: ir.Batch) -> ir.Batch:
         rows = np.arange(context.first_row, context.first_row + len(near), dtype=np.uint64)
         u = ir.random.uniform(self.seed, 2, context.iteration, rows)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -113,7 +113,7 @@ def plus_plus(points: ir.Dataset, k: int, seed: int) -> ir.Dataset:
         "draw a seed",
         (
             ir.Local(nearer, ("near", rows, "seeds"), "nearer"),
-            ir.Local(Draw(seed), ("nearer", rows), "candidates"),
+            ir.Local(Draw(seed), (rows, "nearer"), "candidates"),
             ir.Total("candidates", (), {"x": ir.argmin("x", by="arrival")}, "drawn"),
             ir.Local(add_seed, ("seeds", "drawn"), "more", cut="share"),
         ),

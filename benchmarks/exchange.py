@@ -2,11 +2,11 @@
 
     mpirun -n 2 python benchmarks/exchange.py [--rows 10000000] [--keys 1000000] [--repeats 7]
 
-Rows are (int64 key, float64 value), ``--rows`` of them over all ranks, routed by hash. *Fresh*: nothing is known;
-*values*: the keys are those of the last iteration. For each: the engine's stage, driven as the engine drives it
-(``prepare``, ``exchange``, ``finish``, ``commit``), whose rows come out sorted by key; the same up to rows at their
-owner, in order of arrival; and the rivals, whose buffers are ready and touched. Everything is interleaved, times are
-of the slowest rank, in milliseconds: the median of all turns, and the best.
+Rows are (int64 key, float64 value), ``--rows`` of them over all ranks, routed by hash. *Fresh*: nothing is
+known; *values*: the keys are those of the last iteration. For each: the engine's stage, driven as the engine
+drives it (``prepare``, ``exchange``, ``finish``, ``commit``), whose rows come out sorted by key; the same
+up to rows at their owner, in order of arrival; and the rivals, whose buffers are ready and touched. All is
+interleaved; times are of the slowest rank, in milliseconds: the median of all turns, and the best.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import socket
 import traceback
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from iterreduce.errors import (
 from iterreduce.exchange import FAILED, OK
 
 T = TypeVar("T")
+PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +44,7 @@ def caught(error: BaseException, stage: str, iteration: int, rank: int) -> Caugh
     user = isinstance(error, InUserCode)
     original = error.original if isinstance(error, InUserCode) else error
     expected = isinstance(original, IterReduceError) and not user
-    text = (
-        ""
-        if expected
-        else "".join(traceback.format_exception(type(original), original, _own_frames(original, user)))
-    )
+    text = "" if expected else _traceback(original, user)
     try:
         message = str(original)
     except BaseException:  # a text that fails must not keep this rank from the next collective
@@ -55,10 +53,16 @@ def caught(error: BaseException, stage: str, iteration: int, rank: int) -> Caugh
     return Caught(Failure(rank, socket.gethostname(), iteration, stage, kind, message, text, user), original)
 
 
-def _own_frames(original: BaseException, user: bool):  # type: ignore[no-untyped-def]
-    """The traceback from the user's function on: the engine's frames above it say nothing to a user."""
+def _traceback(original: BaseException, user: bool) -> str:
+    """The traceback from the user's function on; frames of this package around it say nothing to a user."""
     trace = original.__traceback__
-    return trace.tb_next if user and trace is not None and trace.tb_next is not None else trace
+    if user and trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    told = traceback.TracebackException(type(original), original, trace)
+    if user and isinstance(original, IterReduceError):
+        while len(told.stack) > 1 and told.stack[-1].filename.startswith(PACKAGE):
+            told.stack.pop()
+    return "".join(told.format())
 
 
 def raise_agreed(group: Group, mine: Caught | None) -> NoReturn:

@@ -75,6 +75,12 @@ def user_line(error: BaseException, path: str) -> str:
     return f"{path}, line {last.lineno}, in {last.name}: {(last.line or '').strip()}"
 
 
+def raised_by(error: BaseException, path: str) -> bool:
+    """Whether the file `path` itself raised the error, rather than something that it called."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and _is_file(frames[-1].filename, path)
+
+
 def _run_file(absolute: str, path: str) -> ModuleType:
     name = f"app_{Path(absolute).stem}"
     spec = importlib.util.spec_from_file_location(name, absolute, loader=_AppLoader(name, absolute))

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from iterreduce import launch
-from iterreduce.appfile import AppFileError, user_line, user_traceback
+from iterreduce.appfile import AppFileError, raised_by, user_line, user_traceback
 from iterreduce.arguments import USAGE, Answer, CommandLineError, Request, parse_command_line
 from iterreduce.errors import InputError, IterReduceError, LaunchError, OutputError, StageError, UsageError
 from iterreduce.events import Events
@@ -149,7 +149,12 @@ def _work(crew: Crew, request: Request, started: float) -> Problem | None:
     problem = launch.agree(crew, _check_outputs(options) if crew.group.rank == 0 else None, "")
     if problem is not None:
         return problem
-    work = request.app.build(request.values, crew.group, _open)
+    try:
+        work = request.app.build(request.values, crew.group, _open)
+    except UsageError as error:
+        if raised_by(error, request.path):  # the app does not take these values
+            raise CommandLineError(str(error)) from error
+        raise
     if work is None:
         return _nothing_to_write(options, request)
     return _run(crew, request, work, started)

@@ -1,9 +1,8 @@
 """Key directories: keys that were sent before travel as numbers, and their owner hashes nothing.
 
-For each pair of ranks both sides hold the keys that the one sent to the other (the *pair's keys*), in
-canonical order, so that a key is a number on the wire and a number is a slot at the owner. A segment then begins
-with the rows of known keys: which ones (`selector_words`), then their records; rows of other keys follow with
-their keys.
+For each pair of ranks both sides hold the keys that the one sent to the other (the *pair's keys*), in canonical
+order, so that a key is a number on the wire and a number is a slot at the owner. A segment then begins with the
+rows of known keys: which ones (`selector_words`), then their records; rows of other keys follow with their keys.
 
 Here is what a directory is, what it makes of rows that leave, and of rows that arrive. What it is not: it
 decides nothing; when keys are learnt and forgotten, and how ranks agree on it, is told in `iterreduce.slots`.
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iterreduce.columns.batch import Batch
+from iterreduce.columns.combiner import FoldedRows
 from iterreduce.columns.groups import Folded, KeyIndex, number_keys
 from iterreduce.columns.keylist import KeyList
 from iterreduce.columns.numbering import code_dtype
@@ -92,7 +92,9 @@ class Directory:
         """Bytes on this rank, with 4 per key for its row in a table that is shuffled onto."""
         return self.sent.nbytes + self.owned.nbytes + sum(s.nbytes for s in self.slots) + 4 * len(self.owned)
 
-    def grown(self, sent: KeyList, received: Sequence[Sequence[KeyList]], partitions: PartitionMap) -> Directory:
+    def grown(
+        self, sent: KeyList, received: Sequence[Sequence[KeyList]], partitions: PartitionMap
+    ) -> Directory:
         """With more keys: ``received[s]`` from rank ``s``, in several lists."""
         all_sent = self.sent.union(sent).keys
         bounds = partitions.send_bounds(all_sent.hashes)
@@ -104,7 +106,8 @@ class Directory:
         slots, at, dtype = [], 0, code_dtype(len(union.keys))
         for old, lists in zip(self.slots, received, strict=True):
             end = at + sum(map(len, lists))
-            slots.append(np.union1d(union.old[old], union.new[numbered.codes[at:end]]).astype(dtype))
+            both = [union.old[old], union.new[numbered.codes[at:end]]]
+            slots.append(all_slots(both, len(union.keys)).astype(dtype))
             at = end
         return Directory(all_sent, bounds, union.keys, slots)
 
@@ -130,16 +133,17 @@ class Segments:
 
     def __init__(self, combiner: Combiner, folded: Folded, bounds: Array, directory: Directory):
         assert combiner.outputs is not None
-        places = directory.sent.find(KeyList(folded.hashes, folded.keys))
+        places = places_in(directory.sent, folded)
         self.folded, self.width, self.directory = folded, combiner.outputs.width, directory
         self.known, self.unknown = np.flatnonzero(places >= 0), np.flatnonzero(places < 0)
         self.places = places if not len(self.unknown) else places[self.known]
         self.known_bounds = np.searchsorted(self.known, bounds)
         self.unknown_bounds = bounds - self.known_bounds
-        self.wire = folded.keys.with_columns(**{RECORDS: folded.records})
+        self.by_key = keys_at(folded, self.unknown, directory.sent)
+        self.wire = self.by_key.keys.with_columns(**{RECORDS: folded.records[self.unknown]})
         self.rows_known = np.diff(self.known_bounds)
         self.selectors = selector_words(self.rows_known, np.diff(directory.bounds))
-        with_keys = packed_words(self.wire, self.unknown, self.unknown_bounds)
+        with_keys = packed_words(self.wire, None, self.unknown_bounds)
         with_keys[np.diff(self.unknown_bounds) == 0] = 0  # not even the offsets of no text
         self.words = self.selectors + self.rows_known * self.width + with_keys
 
@@ -158,7 +162,7 @@ class Segments:
             self._pack_records(lo, hi, buffer[begin:end].reshape(-1, self.width))
             lo, hi = self.unknown_bounds[dest : dest + 2].tolist()
             if hi > lo:
-                pack(self.wire, self.unknown, lo, hi, buffer, end)
+                pack(self.wire, None, lo, hi, buffer, end)
 
     def _pack_records(self, lo: int, hi: int, out: Array) -> None:
         rows = self.known[lo:hi]
@@ -166,6 +170,21 @@ class Segments:
             out[...] = self.folded.records[rows[0] : rows[-1] + 1]
         else:
             np.take(self.folded.records, rows, axis=0, out=out, mode="clip")
+
+
+def places_in(known: KeyList, folded: Folded) -> Array:
+    """Where each key of a fold stands; below 0 where it is unknown."""
+    if isinstance(folded, FoldedRows):
+        return known.find_rows(folded.hashes, folded.rows)
+    return known.find(KeyList(folded.hashes, folded.keys))
+
+
+def keys_at(folded: Folded, rows: Array, like: KeyList) -> KeyList:
+    """Some keys of a fold: no others are decoded."""
+    if not len(rows):
+        return KeyList.empty(like.keys.schema)
+    keys = folded.keys_at(rows) if isinstance(folded, FoldedRows) else folded.keys.take(rows)
+    return KeyList(folded.hashes[rows], keys)
 
 
 @dataclass(frozen=True)
@@ -213,7 +232,8 @@ def number_parts(owned: KeyList, parts: Sequence[Part]) -> tuple[list[Array], Ke
         for places, rows in zip(found, absent, strict=True):
             places[rows] = len(owned) + numbered.codes[at : at + len(rows)]
             at += len(rows)
-    return [np.concatenate([p.slots, f]) if len(f) else p.slots for p, f in zip(parts, found, strict=True)], new
+    codes = [np.concatenate([p.slots, f]) if len(f) else p.slots for p, f in zip(parts, found, strict=True)]
+    return codes, new
 
 
 class Merger:

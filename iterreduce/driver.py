@@ -35,9 +35,11 @@ from iterreduce.maps import refuse_in_user_code
 from iterreduce.options import Options
 from iterreduce.rowshuffle import RowShuffle
 from iterreduce.shuffle import CombineShuffle
-from iterreduce.sources.blocks import Source, load
+from iterreduce.sources.blocks import Loaded, Source, load
 from iterreduce.superstep import SuperstepRun, Workshop
 from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, column_tokens, everywhere, token
+from iterreduce.uncombined import WithFallback
+
 
 CONTROL_WORDS = 4  # stage and sequence, status, token to evict, stages whose result keys changed (bits)
 STAGE, STATUS, EVICT, CHANGED = range(CONTROL_WORDS)
@@ -95,6 +97,7 @@ class LoopRun:
         )
         self.prepare, self.body = hoisted(loop) if not naive else (loop.prepare, loop.body)
         self._supersteps = [SuperstepRun(step, self.shop) for step in self.body]
+        self.read: dict[int, tuple[Source, Loaded]] = {}  # an inner loop shares what was read, and adds to it
         self._started = False
         self._late: Caught | None = None
         self._changed, self._wishes = 0, list[int]()
@@ -102,7 +105,7 @@ class LoopRun:
         self._watched_keys = [
             (1 << min(i, LAST_BIT), x)
             for i, x in enumerate(self.shop.exchangers)
-            if isinstance(x, CombineShuffle | RowShuffle)
+            if isinstance(x, CombineShuffle | RowShuffle | WithFallback)
         ]
         self._lay_out_control()
 
@@ -143,6 +146,7 @@ class LoopRun:
         if isinstance(source, Loop):
             alike = replace(source, partitions=self.loop.partitions)  # its result may be shuffled onto
             inner = LoopRun(alike, self.group, replace(self.options, naive=False), self.events)
+            inner.read = self.read
             inner.run()
             inner.finish()
             return self._numbered(_renewed(inner.tables[source.result], token("loop", self.loop.name, name)))
@@ -159,8 +163,13 @@ class LoopRun:
 
     def _load_rows(self, name: str, source: Source) -> Table:
         started = time.perf_counter()
-        source.open(self.group)
-        got = load(self.group, source)
+        known = self.read.get(id(source))
+        if known is not None and not self.options.naive:
+            got = known[1]
+        else:
+            source.open(self.group)
+            got = load(self.group, source)
+            self.read[id(source)] = source, got
         of = token("source", name, source.token)
         tokens = column_tokens(of, got.batch) if not self.options.naive else NO_TOKENS
         self.loaded[name] = got.batch.nbytes
@@ -177,7 +186,7 @@ class LoopRun:
         """Stages that run once; their results are invariants."""
         if not stages:
             return
-        once = replace(self.shop, repeats=False, keep=False, exchangers=[], stages=1 << 16)
+        once = replace(self.shop, repeats=False, keep=False, exchangers=[], stages=1 << 14)
         guard = self._guard(self.iteration)
         made = SuperstepRun(Superstep(what, stages), once, wanted_after(self.loop)).results(tables, guard)
         self._leave_if_failed(guard)
@@ -206,7 +215,7 @@ class LoopRun:
         assert share is not None
         step = SuperstepRun(
             Superstep("start", (Shuffle("\0initial", state.key, "\0shuffled"),)),
-            replace(self.shop, repeats=False, exchangers=[], stages=1 << 17),
+            replace(self.shop, repeats=False, exchangers=[], stages=1 << 15),
         )
         made = step.results({"\0initial": share}, guard)
         self._leave_if_failed(guard)

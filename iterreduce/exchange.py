@@ -28,6 +28,7 @@ HEADER_WORDS = 8
 STAGE, STATUS, ROWS, WORDS, LARGEST, SCHEMA, PROPOSAL, EXTRA = range(HEADER_WORDS)
 
 OK, FAILED, REPLAN, SECOND, STOP = 0, 1, 2, 4, 8  # bits of the status word
+ROWS_WANTED = 16  # the outputs of this stage cannot be folded into records: whole rows must travel
 ABSTAIN = -1  # proposal of a rank without rows: whatever the others say
 
 INLINE_BYTES = 256 << 10  # all slots of one rank together: below it one Alltoall beats a count exchange

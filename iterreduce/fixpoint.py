@@ -79,20 +79,41 @@ class Distance:
 
     def partial(self, old: Batch, new: Batch) -> tuple[float, float, float]:
         """(sum, rows, largest) over rows that stand side by side."""
-        rows = self._rows(old, new)
+        found = self._folded(self._rows(old, new))
+        if math.isnan(found[0] + found[2]) and not callable(self.per_row):
+            # infinity minus infinity: an infinite value that stayed what it was has not moved
+            found = self._folded(self._rows(old, new, equal_is_zero=True))
+        return found
+
+    def _folded(self, rows: Array) -> tuple[float, float, float]:
         if len(rows) == 0:
             return 0.0, 0.0, 0.0
         if self.fold == "max":
             return 0.0, float(len(rows)), float(rows.max())
-        total = float(np.dot(rows, rows)) if self.per_row == "l2" else float(np.add.reduce(rows))
+        if self.per_row == "l2":
+            with np.errstate(over="ignore"):  # an infinite distance says enough
+                return float(np.dot(rows, rows)), float(len(rows)), 0.0
+        total = float(np.add.reduce(rows))
         return total, float(len(rows)), 0.0
 
-    def _rows(self, old: Batch, new: Batch) -> Array:
+    def _rows(self, old: Batch, new: Batch, equal_is_zero: bool = False) -> Array:
         if callable(self.per_row):
             return _checked_rows(asked(self.per_row, old, new), len(new))
         names = self.columns or tuple(n for n in new.names)
-        parts = [_row_distance(self.per_row, n, old, new) for n in names]
+        parts = [_row_distance(self.per_row, n, old, new, equal_is_zero) for n in names]
         return parts[0] if len(parts) == 1 else _combined(self.per_row, parts)
+
+    def refuse_nulls(self, *batches: Batch) -> None:
+        """A null has no distance to a number: raise `SchemaError`."""
+        if callable(self.per_row) or self.per_row == "changed":
+            return
+        for batch in batches:
+            for name in self.columns or batch.names:
+                if batch.valid(name) is not None:
+                    raise SchemaError(
+                        f'a distance needs numbers; column "{name}" has nulls (fill them in, or use '
+                        f'ir.changed("{name}"))'
+                    )
 
     def fold_ranks(self, partials: Partials) -> float:
         """The distance, from three numbers of each rank, in rank order."""
@@ -360,14 +381,14 @@ def _matched(old: Batch, new: Batch, keys: tuple[str, ...]) -> tuple[Batch, Batc
 
 
 def _nothing_like(rows: Batch, keys: tuple[str, ...]) -> Batch:
-    """The same keys with zeros beside them."""
-    zeros = {
-        n: np.zeros_like(rows[n]) for n in rows.names if n not in keys and not isinstance(rows[n], Ragged)
-    }
-    return rows.with_columns(**zeros)
+    """The same keys with zeros beside them, which are marked as no values: they differ from every value."""
+    values = [n for n in rows.names if n not in keys]
+    zeros = {n: np.zeros_like(rows[n]) for n in values if not isinstance(rows[n], Ragged)}
+    nothing = np.zeros(len(rows), bool)
+    return rows.with_columns(**zeros).with_valid(**dict.fromkeys(values, nothing))
 
 
-def _row_distance(per_row: PerRow, name: str, old: Batch, new: Batch) -> Array:
+def _row_distance(per_row: PerRow, name: str, old: Batch, new: Batch, equal_is_zero: bool = False) -> Array:
     a, b = old[name], new[name]
     if isinstance(a, Ragged) or per_row == "changed":
         return (
@@ -380,6 +401,8 @@ def _row_distance(per_row: PerRow, name: str, old: Batch, new: Batch) -> Array:
             f'a distance needs numbers; column "{name}" is {a.dtype} (use ir.changed("{name}"))'
         )
     diff = b - a if a.dtype == b.dtype == FLOAT64 else np.subtract(b, a, dtype=np.float64)
+    if equal_is_zero:
+        diff[a == b] = 0
     flat: Array = diff if diff.ndim == 1 else diff.reshape(len(diff), math.prod(diff.shape[1:]))
     if flat.ndim == 1:
         np.abs(flat, out=flat)
@@ -453,6 +476,7 @@ def partials(until: Until, old: Mapping[str, Table], new: Mapping[str, Table], r
         if after.everywhere and rank:
             out.extend([0.0] * rule.width)
         elif isinstance(rule, Distance):
+            rule.refuse_nulls(before.batch, after.batch)
             out.extend(rule.partial(*side_by_side(before, after, rule.columns or after.batch.names)))
         else:
             out.extend(rule.partial(before.batch, after.batch))

@@ -24,6 +24,10 @@ from iterreduce.maps import BlockMap, Piece
 from iterreduce.table import Table
 
 
+class NeedsRows(SchemaError):
+    """An aggregate that cannot be folded into records of a fixed size."""
+
+
 class Outputs:
     """The bound aggregators of one stage and where each one's words lie in a record of ``width`` words."""
 
@@ -36,7 +40,7 @@ class Outputs:
         self.width = 0
         for output in self.outputs:
             if output.bound.words is None:
-                raise SchemaError(
+                raise NeedsRows(
                     f'output "{output.name}" needs all rows of a key together; it cannot be combined '
                     "before sending"
                 )

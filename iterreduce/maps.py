@@ -188,10 +188,20 @@ class BlockMap:
             )
         known = self._beside.get(name)
         if known is None or known[0] is not table.batch or known[1] is not pieces:
+            self._check_keys(name, table, first)
             cut = [Handed(table.batch.slice(p.lo, p.lo + len(p.batch)), table.tokens, p.lo) for p in pieces]
             known = (table.batch, pieces, cut or [self._hand(name, table)])
             self._beside[name] = known
         return known[2]
+
+    def _check_keys(self, name: str, table: Table, first: Table) -> None:
+        for key in first.layout.keys:
+            ours, theirs = first.batch.select(key), table.batch.select(key)
+            if ours[key] is not theirs[key] and not ours.equals(theirs):
+                raise SchemaError(
+                    f'{describe(self.stage.function)} reads "{self.stage.reads[0]}" and "{name}" side by side, '
+                    f'but their rows are not of the same "{key}"; shuffle one onto the other'
+                )
 
     def share(self, tables: Mapping[str, Table], iteration: int) -> Table:
         """The map's result on the whole share."""
@@ -211,9 +221,7 @@ class BlockMap:
             if like.layout.kind != "everywhere":
                 layout = like.layout if all(k in batch for k in like.layout.keys) else BY_BLOCK
                 if len(batch) == len(like.batch):
-                    return Table(
-                        batch, layout, result.tokens, like.block_starts, like.first_row, like.rows_total
-                    )
+                    return Table(batch, layout, result.tokens, like.block_starts)
                 return Table(batch, layout, result.tokens, np.array([0, len(batch)]))
         return Table(batch, EVERYWHERE, result.tokens, np.array([0, len(batch)]), 0, len(batch))
 
@@ -248,7 +256,7 @@ def joined(first: Table, pieces: list[Piece]) -> Table | None:
     batch = _join(first, pieces, tokens)
     layout: Layout = first.layout if all(k in batch for k in first.layout.keys) else BY_BLOCK
     if all(len(p.batch) == p.hi - p.lo for p in pieces):
-        return Table(batch, layout, tokens, first.block_starts, first.first_row, first.rows_total)
+        return Table(batch, layout, tokens, first.block_starts)
     ends = np.cumsum([0] + [len(p.batch) for p in pieces])
     return Table(batch, layout, NO_TOKENS, ends)
 

@@ -49,7 +49,8 @@ from iterreduce.lineage import KeyLineage, Pending
 from iterreduce.loop import Gather, Shuffle
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import Piece, joined
-from iterreduce.rowplan import RowPlan, RowPlanBody, RowRounds, Shelf, fixed, go_in_rounds, rows_extra
+from iterreduce.rowplan import RowPlan, RowPlanBody
+from iterreduce.rowrounds import RowRounds, Shelf, fixed, go_in_rounds, rows_extra
 from iterreduce.shuffle import require_keyed
 from iterreduce.table import EVERYWHERE, NO_TOKENS, Table, by_key
 

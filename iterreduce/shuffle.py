@@ -32,6 +32,7 @@ from iterreduce.exchange import (
     FAILED,
     OK,
     REPLAN,
+    ROWS_WANTED,
     SCHEMA,
     Arrival,
     FreshExchange,
@@ -102,6 +103,7 @@ class CombineShuffle:
         self.fresh = FreshExchange(group, number, check, limit_bytes=limit_bytes)
         self.slots = Slots(number, group.size, cache, partitions, enabled=repeats)
         assert stage.combine is not None
+        self.extra_status = OK  # what else the next header says
         self.combiner = Combiner(stage.combine, stage.key, source)
         self.plan: ValuesPlan | None = None
         self.plan_token = 0
@@ -261,9 +263,9 @@ class CombineShuffle:
         while True:
             lost = self.slots.lost
             out = (None if lost else guard.run(self._outgoing)) or nothing(self.group.size)
-            arrival = self.fresh.run(out, guard.status | REPLAN if lost else guard.status)
-            if arrival.status & FAILED:
-                return FAILED
+            arrival = self.fresh.run(out, guard.status | self.extra_status | (REPLAN if lost else OK))
+            if arrival.status & (FAILED | ROWS_WANTED):
+                return arrival.status & (FAILED | ROWS_WANTED)
             if arrival.status & REPLAN:  # a rank cannot read slots: all forget them, and send keys
                 self.slots.drop()
                 continue
@@ -293,7 +295,7 @@ class CombineShuffle:
     def _outgoing(self) -> Outgoing:
         if self.combiner.outputs is None:
             return nothing(self.group.size, self.proposal)
-        return self.slots.outgoing(self.combiner, self.combiner.fold.result(), self.proposal)
+        return self.slots.outgoing(self.combiner, self.combiner.fold.rows(), self.proposal)
 
     def _merge(self, arrival: Arrival) -> tuple[Batch, Array]:
         """The keys of this rank's result and their records; the receive buffer may be reused afterwards."""

@@ -132,8 +132,7 @@ class Slots:
         self._agreed: tuple[Step, int, int, int] | None = None
         self._new: tuple[KeyList, list[KeyList]] | None = None
         self._next: Directory | None = None
-        self._folded: Folded | None = None
-        self._unknown: Array | None = None  # rows of the fold that went with their keys; None: all
+        self._by_key: KeyList | None = None  # keys that went as keys
         self._counts = 0, 0, 0
 
     @property
@@ -153,14 +152,14 @@ class Slots:
         """Records for each destination, those of known keys by number."""
         assert combiner.outputs is not None
         bounds, digest = self.partitions.send_bounds(folded.hashes), combiner.outputs.schema.digest()
-        self._folded, directory = folded, self.directory
+        directory = self.directory
         if directory is None or self._digest != digest:
-            self._unknown = None
+            self._by_key = KeyList(folded.hashes, folded.keys)
             out = combiner.outgoing(folded, bounds, proposal)
             self._counts = 0, len(folded), int(out.words.sum())
             return replace(out, extra=self._told(np.zeros_like(out.rows)))
         segments = Segments(combiner, folded, bounds, directory)
-        self._unknown = segments.unknown
+        self._by_key = segments.by_key
         self._counts = len(segments.known), len(segments.unknown), int(segments.words.sum())
         return segments.outgoing(digest, proposal, self._told(segments.rows_known))
 
@@ -218,10 +217,9 @@ class Slots:
         """Hold on to the unknown keys of this exchange, and make what the directory grows to, if it does."""
         if self._agreed is None or self._agreed[0] not in ("remember", "grow"):
             return
-        sent = KeyList.empty(parts[0].keyed.keys.schema)
-        if self._folded is not None:
-            sent = KeyList(self._folded.hashes, self._folded.keys)
-            sent = sent if self._unknown is None else sent.take(self._unknown)
+        sent = self._by_key
+        if sent is None:
+            sent = KeyList.empty(parts[0].keyed.keys.schema)
         self._new = sent, [p.listed().copy() for p in parts]
         if self._agreed[0] == "grow":
             self._next = self._grown(*self._with_new())
@@ -270,7 +268,7 @@ class Slots:
 
     def rollback(self) -> None:
         """The iteration never was, or is over."""
-        self._agreed = self._new = self._next = self._folded = self._unknown = None
+        self._agreed = self._new = self._next = self._by_key = None
         self._counts = 0, 0, 0
 
     def drop(self) -> None:

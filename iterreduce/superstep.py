@@ -11,6 +11,7 @@ not know.
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -29,8 +30,9 @@ from iterreduce.rowshuffle import GatherRows, RowShuffle
 from iterreduce.shuffle import CombineShuffle
 from iterreduce.table import Table
 from iterreduce.total import TotalRows
+from iterreduce.uncombined import WithFallback, may_need_rows
 
-Exchanger = CombineShuffle | RowShuffle | TotalRows | GatherRows
+Exchanger = CombineShuffle | RowShuffle | TotalRows | GatherRows | WithFallback
 
 
 @dataclass
@@ -51,15 +53,24 @@ class Workshop:
     def exchanger(self, stage: Stage, source: RowSource) -> Exchanger:
         """The stage at work, under the next stage number."""
         self.stages += 1
-        common = (self.stages, self.group, source)
+        common = (stage_number(self.stages, stage), self.group, source)
         if isinstance(stage, Total):
             made: Exchanger = TotalRows(stage, *common, self.check, self.keep)
+            if may_need_rows(stage.aggregators):
+                gather = Gather(stage.rows, stage.into)
+                whole = GatherRows(gather, *common, self.check, self.limit_bytes)
+                made = WithFallback(made, whole, stage.aggregators, stage.key)
         elif isinstance(stage, Gather):
             made = GatherRows(stage, *common, self.check, self.limit_bytes)
         elif isinstance(stage, Shuffle) and stage.combine is not None:
             made = CombineShuffle(
                 stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats
             )
+            if may_need_rows(stage.combine) and stage.onto is None:
+                by_key = RowShuffle(
+                    stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats
+                )
+                made = WithFallback(made, by_key, stage.combine, stage.key)
         else:
             assert isinstance(stage, Shuffle)
             made = RowShuffle(
@@ -67,6 +78,15 @@ class Workshop:
             )
         self.exchangers.append(made)
         return made
+
+
+def stage_number(count: int, stage: Stage) -> int:
+    """31 bits that tell a stage from others: how many stages came before, and a digest of what it is.
+
+    Two programs that differ between ranks meet under ``--check`` with different numbers.
+    """
+    words = f"{type(stage).__name__} {stage.into} {getattr(stage, 'key', ())}"
+    return (zlib.crc32(words.encode()) & 0x7FFF) << 16 | count & 0xFFFF
 
 
 class SuperstepRun:
@@ -145,13 +165,7 @@ def local(work: BlockMap, tables: Mapping[str, Table], iteration: int) -> Table:
     if made is not None:
         return made
     empty = work.on_nothing(tables, iteration)
-    return Table(
-        empty,
-        first.layout,
-        first_row=first.first_row,
-        block_starts=first.block_starts,
-        rows_total=first.rows_total,
-    )
+    return Table(empty, first.layout, block_starts=first.block_starts)
 
 
 def fused_maps(stages: Iterable[Stage], kept: set[str]) -> set[str]:

@@ -25,6 +25,7 @@ from iterreduce.exchange import (
     OK,
     REPLAN,
     ROWS,
+    ROWS_WANTED,
     SCHEMA,
     STAGE,
     STATUS,
@@ -58,6 +59,7 @@ class TotalRows:
         self.domain_kept = domain_kept
         self.key = stage.key or (ALL,)
         self.fresh = FreshExchange(group, number, check)
+        self.extra_status = OK  # what else the next header says
         self.combiner = Combiner(stage.aggregators, self.key, source)
         self.domain: Domain | None = None
         self._domain_next: Domain | None = None
@@ -160,9 +162,9 @@ class TotalRows:
     def _exchange_fresh(self, guard: Guard) -> int:
         while True:
             out = guard.run(self._outgoing) or nothing(self.group.size)
-            arrival = self.fresh.run(out, guard.status)
-            if arrival.status & FAILED:
-                return FAILED
+            arrival = self.fresh.run(out, guard.status | self.extra_status)
+            if arrival.status & (FAILED | ROWS_WANTED):
+                return arrival.status & (FAILED | ROWS_WANTED)
             digests = arrival.headers[:, SCHEMA].tolist()
             if len(set(digests)) > 1 or 0 in digests:
                 mine = self.combiner.schema

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.fused import fused_sum
 from iterreduce.columns.hashing import hash_words, key_words, unhash_words
 from iterreduce.columns.jit import kernel
-from iterreduce.columns.keycodec import is_word_key
+from iterreduce.columns.keycodec import KeyBytes, decode_keys, is_word_key
 from iterreduce.columns.keystore import KeyStore
 from iterreduce.columns.keytable import OrderedTable
 from iterreduce.columns.numbering import estimate_distinct, is_dense, keys_of_words
@@ -52,6 +53,30 @@ class Folded:
     def slice(self, lo: int, hi: int) -> Folded:
         """Rows ``lo`` to ``hi``, sharing memory."""
         return Folded(self.hashes[lo:hi], self.keys.slice(lo, hi), self.records[lo:hi])
+
+
+class FoldedRows(Folded):
+    """Keys that still stand in the store of their fold, as bytes: ``keys`` are decoded where they are asked for.
+
+    They are read before the fold is cleared or takes more rows.
+    """
+
+    def __init__(self, schema: Schema, hashes: Array, rows: KeyBytes, records: Array):
+        for name, value in (("schema", schema), ("hashes", hashes), ("rows", rows), ("records", records)):
+            object.__setattr__(self, name, value)
+
+    schema: Schema
+    rows: KeyBytes
+
+    @cached_property
+    def keys(self) -> Batch:
+        """The key columns, in memory of their own."""
+        return decode_keys(self.schema, self.rows)
+
+    def keys_at(self, places: Array) -> Batch:
+        """The keys in these places only."""
+        rows = self.rows
+        return decode_keys(self.schema, KeyBytes(rows.starts[places], rows.lengths[places], rows.data))
 
 
 class Layout:
@@ -322,6 +347,11 @@ class GeneralStore:
         hashes, numbers = self.keys.canonical()
         return Folded(hashes, self.keys.keys(numbers), self.records[numbers])
 
+    def rows(self) -> FoldedRows:
+        """The result, keys as bytes that stay here."""
+        hashes, numbers = self.keys.canonical()
+        return FoldedRows(self.schema, hashes, self.keys.rows(numbers), self.records[numbers])
+
 
 class Fold:
     """Rows folded into one record per key.
@@ -408,6 +438,10 @@ class Fold:
             return self._store.result()
         empty = Batch.empty(self.key_schema)
         return Folded(np.empty(0, np.uint64), empty, np.empty((0, self.width), np.int64))
+
+    def rows(self) -> Folded:
+        """`result`, but keys that are not a single number are decoded only where they are asked for."""
+        return self._store.rows() if isinstance(self._store, GeneralStore) else self.result()
 
     def clear(self) -> None:
         """Forget all keys, keep the memory."""

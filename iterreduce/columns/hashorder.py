@@ -1,6 +1,6 @@
 """The stable order of many hashes: rows of the same key together, keys in canonical order.
 
-Two counting passes (the first into buckets that fit the cache, the second inside of each), then short fix-ups.
+Two counting passes (the first into buckets that fit the cache, the second inside of each), then fix-ups.
 For keys of a single number equal hashes are equal keys, so this groups rows without a table of keys; other
 keys are numbered first (`numbering`).
 """
@@ -118,7 +118,7 @@ def stable_order(hashes: Array) -> Array:
 
 
 def grouping_order(keys: Batch) -> Array | None:
-    """`stable_order` of keys that are single numbers without nulls, which groups them; None for other keys."""
+    """`stable_order` of keys that are single numbers without nulls: it groups them. None for other keys."""
     name = keys.names[0]
     if len(keys.names) > 1 or keys.valid(name) is not None or not is_word_column(keys[name]):
         return None

@@ -10,8 +10,13 @@ never start threads of their own: the caller owns the threads.
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
+import re
+import sys
 import tempfile
+import time
+import zlib
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -20,6 +25,9 @@ from numba.core.compiler_lock import global_compiler_lock
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+LONGEST_WAIT_SECONDS = 120.0
+"""For another process that compiles: longer than any kernel takes, even with many ranks on few cores."""
 
 REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}
 """Float flags that let additions be regrouped (one binary regroups always alike), but keep NaN and infinity.
@@ -38,55 +46,57 @@ def _compile(function: Callable[P, R], **options: object) -> Callable[P, R]:
 
 
 class _NodeLock:
-    """A lock between the processes of one user on one node: read by many, or written by one.
+    """Who may compile: one process of a user at a time, for one cache on one node.
 
-    It is a file in the node's own temporary directory, never in a home that nodes share, and the kernel drops
-    it
-    with the process. Where no file can be made there is no lock, and each process compiles for itself.
+    It is a file in the node's own temporary directory, never in a home that nodes share, and the kernel drops it
+    with the process. Where no file can be made, or the wait grows too long, each process compiles for itself.
     """
 
     def __init__(self) -> None:
         self._file: int | None = None
-        self._depth = 0
+        self.depth = 0
 
-    def _descriptor(self) -> int | None:
+    def _descriptor(self) -> int:
         if self._file is None:
-            path = os.path.join(tempfile.gettempdir(), f"iterreduce-compile-{os.getuid()}.lock")
+            place = f"{os.environ.get('NUMBA_CACHE_DIR', '')} {__file__} {sys.prefix}"
+            name = f"iterreduce-compile-{os.getuid()}-{zlib.crc32(place.encode()):08x}.lock"
             try:
-                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._file = os.open(os.path.join(tempfile.gettempdir(), name), flags, 0o600)
             except OSError:
                 self._file = -1
-        return self._file if self._file >= 0 else None
+        return self._file
 
-    def take(self, operation: int) -> None:
-        """Wait for the lock, unless this process writes already."""
-        descriptor = self._descriptor()
-        if descriptor is not None and self._depth == 0:
-            fcntl.flock(descriptor, operation)
+    def begin(self) -> None:
+        """Wait for the lock, unless this process has it."""
+        self.depth += 1
+        if self.depth == 1 and self._descriptor() >= 0:
+            last = time.monotonic() + LONGEST_WAIT_SECONDS
+            while not self._taken() and time.monotonic() < last:
+                time.sleep(0.01)
 
-    def begin_writing(self) -> None:
-        self.take(fcntl.LOCK_EX)
-        self._depth += 1
+    def _taken(self) -> bool:
+        try:
+            fcntl.flock(self._descriptor(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
-    def end_writing(self, depth: int) -> None:
-        """Back to as many writers, one inside another, as there were."""
-        self._depth = depth
-        self.take(fcntl.LOCK_UN)
-
-    @property
-    def depth(self) -> int:
-        return self._depth
+    def end(self, depth: int) -> None:
+        """Back to as many compilations, one inside another, as there were."""
+        if self.depth > depth == 0 and self._descriptor() >= 0:
+            fcntl.flock(self._descriptor(), fcntl.LOCK_UN)
+        self.depth = depth
 
 
 _node = _NodeLock()
 
 
 class _SharedCache:
-    """Numba's file cache behind the lock: what is not there is compiled by one process, and loaded by the
-    others.
+    """Numba's file cache behind the lock: what is not there is compiled by one process, and loaded by the others.
 
-    Numba alone lets every process compile, and two that save at once can leave an index that names the
-    other's code.
+    Numba alone lets every process compile, and two that save at once can leave an index that names the other's
+    code. Loading takes no lock: a new index never stands beside old code, because old code is removed first.
     """
 
     def __init__(self, cache: Any) -> None:
@@ -96,13 +106,25 @@ class _SharedCache:
         return getattr(self._cache, name)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
-        _node.take(fcntl.LOCK_SH)
         found = self._cache.load_overload(signature, target)
         if found is None:
-            _node.take(fcntl.LOCK_UN)
-            _node.begin_writing()  # until the compilation that follows is saved
+            _node.begin()  # until the compilation that follows is saved
             found = self._cache.load_overload(signature, target)
         return found
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        try:
+            self._remove_old_code()
+            self._cache.save_overload(signature, compiled)
+        except OSError:  # a full or read-only disk: this process goes on with what it has compiled
+            pass
+
+    def _remove_old_code(self) -> None:
+        file = self._cache._cache_file
+        if not file._load_index():
+            pattern = os.path.join(glob.escape(file._cache_path), file._data_name_pattern.format(number=0))
+            for path in glob.glob(re.sub(r"0(?=\.nbc$)", "*", pattern)):
+                os.unlink(path)
 
 
 def _compile_once_per_node(dispatcher: Any) -> None:
@@ -115,7 +137,7 @@ def _compile_once_per_node(dispatcher: Any) -> None:
             try:
                 return compile_alone(signature)
             finally:
-                _node.end_writing(depth)
+                _node.end(depth)
 
     dispatcher.compile = compile_in_turn
 

@@ -1,8 +1,9 @@
 """Distinct keys in canonical order, found and joined by walking two such lists side by side.
 
-What a fold hands out is in canonical order (ascending hash, ties by key bytes, null first), and so is a `KeyList`:
-to find one in the other takes no hash table, only a walk through both, which gallops where one is much longer.
-Keys are compared byte by byte where hashes agree, so colliding keys stay apart; a single number is its hash.
+What a fold hands out is in canonical order (ascending hash, ties by key bytes, null first), and so is a
+`KeyList`: to find one in the other takes no hash table, only a walk through both, which gallops where one is much
+longer. Keys are compared byte by byte where hashes agree, so colliding keys stay apart; a single number is its
+hash.
 
 It is not an index for keys in any order (`iterreduce.columns.groups.KeyIndex`), and knows of no ranks.
 """
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from iterreduce.columns.batch import Batch
+from iterreduce.columns.hashing import load_word
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.keycodec import KeyBytes, encode_keys, is_word_key
 from iterreduce.columns.keystore import LARGEST_HASH
@@ -62,6 +64,24 @@ def _compare(a: Any, start: Any, length: Any, b: Any, other: Any, size: Any) -> 
 
 
 @kernel
+def _equal(a: Any, start: Any, b: Any, other: Any, length: Any) -> bool:
+    """Are these bytes the same? Eight at a time, the last eight once more where they overlap."""
+    i, j, n = np.uint64(start), np.uint64(other), np.uint64(max(length, 0))
+    eight, one, k = np.uint64(8), np.uint64(1), np.uint64(0)
+    while k + eight <= n:
+        if load_word(a, i + k) != load_word(b, j + k):
+            return False
+        k += eight
+    if n >= eight:
+        return bool(load_word(a, i + n - eight) == load_word(b, j + n - eight))
+    while k < n:
+        if a[i + k] != b[j + k]:
+            return False
+        k += one
+    return True
+
+
+@kernel
 def _find_rows(hashes: Any, rows: Any, known: Any, held: Any, places: Any) -> None:
     starts, lengths, data = rows
     held_starts, held_lengths, held_data = held
@@ -70,13 +90,14 @@ def _find_rows(hashes: Any, rows: Any, known: Any, held: Any, places: Any) -> No
         at = _seek(known, hashes[i], at)
         places[i] = -1 - at
         while at < len(known) and known[at] == hashes[i]:
-            side = _compare(data, starts[i], lengths[i], held_data, held_starts[at], held_lengths[at])
-            if side > 0:
-                at += 1
-                continue
-            if side == 0:
+            same = lengths[i] == held_lengths[at]
+            if same and _equal(data, starts[i], held_data, held_starts[at], lengths[i]):
                 places[i] = at
-            break
+                break
+            side = _compare(data, starts[i], lengths[i], held_data, held_starts[at], held_lengths[at])
+            if side < 0:
+                break
+            at += 1
         if places[i] < 0:
             places[i] = -1 - at
 
@@ -128,7 +149,8 @@ class KeyList:
     @property
     def nbytes(self) -> int:
         """Bytes held, with those of the encoded keys as soon as they are compared."""
-        compared = 0 if self._words else 16 * len(self) + (self.keys.nbytes if len(self.keys.names) > 1 else 0)
+        encoded = self.keys.nbytes if len(self.keys.names) > 1 else 0
+        compared = 0 if self._words else 16 * len(self) + encoded
         return int(self.hashes.nbytes + self.keys.nbytes + compared)
 
     @property
@@ -148,7 +170,9 @@ class KeyList:
 
     def take(self, rows: Array) -> KeyList:
         """The keys in these places, int64, ascending."""
-        return self if len(rows) == len(self) else KeyList(self.hashes[rows], self.keys.take(rows))
+        if len(rows) == len(self):
+            return self
+        return KeyList(self.hashes[rows], self.keys.take(rows)) if len(rows) else KeyList.empty(self.keys.schema)
 
     def copy(self) -> KeyList:
         """The same keys in memory of their own."""
@@ -161,6 +185,12 @@ class KeyList:
             _find_words(other.hashes, self.hashes, places)
         else:
             _find_rows(other.hashes, other._rows, self.hashes, self._rows, places)
+        return places
+
+    def find_rows(self, hashes: Array, rows: KeyBytes) -> Array:
+        """The same for keys that stand in a `KeyStore`, in canonical order."""
+        places = np.empty(len(hashes), np.int64)
+        _find_rows(hashes, (rows.starts, rows.lengths, rows.data), self.hashes, self._rows, places)
         return places
 
     def union(self, other: KeyList) -> Union:

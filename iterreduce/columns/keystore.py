@@ -204,8 +204,12 @@ class KeyStore:
 
     def keys(self, numbers: Array) -> Batch:
         """The keys of these numbers, as columns in memory of their own."""
+        return decode_keys(self.schema, self.rows(numbers))
+
+    def rows(self, numbers: Array) -> KeyBytes:
+        """The keys of these numbers, as bytes that are kept here."""
         rows = self._rows()
-        return decode_keys(self.schema, KeyBytes(rows.starts[numbers], rows.lengths[numbers], rows.data))
+        return KeyBytes(rows.starts[numbers], rows.lengths[numbers], rows.data)
 
 
 def _no_fill(rows: Array) -> None:

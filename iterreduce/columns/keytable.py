@@ -316,6 +316,8 @@ class OrderedTable:
                 self.probes *= (
                     4  # crowded by equal or poor hashes: more homes would not help, longer walks do
                 )
+            elif not full:  # crowded where ascending hashes have come to: by its homes, it is large enough
+                keys = max(keys, self.homes)
             full = True
         self._rebuild(max(keys, self.used * 2 if full else self.used), span)
 

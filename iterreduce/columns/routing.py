@@ -1,9 +1,9 @@
 """Where rows go: the owner of every row of some keys in one pass, the order to send them in, moves by number.
 
-Owners are found in blocks that stay in the first-level cache: keys are hashed, compared with the first hash of
-every rank's range (few ranks) or looked up by partition (many), and counted, without a branch that depends on
-a key. Records are rows of equal width that hold the columns of a row side by side; they are written and read
-through one strided view per column. Nothing here communicates.
+Owners are found in blocks that stay in the first-level cache: keys are hashed, compared with the first hash
+of every rank's range (few ranks) or looked up by partition (many), and counted, without a branch that depends
+on a key. Records are rows of equal width that hold the columns of a row side by side; they are written and
+read through one strided view per column. Nothing here communicates.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _gather_rows(source: Any, order: Any, out: Any) -> None:
 
 
 class Scratch:
-    """Memory for intermediate arrays that is used again, by name: fresh pages cost more than the work in them."""
+    """Memory for intermediate arrays, used again, by name: fresh pages cost more than the work in them."""
 
     def __init__(self) -> None:
         self._raw: dict[str, Array] = {}
@@ -172,10 +172,10 @@ def send_order(dest: Array, counts: Array, scratch: Scratch | None = None) -> Ar
 
 
 def fine_order(keys: Batch, partitions: PartitionMap) -> tuple[Array, Array]:
-    """Rows grouped by owner and, within each, by partition: ``(order int64[n], rows of each rank int64[size])``.
+    """Rows grouped by owner and, within each, by partition: ``(order int64[n], rows per rank int64[size])``.
 
-    Ascending partitions are ascending hashes, so whoever sorts such rows by hash moves each of them only within
-    a stretch that fits the cache. With very many partitions rows are grouped by owner alone.
+    Ascending partitions are ascending hashes, so whoever sorts such rows by hash moves each only within a
+    stretch that fits the cache. With very many partitions rows are grouped by owner alone.
     """
     if partitions.partitions > FINEST:
         dest, counts = owners(keys, partitions)
@@ -250,7 +250,7 @@ def new_column(rows: int, field: Field) -> Array:
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a column (or its mask) stands in a record: bytes from ``offset`` on, moved as ``per_row`` units."""
+    """Where a column (or its mask) stands in a record: from byte ``offset`` on, ``per_row`` units."""
 
     name: str
     mask: bool

@@ -104,9 +104,6 @@ def test_keyed_rows_are_matched_by_key_when_they_come_and_go() -> None:
     assert distance_of(ir.changed("x") <= 1, [side_by_side(old, new, ("x",))]) == 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: a row that comes with zeros (or any text) counts as unchanged"
-)
 def test_a_row_that_comes_or_goes_has_changed_whatever_it_holds() -> None:
     old = Table(Batch(k=np.array([1]), x=np.array([0.0]), w=["a"]), by_key("k"))
     new = Table(Batch(k=np.array([1, 2]), x=np.array([0.0, 0.0]), w=["a", "b"]), by_key("k"))

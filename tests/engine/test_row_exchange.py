@@ -11,7 +11,7 @@ from iterreduce.columns.batch import Batch, field_of
 from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.routing import RecordLayout, fine_order, owners, send_order, take_rows
-from iterreduce.rowplan import Shelf
+from iterreduce.rowrounds import Shelf
 from iterreduce.testing import run_ranks
 from tests.engine import checks_rows
 from tests.engine.checks_rows import columns
