@@ -1,8 +1,9 @@
 """Key directories: keys that were sent before travel as numbers, and their owner hashes nothing.
 
-For each pair of ranks both sides hold the keys that the one sent to the other (the *pair's keys*), in canonical
-order, so that a key is a number on the wire and a number is a slot at the owner. A segment then begins with the
-rows of known keys: which ones (`selector_words`), then their records; rows of other keys follow with their keys.
+For each pair of ranks both sides hold the keys that the one sent to the other (the *pair's keys*), in
+canonical order, so that a key is a number on the wire and a number is a slot at the owner. A segment then
+begins with the rows of known keys: which ones (`selector_words`), then their records; rows of other keys
+follow with their keys.
 
 Here is what a directory is, what it makes of rows that leave, and of rows that arrive. What it is not: it
 decides nothing; when keys are learnt and forgotten, and how ranks agree on it, is told in `iterreduce.slots`.

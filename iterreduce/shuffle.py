@@ -400,8 +400,8 @@ class CombineShuffle:
             onto = self._tables[self.stage.onto]
             tokens = {k: onto.tokens[k] for k in self.stage.key if k in onto.tokens}
             return Table(batch, onto.layout if onto.layout.kind == "key" else self.layout, tokens)
-        tokens = self._key_tokens(self.keys_version + self.keys_changed) if self.cache.enabled else NO_TOKENS
-        return Table(batch, self.layout, tokens)
+        known = self.cache.enabled
+        return Table(batch, self.layout, self._key_tokens(self.keys_version + self.keys_changed) if known else NO_TOKENS)
 
     def _key_tokens(self, version: int) -> dict[str, int]:
         if version not in self._version_tokens:

@@ -1,12 +1,12 @@
 """How a combined shuffle learns a key directory, uses it and forgets it, on all ranks alike.
 
 Every fresh exchange tells all ranks, in its headers, how many rows travelled by slot and how many with their
-keys. From those numbers alone `Learning` decides what happens when the iteration commits: remember the unknown
-keys, let the directory grow by all that were remembered, or give it up. So both sides of a pair hold the same
-keys, whatever was rolled back, evicted or lost.
+keys. From those numbers alone `Learning` decides what happens when the iteration commits: remember the
+unknown keys, let the directory grow by all that were remembered, or give it up. So both sides of a pair hold
+the same keys, whatever was rolled back, evicted or lost.
 
 How it can go wrong: a rank that takes up keys which the other side of the pair does not. So nothing here may
-depend on what only one rank knows; but for the rows by slot of a segment, which stand in that segment's header.
+depend on what only one rank knows, but for the rows by slot of a segment, which its own header tells.
 
 What it is not: an exchange. `iterreduce.shuffle` speaks to it, and repeats one where a rank lost its part.
 """
@@ -197,7 +197,7 @@ class Slots:
     # ------------------------------------------------------------------ learning
 
     def heard(self, headers: Array, digest: int, planned: bool) -> None:
-        """A fresh exchange has ended: decide what is learnt. ``planned``: a values-only plan is made of it."""
+        """A fresh exchange has ended: decide what is learnt. ``planned``: a plan of values is made of it."""
         if digest not in (0, self._digest):
             self.drop()  # other columns than those that were learnt: everything came by key
         told = headers[:, EXTRA].tolist()

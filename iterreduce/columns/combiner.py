@@ -56,7 +56,7 @@ class Folded:
 
 
 class FoldedRows(Folded):
-    """Keys that still stand in the store of their fold, as bytes: ``keys`` are decoded where they are asked for.
+    """Keys that still stand in the store of their fold, as bytes: ``keys`` are decoded when asked for.
 
     They are read before the fold is cleared or takes more rows.
     """

@@ -1,9 +1,9 @@
 """Distinct keys in canonical order, found and joined by walking two such lists side by side.
 
 What a fold hands out is in canonical order (ascending hash, ties by key bytes, null first), and so is a
-`KeyList`: to find one in the other takes no hash table, only a walk through both, which gallops where one is much
-longer. Keys are compared byte by byte where hashes agree, so colliding keys stay apart; a single number is its
-hash.
+`KeyList`: to find one in the other takes no hash table, only a walk through both, which gallops where one is
+much longer. Keys are compared byte by byte where hashes agree, so colliding keys stay apart; a single number
+is its hash.
 
 It is not an index for keys in any order (`iterreduce.columns.groups.KeyIndex`), and knows of no ranks.
 """
@@ -172,14 +172,16 @@ class KeyList:
         """The keys in these places, int64, ascending."""
         if len(rows) == len(self):
             return self
-        return KeyList(self.hashes[rows], self.keys.take(rows)) if len(rows) else KeyList.empty(self.keys.schema)
+        return (
+            KeyList(self.hashes[rows], self.keys.take(rows)) if len(rows) else KeyList.empty(self.keys.schema)
+        )
 
     def copy(self) -> KeyList:
         """The same keys in memory of their own."""
         return KeyList(self.hashes.copy(), self.keys.copy())
 
     def find(self, other: KeyList) -> Array:
-        """The place here of each key of ``other``, int64; where it is absent, ``-1 - place it would stand in``."""
+        """The place here of each key of ``other``, int64; of an absent one ``-1 - where it would stand``."""
         places = np.empty(len(other), np.int64)
         if self._words and other._words:
             _find_words(other.hashes, self.hashes, places)

@@ -1,4 +1,4 @@
-"""Lists of keys in canonical order: found and joined as Python's own sets would, also where hashes collide."""
+"""Lists of keys in canonical order: found and joined as sets would be, also where hashes collide."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ NULL_TWIN = int(unhash_words(np.array([NULL_HASH], np.uint64))[0])  # the intege
 
 
 def keys_of(kind: str, numbers: list[int]) -> Batch:
-    at, text = np.array(numbers, np.int64), Batch(k=["", *[f"t{n}" for n in numbers]]).slice(1, len(numbers) + 1)
+    at, text = (
+        np.array(numbers, np.int64),
+        Batch(k=["", *[f"t{n}" for n in numbers]]).slice(1, len(numbers) + 1),
+    )
     match kind:
         case "int":
             return Batch(k=at)

@@ -1,7 +1,7 @@
 """Key directories: whatever keys come, from whom and when, results have the bits of sending all keys.
 
-Two runs of one loop are compared after every iteration, one of them with directories off; which rows a rank has
-in an iteration is said by a function of both (a `Script`). One test compares with a slow, obvious sum instead.
+Two runs of one loop are compared after every iteration, one of them with directories off; which rows a rank
+has in an iteration is said by a function of both (a `Script`). One test compares with a slow, obvious sum.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.ragged import Ragged
-from iterreduce.directory import read_selector, selector_words, write_selector
 from iterreduce.driver import LoopRun
 from iterreduce.errors import UsageError, UserCodeError
 from iterreduce.exchange import EXTRA, ROWS, WORDS
 from iterreduce.loop import Local, Loop, Shuffle, State
 from iterreduce.shuffle import CombineShuffle
-from iterreduce.slots import Learning, Slots, rough, rough_count
+from iterreduce.slots import Slots
 from iterreduce.sources import LocalSource
 from iterreduce.testing import run_ranks
 from tests.engine.kit import local, looping, raised, started
@@ -35,9 +34,9 @@ Script = Callable[[int, int], Batch]  # (rank, iteration) -> rows
 
 KINDS = ("int", "text", "pair", "nulls", "null ints", "float")
 ALL = {
-    "sum": ir.sum("f"), "low": ir.min("f"), "high": ir.max("f"), "n": ir.count(), "mean": ir.mean("f"), "var": ir.var("f"),
-    "any": ir.any("b"), "all": ir.all("b"), "first": ir.first("f"), "last": ir.last("f"), "at": ir.argmin("x", by="f"),
-    "top": ir.argmax("x", by="f"), "total": ir.sum("x"), "some": ir.sum("m"),
+    "sum": ir.sum("f"), "low": ir.min("f"), "high": ir.max("f"), "n": ir.count(), "mean": ir.mean("f"),
+    "var": ir.var("f"), "any": ir.any("b"), "all": ir.all("b"), "first": ir.first("f"), "last": ir.last("f"),
+    "at": ir.argmin("x", by="f"), "top": ir.argmax("x", by="f"), "total": ir.sum("x"), "some": ir.sum("m"),
 }  # fmt: skip
 KEYS = {"pair": ("k", "w")}
 
@@ -119,8 +118,13 @@ def the_loop(
     return looping(sources, state, stages, {"clock": "c", "out": "n"}, most=most)
 
 
+def work_of(run: LoopRun) -> CombineShuffle:
+    works = [getattr(work, "folding", work) for work in run.shop.exchangers]
+    return next(work for work in works if isinstance(work, CombineShuffle))
+
+
 def slots_of(run: LoopRun) -> Slots:
-    return next(work for work in run.shop.exchangers if isinstance(work, CombineShuffle)).slots
+    return work_of(run).slots
 
 
 def bits(batch: Batch) -> dict[str, Any]:
@@ -354,7 +358,7 @@ def test_nulls_that_appear_late_start_a_directory_of_their_own() -> None:
 
 
 def test_recurring_keys_travel_as_four_bytes_at_most_and_no_text(ranks: int) -> None:
-    """Iteration 5: per pair and row its record and 4 bytes (or a bit per known key); for all keys nothing but records."""
+    """Iteration 5: a record per row, and 4 bytes or a bit per known key; if all come, records alone."""
 
     def check(group: Group, part: int) -> None:
         def script(rank: int, iteration: int) -> Batch:
@@ -364,7 +368,7 @@ def test_recurring_keys_travel_as_four_bytes_at_most_and_no_text(ranks: int) -> 
         run = started(the_loop(group, script, "text"), group)
         for _ in range(5):
             run.advance()
-        work = next(w for w in run.shop.exchangers if isinstance(w, CombineShuffle))
+        work = work_of(run)
         sent: list[np.ndarray] = []
         inner = work.fresh.group.alltoall
 
@@ -415,48 +419,6 @@ def test_a_loop_that_runs_once_or_without_caches_learns_nothing(way: str) -> Non
     run_ranks(3, check)
 
 
-def test_a_frontier_of_keys_used_once_gives_up_its_directory() -> None:
-    """Each key comes in one iteration only: learnt once, then dropped, with longer and longer rests."""
-
-    def script(rank: int, iteration: int) -> Batch:
-        return rows_of_keys("int", 1000 * iteration + 100 * rank + np.arange(100), [rank, iteration])
-
-    def check(group: Group) -> None:
-        run = started(the_loop(group, script, most=40), group)
-        held = []
-        for _ in range(40):
-            run.advance()
-            held.append(slots_of(run).directory is not None)
-        mine = slots_of(run)
-        assert mine.grown == mine.given_up == sum(held)
-        assert [i for i, yes in enumerate(held) if yes] == [1, 7, 17, 35], "rests of 4, 8 and 16 exchanges"
-
-    run_ranks(2, check)
-
-
-def test_a_directory_full_of_dead_keys_is_made_anew() -> None:
-    """Half of the keys are the same for ever, half are used once."""
-
-    def script(rank: int, iteration: int) -> Batch:
-        return rows_of_keys(
-            "int", np.concatenate([np.arange(110), 1000 * iteration + 500 + np.arange(90)]), [rank, iteration]
-        )
-
-    def check(group: Group) -> None:
-        ours, plain = pair_of_runs(lambda: the_loop(group, script, most=60), group)
-        most = 0
-        for _ in range(50):
-            assert_alike(ours, plain, 1)
-            directory = slots_of(ours).directory
-            most = max(most, len(directory.sent) if directory else 0)
-        mine = slots_of(ours)
-        assert most <= slots.BLOAT * 200
-        assert mine.given_up >= 1 and mine.grown > 2 * mine.given_up
-        assert mine.rows_by_slot > 45 * 100
-
-    run_ranks(2, check)
-
-
 schedules = st.integers(2, 4).flatmap(
     lambda size: st.lists(
         st.lists(st.lists(st.integers(0, 25), max_size=12), min_size=size, max_size=size),
@@ -484,30 +446,3 @@ def test_any_keys_in_any_iteration_on_any_rank(
         run_ranks(len(schedule[0]), check, timeout=60)
     finally:
         slots.FEWEST_ROWS = before
-
-
-@given(st.lists(st.integers(0, 400), unique=True), st.integers(0, 300))
-def test_a_selector_is_read_as_it_was_written(numbers: list[int], more: int) -> None:
-    chosen = np.sort(np.array(numbers, np.int64))
-    known = (int(chosen.max()) + 1 if len(chosen) else 0) + more
-    words = np.full(int(selector_words(np.array(len(chosen)), np.array(known))), -1)
-    write_selector(chosen, words)
-    read = read_selector(words, len(chosen))
-    assert (
-        np.arange(known) if read is None and len(chosen) else read if read is not None else chosen
-    ).tolist() == chosen.tolist()
-
-
-@given(st.integers(0, 2**50))
-def test_a_rough_count_is_close_and_zero_only_for_zero(n: int) -> None:
-    kept = rough_count(rough(n))
-    assert rough(n) < 2**15 and n * 0.996 <= kept <= n and (kept == 0) == (n == 0)
-
-
-def test_learning_waits_for_the_second_fresh_exchange_in_a_row() -> None:
-    learning, steps = Learning(), []
-    for planned in (False, True, False, False, False):
-        step = "planned" if planned else learning.next(0, 1000)
-        learning.take(step, 0, 1000)
-        steps.append(step)
-    assert steps == ["wait", "planned", "wait", "grow", "rest"]
