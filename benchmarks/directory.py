@@ -54,7 +54,8 @@ class Timed:
 
     def __init__(self, comm: MPI.Comm, group: ir.Group, loop: ir.Loop, slots: bool):
         self.comm, self.run = comm, ir.LoopRun(loop, group)
-        self.work = next(w for w in self.run.shop.exchangers if isinstance(w, CombineShuffle))
+        works = [getattr(work, "folding", work) for work in self.run.shop.exchangers]
+        self.work = next(w for w in works if isinstance(w, CombineShuffle))
         self.work.slots.enabled = slots
         self.exchange_s: list[float] = []
         self.whole_s: list[float] = []
@@ -107,7 +108,7 @@ def main() -> None:
     comm, n = MPI.COMM_WORLD, int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
     group = ir.Group.from_comm(comm)
     if not comm.rank:
-        print(f"{n:,} keys per rank, {comm.size} ranks, keys -> slots, medians of {TIMED}; bytes are per rank")
+        print(f"{n:,} keys per rank, {comm.size} ranks, keys -> slots, medians of {TIMED}, bytes per rank")
     numbers = np.random.default_rng(2).integers(-(2**62), 2**62, n)
     for what, keys in (("text", text_keys(n)), ("int64", numbers)):
         for subset in (1.0, 0.9, 0.05):

@@ -151,6 +151,7 @@ def main() -> None:
     )
     print(
         f"  fresh keys     {med['fresh']:7.1f}   floor {med['floor fresh']:6.1f}   above it {med['fresh'] - med['floor fresh']:7.1f} "
+        ""
         "  (must: 100, aim: 30)"
     )
     print(

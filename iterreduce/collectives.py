@@ -301,7 +301,8 @@ class _Persistent:
 
 
 class _Patient:
-    """The collectives of a communicator whose ranks outnumber their cores: who waits leaves its core to others.
+    """The collectives of a communicator whose ranks outnumber their cores: who waits leaves its core to
+    others.
 
     A blocking call of MPI polls without a pause; with 64 ranks on 2 cores the one rank that the others wait
     for gets a thirtieth of a core.

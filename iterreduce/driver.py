@@ -40,7 +40,6 @@ from iterreduce.superstep import SuperstepRun, Workshop
 from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, column_tokens, everywhere, token
 from iterreduce.uncombined import WithFallback
 
-
 CONTROL_WORDS = 4  # stage and sequence, status, token to evict, stages whose result keys changed (bits)
 STAGE, STATUS, EVICT, CHANGED = range(CONTROL_WORDS)
 LAST_BIT = 61

@@ -26,7 +26,8 @@ Reduce = Aggregator | Mapping[str, Aggregator]
 class Context(NamedTuple):
     """What a kernel may know beside its rows: never the rank.
 
-    ``first_row`` is the global number of the first row of the first table read, and ``rows_total`` the rows of
+    ``first_row`` is the global number of the first row of the first table read, and ``rows_total`` the rows
+    of
     all ranks; known for sources and results of loops, else 0 and -1 (a map may have dropped rows elsewhere).
     """
 

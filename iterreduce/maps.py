@@ -199,7 +199,8 @@ class BlockMap:
             ours, theirs = first.batch.select(key), table.batch.select(key)
             if ours[key] is not theirs[key] and not ours.equals(theirs):
                 raise SchemaError(
-                    f'{describe(self.stage.function)} reads "{self.stage.reads[0]}" and "{name}" side by side, '
+                    f'{describe(self.stage.function)} reads "{self.stage.reads[0]}" and "{name}" side by '
+                    "side, "
                     f'but their rows are not of the same "{key}"; shuffle one onto the other'
                 )
 

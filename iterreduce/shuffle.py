@@ -2,10 +2,11 @@
 
 Three ways, chosen by agreement only. *Fresh*: keys and records travel, the owner merges them in a table; keys
 that recur travel as numbers in later exchanges (see `iterreduce.slots`), though their rows vary. *Planned*
-(values only): every rank handed on the key columns of the last time, so each row's place in the send buffer and
-each record's slot at its owner are known, and nothing but accumulators moves. A rank that finds its keys changed,
-or its part of the plan lost, joins the planned exchange with REPLAN in its headers; then all ranks repeat it
-fresh, without running any map again. A rank that lost its directory says REPLAN in a fresh exchange.
+(values only): every rank handed on the key columns of the last time, so each row's place in the send buffer
+and each record's slot at its owner are known, and nothing but accumulators moves. A rank that finds its keys
+changed, or its part of the plan lost, joins the planned exchange with REPLAN in its headers; then all ranks
+repeat it fresh, without running any map again. A rank that lost its directory says REPLAN in a fresh
+exchange.
 
 How it can go wrong: see `FreshExchange`. What a rank does between two collectives runs under the `Guard`, so
 that it joins the next one whatever happens.
@@ -61,7 +62,13 @@ class PlanBody:
     @property
     def nbytes(self) -> int:
         """Bytes on this rank."""
-        return int(self.codes.nbytes + self.slots.nbytes + self.numbered.keys.nbytes + self.numbered.hashes.nbytes + self.numbered.codes.nbytes)
+        return int(
+            self.codes.nbytes
+            + self.slots.nbytes
+            + self.numbered.keys.nbytes
+            + self.numbered.hashes.nbytes
+            + self.numbered.codes.nbytes
+        )
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,15 @@ def require_keyed(stage: Shuffle, onto: Table) -> None:
     """Raise `UsageError` unless each row of ``onto`` lies with the owner of its key."""
     if onto.layout != by_key(*stage.key):
         keys = ", ".join(stage.key)
-        lies = f"lies by key {', '.join(onto.layout.keys)}" if onto.layout.kind == "key" else "is not partitioned by key"
-        raise UsageError(f'shuffle onto "{stage.onto}" by {keys}: that table {lies}; name a state with key=({keys}), or the result of a Shuffle by {keys}')
+        lies = (
+            f"lies by key {', '.join(onto.layout.keys)}"
+            if onto.layout.kind == "key"
+            else "is not partitioned by key"
+        )
+        raise UsageError(
+            f'shuffle onto "{stage.onto}" by {keys}: that table {lies}; name a state with key=({keys}), '
+            f"or the result of a Shuffle by {keys}"
+        )
 
 
 class CombineShuffle:
@@ -193,7 +207,9 @@ class CombineShuffle:
         at = np.flatnonzero(seen)
         places = self.plan.shifted(at)
         self.combiner.dirty = True
-        self.combiner.fold.merge(Folded(numbered.hashes[at], numbered.keys.take(at), self.plan.records[places]))
+        self.combiner.fold.merge(
+            Folded(numbered.hashes[at], numbered.keys.take(at), self.plan.records[places])
+        )
         if self._rows_seen:
             self._key_parts = [numbered.keys.take(numbered.codes[: self._rows_seen])]
 
@@ -284,7 +300,11 @@ class CombineShuffle:
         """All ranks learn one schema; True if the exchange must be repeated with it. Collective."""
         mine = self.combiner.schema
         merged, again = settle_schemas(
-            self.group, guard, digests, mine, lambda: self.source.on_nothing(self._tables, self._iteration).schema
+            self.group,
+            guard,
+            digests,
+            mine,
+            lambda: self.source.on_nothing(self._tables, self._iteration).schema,
         )
         if merged is not None and merged != mine:
             guard.run(self._learn, merged)
@@ -349,7 +369,11 @@ class CombineShuffle:
     def _room(self, rows: int) -> Array:
         """Records for ``rows`` keys and one more that takes what belongs nowhere, filled with identities."""
         assert self.combiner.outputs is not None
-        if self._records is None or len(self._records) != rows + 1 or self._records.shape[1] != self.combiner.outputs.width:
+        if (
+            self._records is None
+            or len(self._records) != rows + 1
+            or self._records.shape[1] != self.combiner.outputs.width
+        ):
             self._records = np.empty((rows + 1, self.combiner.outputs.width), np.int64)
         self.combiner.outputs.fill(self._records)
         return self._records
@@ -365,7 +389,9 @@ class CombineShuffle:
         return self._table(batch)
 
     def _worth_a_plan(self) -> bool:
-        """Keys that changed before must be proposed twice in a row: plans for keys that go on changing cost more."""
+        """Keys that changed before must be proposed twice in a row: plans for keys that go on changing cost
+        more.
+        """
         steady = self.replans == 0 or self.proposal == self._last_proposal
         return self.repeats and steady and self.proposal > 0 and self.cache.wants(self.proposal)
 
@@ -400,8 +426,9 @@ class CombineShuffle:
             onto = self._tables[self.stage.onto]
             tokens = {k: onto.tokens[k] for k in self.stage.key if k in onto.tokens}
             return Table(batch, onto.layout if onto.layout.kind == "key" else self.layout, tokens)
-        known = self.cache.enabled
-        return Table(batch, self.layout, self._key_tokens(self.keys_version + self.keys_changed) if known else NO_TOKENS)
+        if not self.cache.enabled:
+            return Table(batch, self.layout, NO_TOKENS)
+        return Table(batch, self.layout, self._key_tokens(self.keys_version + self.keys_changed))
 
     def _key_tokens(self, version: int) -> dict[str, int]:
         if version not in self._version_tokens:
@@ -409,21 +436,33 @@ class CombineShuffle:
         return self._version_tokens[version]
 
     def _tokens_of(self, version: int) -> dict[str, int]:
-        return {k: token("keys", self.number, version, k) for k in self.stage.key if self.combiner.outputs and not self.combiner.outputs.schema[k].nullable}
+        return {
+            k: token("keys", self.number, version, k)
+            for k in self.stage.key
+            if self.combiner.outputs and not self.combiner.outputs.schema[k].nullable
+        }
 
     def _propose_plan(self, keys: Batch) -> None:
         assert self.combiner.outputs is not None
-        key_rows = Batch.concat(self._key_parts) if self._key_parts else Batch.empty(self.combiner.outputs.key_schema)
+        key_rows = (
+            Batch.concat(self._key_parts)
+            if self._key_parts
+            else Batch.empty(self.combiner.outputs.key_schema)
+        )
         numbered = number_keys(key_rows)
         send_rows = np.diff(self.partitions.send_bounds(numbered.hashes))
         recv_rows = np.array([len(part) for part in self._parts], np.int64)
-        plan = ValuesPlan(self.group, self.number, self.combiner.outputs.width, send_rows, recv_rows, self.check)
+        plan = ValuesPlan(
+            self.group, self.number, self.combiner.outputs.width, send_rows, recv_rows, self.check
+        )
         index = self._onto_index() if self.stage.onto else KeyIndex(keys)
         slots = [index.lookup(part) for part in self._parts]
         if self.stage.onto:
             slots = [np.where(s < 0, len(keys), s) for s in slots]
         out_keys = None if self.stage.onto else keys
-        body = PlanBody(plan.shifted(numbered.codes), numbered, plan.received_slots(slots, len(keys)), out_keys)
+        body = PlanBody(
+            plan.shifted(numbered.codes), numbered, plan.received_slots(slots, len(keys)), out_keys
+        )
         self._pending = Pending(self.proposal, plan, body)
 
     # ------------------------------------------------------------------ transactions
@@ -444,7 +483,9 @@ class CombineShuffle:
         if self._pending is not None:
             self.plan, self.plan_token = self._pending.plan, self._pending.token
             self.plan.connect()
-            self.cache.put(self.plan_token, "plan", self._pending.body, self._pending.body.nbytes, self._drop_plan)
+            self.cache.put(
+                self.plan_token, "plan", self._pending.body, self._pending.body.nbytes, self._drop_plan
+            )
         self._forget()
         return renames
 

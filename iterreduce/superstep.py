@@ -55,22 +55,23 @@ class Workshop:
         self.stages += 1
         common = (stage_number(self.stages, stage), self.group, source)
         if isinstance(stage, Total):
-            made: Exchanger = TotalRows(stage, *common, self.check, self.keep)
+            total = TotalRows(stage, *common, self.check, self.keep)
+            made: Exchanger = total
             if may_need_rows(stage.aggregators):
                 gather = Gather(stage.rows, stage.into)
                 whole = GatherRows(gather, *common, self.check, self.limit_bytes)
-                made = WithFallback(made, whole, stage.aggregators, stage.key)
+                made = WithFallback(total, whole, stage.aggregators, stage.key)
         elif isinstance(stage, Gather):
             made = GatherRows(stage, *common, self.check, self.limit_bytes)
         elif isinstance(stage, Shuffle) and stage.combine is not None:
-            made = CombineShuffle(
+            made = combining = CombineShuffle(
                 stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats
             )
             if may_need_rows(stage.combine) and stage.onto is None:
                 by_key = RowShuffle(
                     stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats
                 )
-                made = WithFallback(made, by_key, stage.combine, stage.key)
+                made = WithFallback(combining, by_key, stage.combine, stage.key)
         else:
             assert isinstance(stage, Shuffle)
             made = RowShuffle(

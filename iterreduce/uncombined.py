@@ -1,6 +1,7 @@
 """Aggregates that need all rows of a key together: lists of values, the least or the first of texts.
 
-Such a stage begins like any other. A rank that finds, from the columns of its rows, that they cannot be folded
+Such a stage begins like any other. A rank that finds, from the columns of its rows, that they cannot be
+folded
 into records says so in the header of its exchange; all ranks see it in the same collective, send whole rows
 instead, then and from then on, and fold them where they stand together.
 
@@ -18,7 +19,7 @@ from iterreduce.columns.aggregators import Aggregator, bind_outputs
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import group_rows
 from iterreduce.exchange import FAILED, OK, ROWS_WANTED
-from iterreduce.folding import NeedsRows, inputs_of
+from iterreduce.folding import NeedsRows, RowSource, inputs_of
 from iterreduce.loop import Reduce
 from iterreduce.rowshuffle import GatherRows, RowShuffle
 from iterreduce.shuffle import CombineShuffle
@@ -43,6 +44,11 @@ class WithFallback:
     def active(self) -> CombineShuffle | TotalRows | RowShuffle | GatherRows:
         """The stage that runs now: the same on all ranks."""
         return self.whole if self.by_rows else self.folding
+
+    @property
+    def source(self) -> RowSource:
+        """Where the rows come from."""
+        return self.folding.source
 
     @property
     def keys_changed(self) -> bool:

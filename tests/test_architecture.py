@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage", "sources"),
     ("table",),
     ("exchange",),
-    ("fixpoint",),
+    ("distances", "fixpoint"),
     ("loop",),
     ("loop_cache",),
     (
@@ -35,7 +35,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "directory",
         "slots",
         "lineage",
-        "rowrounds", "rowplan",
+        "rowrounds",
+        "rowplan",
         "total",
         "shuffle",
         "rowshuffle",

@@ -48,7 +48,8 @@ def _compile(function: Callable[P, R], **options: object) -> Callable[P, R]:
 class _NodeLock:
     """Who may compile: one process of a user at a time, for one cache on one node.
 
-    It is a file in the node's own temporary directory, never in a home that nodes share, and the kernel drops it
+    It is a file in the node's own temporary directory, never in a home that nodes share, and the kernel drops
+    it
     with the process. Where no file can be made, or the wait grows too long, each process compiles for itself.
     """
 
@@ -93,9 +94,11 @@ _node = _NodeLock()
 
 
 class _SharedCache:
-    """Numba's file cache behind the lock: what is not there is compiled by one process, and loaded by the others.
+    """Numba's file cache behind the lock: what is not there is compiled by one process, and loaded by the
+    others.
 
-    Numba alone lets every process compile, and two that save at once can leave an index that names the other's
+    Numba alone lets every process compile, and two that save at once can leave an index that names the
+    other's
     code. Loading takes no lock: a new index never stands beside old code, because old code is removed first.
     """
 

@@ -1,5 +1,4 @@
-"""The environment of a process: threads, and one directory of compiled kernels for all processes of a node.
-"""
+"""The environment of a process: threads, and one directory of compiled kernels for all processes of a node."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ import pytest
 from iterreduce import start
 
 ROOT = Path(__file__).parents[2]
+
 
 def test_users_own_values_stay_and_the_rest_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "cache_directory", lambda: tmp_path)
@@ -52,7 +52,9 @@ def test_of_many_processes_that_start_at_once_one_compiles_and_the_others_load(t
     program.write_text(KERNEL)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(program)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(5)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(5)
+    ]
     answers = [process.communicate(timeout=120)[0].strip() for process in running]
     # who loads the outer kernel needs the inner one no more
     assert sorted(answers) == ["0 0"] * 4 + ["1 1"]

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import number_keys
-from iterreduce.columns.hashing import NULL_HASH, unhash_words
+from iterreduce.columns.hashing import NULL_HASH, hash_keys, unhash_words
 from iterreduce.columns.keylist import KeyList
+from iterreduce.columns.keystore import KeyStore
 
 KINDS = ("int", "text", "pair", "null ints", "null text")
 NULL_TWIN = int(unhash_words(np.array([NULL_HASH], np.uint64))[0])  # the integer whose hash is that of null
@@ -75,3 +76,13 @@ def test_few_keys_are_found_in_a_long_list(gap: int) -> None:
     theirs = KeyList(ours.hashes[::gap], ours.keys.take(np.arange(0, 20_000, gap)))
     assert ours.find(theirs).tolist() == list(range(0, 20_000, gap))
     assert (theirs.find(ours) >= 0).sum() == len(theirs)
+
+
+@pytest.mark.timeout(30)
+def test_keys_that_come_in_hash_order_find_room_in_a_store() -> None:
+    """The first homes are crowded while the table as a whole is not full: it must grow all the same."""
+    words = Batch(k=[f"word-{n}" for n in range(10_000)])
+    hashes, numbers = hash_keys(words), np.empty(10_000, np.int64)
+    order, store = np.argsort(hashes), KeyStore(words.schema)
+    store.number(words.take(order), hashes[order], numbers)
+    assert numbers.tolist() == list(range(10_000)) and store.canonical()[1].tolist() == numbers.tolist()

@@ -20,6 +20,7 @@ from iterreduce.shuffle import CombineShuffle
 from tests.engine.kit import (
     Check,
     all_on,
+    folding_of,
     int_rows,
     local,
     looping,
@@ -70,7 +71,8 @@ def the_loop(
 
 
 def shuffle_of(run: LoopRun) -> CombineShuffle:
-    return next(work for work in run.shop.exchangers if isinstance(work, CombineShuffle))
+    works = [folding_of(work) for work in run.shop.exchangers]
+    return next(work for work in works if isinstance(work, CombineShuffle))
 
 
 def answer(disturb: Disturb = as_it_is, onto: bool = True) -> list[tuple[int, ...]]:

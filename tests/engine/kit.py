@@ -189,3 +189,8 @@ __all__ = [
     "started",
     "values_of",
 ]
+
+
+def folding_of(work: Any) -> Any:
+    """The stage that folds, also where another stands behind it for what cannot be folded."""
+    return getattr(work, "folding", work)
