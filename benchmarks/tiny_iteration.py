@@ -141,22 +141,13 @@ def main() -> None:
     if comm.rank:
         return
     med = {k: statistics.median(v) for k, v in figures.items()}
-    print(
-        f"{KEYS} keys, {comm.size} ranks, {MPI.Get_library_version().split(',')[0]}, median of {REPEATS}, "
-        "microseconds per iteration"
-    )
-    print(
-        f"  invariant keys {med['invariant']:7.1f}   floor {med['floor']:6.1f}   above it "
-        f"{med['invariant'] - med['floor']:7.1f}   (must: 50, aim: 15)"
-    )
-    print(
-        f"  fresh keys     {med['fresh']:7.1f}   floor {med['floor fresh']:6.1f}   above it {med['fresh'] - med['floor fresh']:7.1f} "
-        ""
-        "  (must: 100, aim: 30)"
-    )
-    print(
-        f"  iteration 1000 / iteration 2: time {late / early:.2f}, peak memory {late_memory / early_memory:.4f}"
-    )
+    library = MPI.Get_library_version().split(",")[0].splitlines()[0]
+    print(f"{KEYS} keys, {comm.size} ranks, {library}, median of {REPEATS}, microseconds per iteration")
+    for name, floor, limits in (("invariant", "floor", "50, aim 15"), ("fresh", "floor fresh", "100, aim 30")):
+        above = med[name] - med[floor]
+        print(f"  {name:10s} {med[name]:7.1f}  floor {med[floor]:5.1f}  above it {above:7.1f}  (must {limits})")
+    grown = late_memory / early_memory
+    print(f"  iteration 1000 / iteration 2: time {late / early:.2f}, peak memory {grown:.4f}")
     sys.stdout.flush()
 
 

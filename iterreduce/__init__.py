@@ -48,8 +48,8 @@ _WHERE = {
     "iterreduce.dataset": ("Dataset", "Inputs"),
     "iterreduce.driver": ("LoopRun", "Position"),
     "iterreduce.errors": (
-        "DisagreementError", "InputError", "IterReduceError", "LaunchError", "MemoryBudgetError", "OutputError",
-        "ScheduleError", "SchemaError", "StageError", "UsageError", "UserCodeError",
+        "DisagreementError", "InputError", "IterReduceError", "LaunchError", "MemoryBudgetError",
+        "OutputError", "ScheduleError", "SchemaError", "StageError", "UsageError", "UserCodeError",
     ),
     "iterreduce.events": ("Events",),
     "iterreduce.fixpoint": (

@@ -71,7 +71,7 @@ _thread = threading.local()  # of this rank: ranks may be threads
 
 
 def refuse_in_user_code(what: str, ranks: int) -> None:
-    """Raise `UsageError` where user code of a run asks for something collective: the other ranks would wait."""
+    """Raise `UsageError` where user code of a run asks for something collective."""
     if ranks > 1 and getattr(_thread, "in_user_code", False):
         raise UsageError(
             f"{what} on {ranks} ranks was asked for inside a function that a run is calling; "

@@ -43,16 +43,17 @@ from iterreduce.exchange import (
     nothing,
 )
 from iterreduce.folding import Combiner, Relearn, RowSource
+from iterreduce.lineage import KeyLineage, Pending
 from iterreduce.loop import Shuffle
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import Piece
 from iterreduce.slots import Slots
-from iterreduce.table import NO_TOKENS, Table, by_key, token
+from iterreduce.table import Table, by_key
 
 
 @dataclass(frozen=True)
 class PlanBody:
-    """The large part of a plan, kept in the cache: where rows fold to, where records go, what keys come out."""
+    """The large part of a plan, kept in the cache: where rows fold to, where records go, which keys come."""
 
     codes: Array
     numbered: Numbered
@@ -71,15 +72,6 @@ class PlanBody:
         )
 
 
-@dataclass(frozen=True)
-class Pending:
-    """A plan that is installed when the iteration commits."""
-
-    token: int
-    plan: ValuesPlan
-    body: PlanBody
-
-
 def require_keyed(stage: Shuffle, onto: Table) -> None:
     """Raise `UsageError` unless each row of ``onto`` lies with the owner of its key."""
     if onto.layout != by_key(*stage.key):
@@ -95,7 +87,7 @@ def require_keyed(stage: Shuffle, onto: Table) -> None:
         )
 
 
-class CombineShuffle:
+class CombineShuffle(KeyLineage):
     """One `Shuffle` stage with ``combine`` at work, on every iteration of a loop run."""
 
     def __init__(
@@ -110,9 +102,8 @@ class CombineShuffle:
         limit_bytes: int | None = None,
         repeats: bool = True,
     ):
-        self.repeats = repeats  # a stage that runs once needs no plan
-        self.stage, self.number, self.group, self.source = stage, number, group, source
-        self.cache, self.partitions, self.check = cache, partitions, check
+        super().__init__(stage, number, group.epoch, cache, repeats)
+        self.group, self.source, self.partitions, self.check = group, source, partitions, check
         self.layout = by_key(*stage.key)
         self.fresh = FreshExchange(group, number, check, limit_bytes=limit_bytes)
         self.slots = Slots(number, group.size, cache, partitions, enabled=repeats)
@@ -121,22 +112,12 @@ class CombineShuffle:
         self.combiner = Combiner(stage.combine, stage.key, source)
         self.plan: ValuesPlan | None = None
         self.plan_token = 0
-        self.keys: Batch | None = None
-        self.keys_version = 0
-        self.keys_changed = False
-        self.replans = 0
-        self._keys_next: Batch | None = None
         self._equal_keys: Batch | None = None  # the last object that held the keys of last time
         self._pending: Pending | None = None
         self._merged: tuple[Batch, Array] | None = None
         self._records: Array | None = None
-        self._tokens_known: dict[tuple[int, ...], int] = {}
         self._index: tuple[Batch, KeyIndex] | None = None
-        self._version_tokens: dict[int, dict[str, int]] = {}
-        self._onto_known: tuple[int, ...] = ()
-        self._onto_token = 1 if stage.onto is None else 0
         self._relearned = False
-        self._last_proposal = 0
         self._parts: list[Batch] = []
         self._begin()
 
@@ -152,7 +133,9 @@ class CombineShuffle:
     def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
         """Fold this rank's rows."""
         self._tables, self._iteration = tables, iteration
-        self._token_of_onto()
+        if self.stage.onto is not None:
+            require_keyed(self.stage, tables[self.stage.onto])
+        self._read_onto(tables)
         try:
             self._fold_all()
         except Relearn as found:
@@ -165,11 +148,7 @@ class CombineShuffle:
         body = self._start_plan()
         for piece in self.source.pieces(self._tables, self._iteration):
             self.combiner.check(piece.batch)
-            proposal = self._proposal_of(piece)
-            if self.proposal == ABSTAIN:
-                self.proposal = proposal
-            elif self.proposal != proposal:
-                self.proposal = 0
+            proposal = self._propose(piece.tokens)
             if body is not None and self.on_plan and proposal == self.plan_token:
                 assert self.plan is not None and self.combiner.outputs is not None
                 self.combiner.outputs.update(self.plan.records, body.codes[piece.lo : piece.hi], piece.batch)
@@ -217,26 +196,6 @@ class CombineShuffle:
         self.combiner.learn(schema)
         # a plan made before is void, but the other ranks do not know: its counts are kept to tell them
         self._relearned = self.plan is not None
-
-    def _proposal_of(self, piece: Piece) -> int:
-        tokens = tuple([piece.tokens.get(k, 0) for k in self.stage.key])
-        known = self._tokens_known.get(tokens)
-        if known is None:
-            agreed = 0 not in tokens and self._onto_token != 0
-            known = token("shuffle", self.number, tokens, self._onto_token, self.group.epoch) if agreed else 0
-            self._tokens_known = {tokens: known}
-        return known if self.cache.enabled else 0
-
-    def _token_of_onto(self) -> int:
-        if self.stage.onto is None:
-            return 1
-        require_keyed(self.stage, self._tables[self.stage.onto])
-        tokens = self._tables[self.stage.onto].tokens
-        mine = tuple([tokens.get(k, 0) for k in self.stage.key])
-        if mine != self._onto_known:
-            self._onto_known, self._tokens_known = mine, {}
-            self._onto_token = 0 if 0 in mine else token("onto", mine)
-        return self._onto_token
 
     # ------------------------------------------------------------------ the exchange
 
@@ -388,21 +347,14 @@ class CombineShuffle:
             self._propose_plan(keys)
         return self._table(batch)
 
-    def _worth_a_plan(self) -> bool:
-        """Keys that changed before must be proposed twice in a row: plans for keys that go on changing cost
-        more.
-        """
-        steady = self.replans == 0 or self.proposal == self._last_proposal
-        return self.repeats and steady and self.proposal > 0 and self.cache.wants(self.proposal)
-
     def _stable(self, keys: Batch) -> Batch:
         """The keys of last time, as the same objects, where they are equal."""
-        same = self.keys is not None and (keys is self._equal_keys or self.keys.equals(keys))
-        self.keys_changed = not same
-        self._equal_keys = keys if same else None
-        self._keys_next = keys if self.keys_changed else self.keys
-        assert self._keys_next is not None
-        return self._keys_next
+        if self.keys is not None and keys is self._equal_keys:
+            self.keys_changed, self._keys_next = False, self.keys
+            return self.keys
+        made = super()._stable(keys)
+        self._equal_keys = None if self.keys_changed else keys
+        return made
 
     def _onto_keys(self) -> Batch:
         assert self.stage.onto is not None
@@ -426,21 +378,7 @@ class CombineShuffle:
             onto = self._tables[self.stage.onto]
             tokens = {k: onto.tokens[k] for k in self.stage.key if k in onto.tokens}
             return Table(batch, onto.layout if onto.layout.kind == "key" else self.layout, tokens)
-        if not self.cache.enabled:
-            return Table(batch, self.layout, NO_TOKENS)
-        return Table(batch, self.layout, self._key_tokens(self.keys_version + self.keys_changed))
-
-    def _key_tokens(self, version: int) -> dict[str, int]:
-        if version not in self._version_tokens:
-            self._version_tokens = {version: self._tokens_of(version)}
-        return self._version_tokens[version]
-
-    def _tokens_of(self, version: int) -> dict[str, int]:
-        return {
-            k: token("keys", self.number, version, k)
-            for k in self.stage.key
-            if self.combiner.outputs and not self.combiner.outputs.schema[k].nullable
-        }
+        return Table(batch, self.layout, self._made_tokens())
 
     def _propose_plan(self, keys: Batch) -> None:
         assert self.combiner.outputs is not None
@@ -463,29 +401,21 @@ class CombineShuffle:
         body = PlanBody(
             plan.shifted(numbered.codes), numbered, plan.received_slots(slots, len(keys)), out_keys
         )
-        self._pending = Pending(self.proposal, plan, body)
+        self._pending = Pending(self.proposal, plan, body, body.nbytes)
 
     # ------------------------------------------------------------------ transactions
 
     def commit(self, keys_changed: bool) -> dict[int, int]:
-        """The iteration stands; ``keys_changed`` on any rank. Returns tokens to rename in tables made here."""
-        if self._keys_next is not None:
-            self._equal_keys = self._equal_keys if self._keys_next is self.keys else self._keys_next
-            self.keys = self._keys_next
-        if not self.planned:
-            self._last_proposal = self.proposal
+        """The iteration stands; ``keys_changed`` on any rank. Returns tokens to rename in its tables."""
+        if self._keys_next is not None and self._keys_next is not self.keys:
+            self._equal_keys = self._keys_next
+        renames = self._commit_keys(keys_changed, self.planned)
         self.slots.commit()
-        renames = {}
-        if keys_changed:
-            before, after = self._key_tokens(self.keys_version), self._key_tokens(self.keys_version + 1)
-            renames = {before[k]: after[k] for k in before}
-            self.keys_version += 1
         if self._pending is not None:
-            self.plan, self.plan_token = self._pending.plan, self._pending.token
-            self.plan.connect()
-            self.cache.put(
-                self.plan_token, "plan", self._pending.body, self._pending.body.nbytes, self._drop_plan
-            )
+            made = self._pending
+            self.plan, self.plan_token = made.plan, made.token
+            made.plan.connect()
+            self.cache.put(made.token, "plan", made.body, made.nbytes, self._drop_plan)
         self._forget()
         return renames
 
@@ -495,8 +425,8 @@ class CombineShuffle:
         self._forget()
 
     def _forget(self) -> None:
-        self._pending, self._keys_next, self._parts = None, None, []
-        self._key_parts, self.keys_changed, self._merged = [], False, None
+        self._forget_keys()
+        self._pending, self._parts, self._key_parts, self._merged = None, [], [], None
 
     def _drop_plan(self) -> None:
         if self.plan is not None:

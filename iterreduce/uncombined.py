@@ -28,7 +28,7 @@ from iterreduce.total import TotalRows, key_order
 
 
 class WithFallback:
-    """A folding stage, and the stage that moves whole rows in its place once the ranks agreed that it must."""
+    """A folding stage, and the stage that moves whole rows in its place once ranks agreed that it must."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The environment of a process: threads, and one directory of compiled kernels for all processes of a node."""
+"""The environment of a process: threads, and one directory of compiled kernels for a node."""
 
 from __future__ import annotations
 
