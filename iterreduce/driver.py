@@ -236,9 +236,8 @@ class LoopRun:
         """Run one iteration. Collective.
 
         Returns the new `Position`, or the `Outcome` if the loop ended with it. If anything fails, on any
-        rank,
-        the iteration is rolled back and the same error is raised on all; ``tables`` are those of the last
-        commit.
+        rank, the iteration is rolled back and the same error is raised on all; ``tables`` are those of the
+        last commit.
         """
         if feed:
             raise UsageError(f"this loop declares no feeds, got {', '.join(feed)}")

@@ -158,8 +158,7 @@ class Relearn(Exception):
 
 class Combiner:
     """The fold of one stage: outputs bound to the columns as first seen, a table for this rank's rows, and
-    one
-    for what arrives."""
+    one for what arrives."""
 
     def __init__(self, reduce: Reduce, keys: tuple[str, ...], source: RowSource):
         self.reduce, self.keys, self.source = reduce, keys, source

@@ -27,8 +27,8 @@ class Context(NamedTuple):
     """What a kernel may know beside its rows: never the rank.
 
     ``first_row`` is the global number of the first row of the first table read, and ``rows_total`` the rows
-    of
-    all ranks; known for sources and results of loops, else 0 and -1 (a map may have dropped rows elsewhere).
+    of all ranks; known for sources and results of loops, else 0 and -1 (a map may have dropped rows
+    elsewhere).
     """
 
     iteration: int
@@ -140,10 +140,9 @@ class Loop:
     """Sources, what is prepared from them once, state, a body of supersteps, and when to stop.
 
     ``sources``: name -> a source (rows by block), a `Batch` (the same on all ranks), or another `Loop` (its
-    result). ``prepare``: stages
-    run once, whose outputs are invariants. ``finish``: stages run once after the last iteration, which read
-    the final state. ``values``: name -> (table of one row, column): numbers of the run's summary, taken after
-    ``finish``. ``result``: the table that the run returns.
+    result). ``prepare``: stages run once, whose outputs are invariants. ``finish``: stages run once after the
+    last iteration, which read the final state. ``values``: name -> (table of one row, column): numbers of the
+    run's summary, taken after ``finish``. ``result``: the table that the run returns.
     """
 
     name: str

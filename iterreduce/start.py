@@ -6,8 +6,7 @@ own.
 
 Compiled kernels lie in a private directory of the node's own temporary directory, never in a home that many
 nodes share, nor in the installation, which may be read-only. All ranks of a node use the same one: what is
-not
-there yet is compiled by one of them while the others wait (`iterreduce.columns.jit`).
+not there yet is compiled by one of them while the others wait (`iterreduce.columns.jit`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Aggregates that need all rows of a key together: lists of values, the least or the first of texts.
 
 Such a stage begins like any other. A rank that finds, from the columns of its rows, that they cannot be
-folded
-into records says so in the header of its exchange; all ranks see it in the same collective, send whole rows
-instead, then and from then on, and fold them where they stand together.
+folded into records says so in the header of its exchange; all ranks see it in the same collective, send whole
+rows instead, then and from then on, and fold them where they stand together.
 
 What it is not: a second shuffle or gather. It chooses between those that there are.
 """

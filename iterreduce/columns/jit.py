@@ -1,10 +1,8 @@
 """The one door to Numba: two decorators that compile a function to machine code.
 
 It is not a place for kernels. Every compiled loop of the package is written in `iterreduce.columns` and
-decorated here,
-so that the compiler options, and with them the bits of every float sum, are chosen once. Kernels release the
-GIL and
-never start threads of their own: the caller owns the threads.
+decorated here, so that the compiler options, and with them the bits of every float sum, are chosen once.
+Kernels release the GIL and never start threads of their own: the caller owns the threads.
 """
 
 from __future__ import annotations
@@ -49,8 +47,8 @@ class _NodeLock:
     """Who may compile: one process of a user at a time, for one cache on one node.
 
     It is a file in the node's own temporary directory, never in a home that nodes share, and the kernel drops
-    it
-    with the process. Where no file can be made, or the wait grows too long, each process compiles for itself.
+    it with the process. Where no file can be made, or the wait grows too long, each process compiles for
+    itself.
     """
 
     def __init__(self) -> None:
@@ -98,8 +96,8 @@ class _SharedCache:
     others.
 
     Numba alone lets every process compile, and two that save at once can leave an index that names the
-    other's
-    code. Loading takes no lock: a new index never stands beside old code, because old code is removed first.
+    other's code. Loading takes no lock: a new index never stands beside old code, because old code is removed
+    first.
     """
 
     def __init__(self, cache: Any) -> None:
@@ -165,8 +163,7 @@ def kernel_reassoc(function: Callable[P, R]) -> Callable[P, R]:
     """Compile like `kernel`, and let the compiler regroup float operations so that sums vectorise.
 
     NaN and infinity behave as ever; the result may differ from the strict one in the last bits, but is the
-    same on
-    every run of the same build.
+    same on every run of the same build.
 
     >>> import numpy as np
     >>> @kernel_reassoc

@@ -323,8 +323,7 @@ class OrderedTable:
 
     def _widened(self, span: tuple[int, int]) -> tuple[int, int]:
         """This range and the present one, twice as wide as that on the side that grew: hashes that come in
-        ascending
-        order would else ask for a new table again and again."""
+        ascending order would else ask for a new table again and again."""
         low, high = min(span[0], self.range[0]), max(span[1], self.range[1])
         width = self.range[1] - self.range[0]
         low = max(0, min(low, self.range[0] - width)) if low < self.range[0] else low

@@ -62,8 +62,8 @@ def nearest(points: Array, centroids: Array, *, distance: bool = False) -> Array
 
     A squared distance is the float64 sum of ``(x[i] - c[i])**2`` in the order of the columns, and labels are
     exact for it, also where float32 decided them. A centroid with NaN or infinity is never chosen; a row with
-    NaN, and any row without a finite distance, gets label 0.
-    Raises `SchemaError` for other dtypes, for shapes that do not fit, and where there is no centroid.
+    NaN, and any row without a finite distance, gets label 0. Raises `SchemaError` for other dtypes, for
+    shapes that do not fit, and where there is no centroid.
 
     >>> import numpy as np
     >>> centroids = np.array([[0.0, 0.0], [4.0, 0.0]])

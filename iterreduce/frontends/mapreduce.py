@@ -142,13 +142,12 @@ class MapReduce:
         """Repeat until a fixpoint: a lazy handle on the final state.
 
         State everywhere (``state_key=None``): each iteration maps ``map(rows, state)``, reduces by key over
-        all
-        ranks, and takes ``update(reduced, state)`` as the new state (without ``update``: the reduced rows).
-        State by key: ``map(state)`` makes the rows (``rows`` is None), they are reduced at the owner of their
-        key, one row for each row of the state and in its order, and ``update(reduced, state)`` runs on each
-        rank's share. ``until``: a rule such as ``ir.l2("x") <= 1e-4``, several, or a function of old and new
-        state; without one, until nothing changes. ``score(rows, state)`` runs once at the end; its columns,
-        aggregated by ``values``, are the numbers of the run's summary.
+        all ranks, and takes ``update(reduced, state)`` as the new state (without ``update``: the reduced
+        rows). State by key: ``map(state)`` makes the rows (``rows`` is None), they are reduced at the owner
+        of their key, one row for each row of the state and in its order, and ``update(reduced, state)`` runs
+        on each rank's share. ``until``: a rule such as ``ir.l2("x") <= 1e-4``, several, or a function of old
+        and new state; without one, until nothing changes. ``score(rows, state)`` runs once at the end; its
+        columns, aggregated by ``values``, are the numbers of the run's summary.
         """
         if max_iterations is None and until is None:
             raise UsageError("iterate: give until=..., max_iterations=..., or both")
