@@ -36,6 +36,7 @@ from iterreduce.options import Options
 from iterreduce.rowshuffle import RowShuffle
 from iterreduce.shuffle import CombineShuffle
 from iterreduce.sources.blocks import Loaded, Source, load
+from iterreduce.sources.local import LocalSource
 from iterreduce.superstep import SuperstepRun, Workshop
 from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, column_tokens, everywhere, token
 from iterreduce.uncombined import WithFallback
@@ -97,6 +98,7 @@ class LoopRun:
         self.prepare, self.body = hoisted(loop) if not naive else (loop.prepare, loop.body)
         self._supersteps = [SuperstepRun(step, self.shop) for step in self.body]
         self.read: dict[int, tuple[Source, Loaded]] = {}  # an inner loop shares what was read, and adds to it
+        self._frozen: dict[str, tuple[LocalSource, str]] = {}
         self._started = False
         self._late: Caught | None = None
         self._changed, self._wishes = 0, list[int]()
@@ -169,6 +171,8 @@ class LoopRun:
             source.open(self.group)
             got = load(self.group, source)
             self.read[id(source)] = source, got
+            if self.options.check and isinstance(source, LocalSource):
+                self._frozen[name] = source, source.fingerprint()
         of = token("source", name, source.token)
         tokens = column_tokens(of, got.batch) if not self.options.naive else NO_TOKENS
         self.loaded[name] = got.batch.nbytes
@@ -267,9 +271,21 @@ class LoopRun:
             written = step.run(tables, guard)
             tables.update(written)
             pending.update(written)
+        if self._frozen:
+            guard.stage = "check of arrays"
+            guard.run(self._check_frozen)
         guard.stage = "fixpoint test"
         self._reduce_control(guard, tables)
         return pending
+
+    def _check_frozen(self) -> None:
+        """Arrays that were handed over with ``copy=False`` must not change while the run lasts."""
+        for name, (source, before) in self._frozen.items():
+            if source.fingerprint() != before:
+                raise UsageError(
+                    f'the arrays of "{name}" changed while the run was using them; do not write to what was '
+                    "given to from_local(copy=False), or let it copy"
+                )
 
     def _reduce_control(self, guard: Guard, tables: Mapping[str, Table]) -> None:
         """Status, wishes and stopping rules of all ranks, in one collective. Collective."""

@@ -22,13 +22,14 @@ import numpy as np
 from iterreduce.agreement import Guard, settle_schemas
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import KeyIndex, group_order, number_keys
+from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.hashorder import grouping_order
 from iterreduce.columns.packing import pack, packed_words, unpack
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.routing import RecordLayout, Scratch, fine_order, owners, send_order, take_rows
 from iterreduce.columns.schema import Schema
-from iterreduce.errors import UsageError
+from iterreduce.errors import ScheduleError, UsageError
 from iterreduce.exchange import (
     ABSTAIN,
     FAILED,
@@ -279,7 +280,28 @@ class RowShuffle(RowSender, KeyLineage):
             status = self._exchange_planned(guard)
             if self.planned or status & FAILED:
                 return status
-        return super().exchange(guard)
+        status = super().exchange(guard)
+        if self.check and status == OK:
+            self._check_conserved(guard)
+        return status
+
+    def _check_conserved(self, guard: Guard) -> None:
+        """Rows sent are rows received: their number and the sum of their hashes. Collective."""
+        sums = np.zeros(3, np.int64)
+        guard.run(self._weigh, sums)
+        sums[2] = guard.failure is not None
+        self.group.allreduce(sums, "sum")
+        if sums[2] == 0 and sums[:2].any():
+            raise ScheduleError(
+                f'shuffle into "{self.stage.into}": the rows received are not the rows sent (their numbers '
+                f"differ by {int(sums[0])}): a defect of the engine, or a network that corrupts data"
+            )
+
+    def _weigh(self, sums: Array) -> None:
+        for rows, sign in ((self.rows, 1), (self.received, -1)):
+            if rows is not None and len(rows):
+                total = int(hash_keys(rows).sum(dtype=np.uint64).view(np.int64))
+                sums[:2] += np.array([len(rows), total]) * sign
 
     def _exchange_planned(self, guard: Guard) -> int:
         assert self.plan is not None
