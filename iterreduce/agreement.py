@@ -50,6 +50,8 @@ def caught(error: BaseException, stage: str, iteration: int, rank: int) -> Caugh
     except BaseException:  # a text that fails must not keep this rank from the next collective
         message = "(an exception without a text)"
     kind = type(original).__name__
+    if expected:  # a kind that all ranks know
+        kind = next(c.__name__ for c in type(original).__mro__ if getattr(errors, c.__name__, None) is c)
     return Caught(Failure(rank, socket.gethostname(), iteration, stage, kind, message, text, user), original)
 
 

@@ -46,10 +46,18 @@ def run_command_line(arguments: Sequence[str], started: float | None = None) -> 
         return INTERRUPTED.status
 
 
+def _print(text: str) -> None:
+    """Print help; who reads only its beginning (``| head``) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _start(request: Request | Answer | Problem, started: float) -> int:
     if isinstance(request, Answer):
         if launched_rank() == 0:
-            print(request.text)
+            _print(request.text)
         return 0
     try:
         crew = launch.join(_start_timeout(request))
@@ -119,11 +127,17 @@ def _attempt(crew: Crew, request: Request, started: float) -> Problem | None:
     try:
         return _work(crew, request, started)
     except KeyboardInterrupt:
-        if not crew.alone:
-            launch.end_now(crew.job, INTERRUPTED)
-        return INTERRUPTED
+        return _interrupted(crew)
     except BaseException as error:
+        if isinstance(error, StageError) and error.failure.kind == "KeyboardInterrupt":
+            return _interrupted(crew)  # it came while user code was running
         return launch.leave(crew, _describe(error, request))
+
+
+def _interrupted(crew: Crew) -> Problem:
+    if not crew.alone:
+        launch.end_now(crew.job, INTERRUPTED)
+    return INTERRUPTED
 
 
 def _describe(error: BaseException, request: Request) -> Problem:
@@ -156,7 +170,7 @@ def _work(crew: Crew, request: Request, started: float) -> Problem | None:
             raise CommandLineError(str(error)) from error
         raise
     if work is None:
-        return _nothing_to_write(options, request)
+        return _nothing_to_write(options, request, crew.group.rank == 0)
     return _run(crew, request, work, started)
 
 
@@ -214,11 +228,20 @@ def _check_directory(name: str, path: str) -> None:
         raise OutputError(f"{name} {path}: no permission to write in {directory}")
 
 
-def _nothing_to_write(options: Options, request: Request) -> Problem | None:
+def _nothing_to_write(options: Options, request: Request, speaks: bool) -> Problem | None:
     asked = [
         flag for flag, path in (("--out", options.out), ("--summary", options.summary)) if path is not None
     ]
     if not asked:
+        if (
+            speaks
+            and not options.quiet
+            and request.app.function.__annotations__.get("return", "") not in (None, "None")
+        ):
+            say(
+                f"iterreduce: app {request.app.name!r} returned None, so nothing was run; return the loop or "
+                "dataset to run, or annotate the app with -> None if it did its work itself"
+            )
         return None
     raise UsageError(
         f"app {request.app.name!r} returned None, so there is nothing for {' and '.join(asked)}; "

@@ -179,8 +179,8 @@ class Inputs:
             return name
         if not isinstance(data, Dataset):
             raise UsageError(
-                f"{name}: wanted a Dataset (ir.read(path), Dataset.from_local(...)) or a Batch, got "
-                f"{type(data).__name__}"
+                f"{'state' if name.startswith('initial') else name}: wanted a Dataset (ir.read(path), "
+                f"Dataset.from_local(...)) or a Batch such as ir.Batch(x=...), got {type(data).__name__}"
             )
         if isinstance(data.node, SampleNode):
             return self._sampled(name, data.node)
@@ -233,7 +233,7 @@ def run(
         return run_loop(work.to_loop(), group_for(comm if comm is not None else work.comm), options, events)
     if not isinstance(work, Loop):
         raise UsageError(
-            f"run: wanted a Loop or a Dataset, got {type(work).__name__}; an app returns what "
-            "MapReduce(...).iterate(...) gives"
+            f"to run: wanted a Dataset or a Loop, got {type(work).__name__}; an app returns "
+            "MapReduce(...)(rows), which runs once, or MapReduce(...).iterate(rows, state=...)"
         )
     return run_loop(work, group_for(comm), options, events)

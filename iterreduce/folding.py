@@ -164,14 +164,23 @@ class Combiner:
         self.reduce, self.keys, self.source = reduce, keys, source
         self.outputs: Outputs | None = None
         self.dirty = False
+        self.provisional = False
 
     @property
     def schema(self) -> Schema | None:
         """The columns as first seen, or as agreed; None before any were."""
         return None if self.outputs is None else self.outputs.schema
 
+    def learn_of_nothing(self, schema: Schema) -> None:
+        """Bind to the columns of no rows, until rows come: their columns may be others (an empty list has no
+        type).
+        """
+        self.learn(schema)
+        self.provisional = True
+
     def learn(self, schema: Schema) -> None:
         """Bind to these columns, forgetting what was folded."""
+        self.provisional = False
         self.outputs = outputs = Outputs(self.reduce, self.keys, schema)
         self.fold = Fold(outputs.key_schema, outputs.outputs)
         self.merged = Fold(outputs.key_schema, outputs.outputs)
@@ -181,7 +190,9 @@ class Combiner:
 
     def clear(self) -> None:
         """Forget what was folded."""
-        if self.dirty:
+        if self.provisional:
+            self.outputs, self.provisional = None, False
+        elif self.dirty:
             self.fold.clear()
             self.dirty = False
 

@@ -117,7 +117,7 @@ class KeyLineage:
             return {}
         before, after = self._key_tokens(self.keys_version), self._key_tokens(self.keys_version + 1)
         self.keys_version += 1
-        return {before[k]: after[k] for k in before}
+        return {before[k]: after[k] for k in before if k in after}  # a key may have come to hold nulls
 
     def _forget_keys(self) -> None:
         self._keys_next, self.keys_changed = None, False

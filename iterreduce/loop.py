@@ -203,6 +203,15 @@ def check_names(loop: Loop) -> None:
         _known(table, tables, f'value "{name}"')
 
 
+def _check_onto(stage: Shuffle, where: str) -> None:
+    reduce = stage.combine
+    parts = [] if reduce is None else [reduce] if isinstance(reduce, Aggregator) else list(reduce.values())
+    if stage.onto and any(part.kind == "collect" for part in parts):
+        raise UsageError(
+            f"{where}: lists cannot be collected onto a table; shuffle without onto, or without combine"
+        )
+
+
 def _check_step(step: Superstep, tables: set[str], states: set[str]) -> None:
     if not isinstance(step, Superstep):
         raise UsageError(f"a loop's body holds supersteps, got {type(step).__name__}")
@@ -221,6 +230,8 @@ def _bind(stage: Stage, bound: set[str], where: str) -> set[str]:
         _known(name, bound, f"{where}, {type(stage).__name__} into {stage.into!r}, reads")
     if isinstance(stage, Local) and not callable(stage.function) and not isinstance(stage.function, Kernel):
         raise UsageError(f"{where}: Local wants a function of batches, got {type(stage.function).__name__}")
+    if isinstance(stage, Shuffle):
+        _check_onto(stage, f"{where}, Shuffle into {stage.into!r}")
     if isinstance(stage, Local) and not stage.reads:
         raise UsageError(f"{where}: Local into {stage.into!r} reads nothing; name at least one table")
     if stage.into in bound:

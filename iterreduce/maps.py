@@ -250,15 +250,17 @@ class BlockMap:
 
 
 def joined(first: Table, pieces: list[Piece]) -> Table | None:
-    """The pieces as one table laid out like the table they were cut from."""
+    """The pieces as one table laid out like the table they were cut from; pieces without rows have no say."""
     if not pieces:
         return None
-    tokens = common_tokens(pieces)
+    whole = all(len(p.batch) == p.hi - p.lo for p in pieces)
+    ends = np.cumsum([0] + [len(p.batch) for p in pieces])
+    pieces = [p for p in pieces if len(p.batch)] or pieces[:1]
+    tokens = common_tokens(pieces) if whole else {}
     batch = _join(first, pieces, tokens)
     layout: Layout = first.layout if all(k in batch for k in first.layout.keys) else BY_BLOCK
-    if all(len(p.batch) == p.hi - p.lo for p in pieces):
+    if whole:
         return Table(batch, layout, tokens, first.block_starts)
-    ends = np.cumsum([0] + [len(p.batch) for p in pieces])
     return Table(batch, layout, NO_TOKENS, ends)
 
 

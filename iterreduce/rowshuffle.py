@@ -169,7 +169,9 @@ class RowSender:
 
 def rows_of(pieces: list[Piece]) -> Batch | None:
     """All pieces as one batch; None where there is none."""
-    table = joined(Table(pieces[0].batch, EVERYWHERE), pieces) if pieces else None
+    if not any(len(piece.batch) for piece in pieces):
+        return None  # no rows, no say: their columns may be those of an empty list
+    table = joined(Table(pieces[0].batch, EVERYWHERE), pieces)
     return None if table is None else table.batch
 
 

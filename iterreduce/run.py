@@ -31,7 +31,8 @@ class Result:
 
     ``seconds``: load, invariants, iterate, total, on this rank. ``bytes_exchanged``: payload that left this
     rank for others: invariants (int), per_iteration (list), total. ``result_sha256`` does not depend on the
-    order of rows or on how they are spread over ranks.
+    order of rows or on how they are spread over ranks; float sums may differ in their last bits between
+    numbers of ranks, and then so does it.
     """
 
     outcome: Outcome

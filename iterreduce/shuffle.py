@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -147,14 +148,16 @@ class CombineShuffle(KeyLineage):
         self.combiner.clear()
         body = self._start_plan()
         for piece in self.source.pieces(self._tables, self._iteration):
-            self.combiner.check(piece.batch)
+            if len(piece.batch):  # no rows, no say: their columns may be those of an empty list
+                self.combiner.check(piece.batch)
             proposal = self._propose(piece.tokens)
             if body is not None and self.on_plan and proposal == self.plan_token:
                 assert self.plan is not None and self.combiner.outputs is not None
                 self.combiner.outputs.update(self.plan.records, body.codes[piece.lo : piece.hi], piece.batch)
             else:
                 self._leave_plan(body)
-                self._add(piece)
+                if len(piece.batch):
+                    self._add(piece)
             self._rows_seen = piece.hi
         if body is not None and self._rows_seen != len(body.codes):
             self._leave_plan(body)
@@ -227,7 +230,7 @@ class CombineShuffle(KeyLineage):
 
     def _result_alone(self) -> tuple[Batch, Array]:
         if self.combiner.outputs is None:
-            self._learn(self.source.on_nothing(self._tables, self._iteration).schema)
+            self.combiner.learn_of_nothing(self.source.on_nothing(self._tables, self._iteration).schema)
         folded = self.combiner.fold.result()
         self._parts = [folded.keys]
         if self.stage.onto is None:
@@ -266,7 +269,7 @@ class CombineShuffle(KeyLineage):
             lambda: self.source.on_nothing(self._tables, self._iteration).schema,
         )
         if merged is not None and merged != mine:
-            guard.run(self._learn, merged)
+            guard.run(self._learn if any(digests) else self.combiner.learn_of_nothing, merged)
             if mine is not None:
                 guard.run(self._fold_all)
         return again
@@ -367,10 +370,10 @@ class CombineShuffle(KeyLineage):
         return self._index[1]
 
     def _refuse(self, strays: Batch) -> None:
-        shown = ", ".join(f"{k}={strays[k][0]!r}" for k in strays.names)
+        shown = ", ".join(f"{k}={_plain(strays[k][0])!r}" for k in strays.names)
         raise UsageError(
-            f'shuffle onto "{self.stage.onto}": {len(strays)} keys are not in it, such as {shown}; '
-            'add them to the table, or say missing="drop"'
+            f'shuffle onto "{self.stage.onto}": {len(strays)} keys sent are not in it, such as {shown}; '
+            'send to its keys only, give it rows for them, or say missing="drop" in the Shuffle'
         )
 
     def _table(self, batch: Batch) -> Table:
@@ -432,3 +435,8 @@ class CombineShuffle(KeyLineage):
         if self.plan is not None:
             self.cache.drop(self.plan_token)
         self.plan, self.plan_token, self._relearned = None, 0, False
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as Python writes it."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -84,6 +84,8 @@ class TotalRows:
     def _fold_all(self) -> None:
         self.combiner.clear()
         for piece in self.source.pieces(self._tables, self._iteration):
+            if len(piece.batch) == 0:  # no rows, no say: their columns may be those of an empty list
+                continue
             batch = piece.batch if self.stage.key else self._with_all(piece.batch)
             self.combiner.check(batch)
             self.combiner.add(batch)
@@ -111,7 +113,7 @@ class TotalRows:
 
     def _alone(self) -> None:
         if self.combiner.outputs is None:
-            self.combiner.learn(self._schema_of_nothing())
+            self.combiner.learn_of_nothing(self._schema_of_nothing())
         folded = self._folded if self._folded is not None else self.combiner.fold.result()
         self._result = self._finished(folded.keys, folded.records)
 
@@ -170,8 +172,10 @@ class TotalRows:
                 mine = self.combiner.schema
                 merged, again = settle_schemas(self.group, guard, digests, mine, self._schema_of_nothing)
                 if merged is not None and merged != mine:
-                    guard.run(self.combiner.learn, merged)
-                    guard.run(self._fold_all)
+                    learn = self.combiner.learn if any(digests) else self.combiner.learn_of_nothing
+                    guard.run(learn, merged)
+                    if any(digests):
+                        guard.run(self._fold_all)
                 if again:
                     continue
                 if self.group.agree_any(guard.failure is not None):

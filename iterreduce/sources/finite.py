@@ -45,8 +45,13 @@ class FiniteSource:
         self.source.open(group)
         for column in self.finite:
             if column not in self.schema:
-                raise InputError(f"{self.name}: {missing_column(column, self.schema)}")
+                raise InputError(f"{self.name}: {missing_column(column, self._as_read())}")
             self.source.require_numeric(column)
+
+    def _as_read(self) -> Schema:
+        """The columns of the file, also where they were made into a matrix on the way."""
+        found: Schema = getattr(self.source, "source", self.source).schema
+        return found
 
     def read(self, lo: int, hi: int) -> Batch:
         """The rows of blocks ``[lo, hi)``. Local."""

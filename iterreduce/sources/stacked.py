@@ -36,7 +36,8 @@ class StackedSource:
     blocks: Blocks
 
     def __init__(self, source: Source, name: str = "x", keep: Sequence[str] = ()):
-        self.source, self.column, self.keep, self.name = source, name, tuple(keep), source.name
+        self.source, self.column, self.name = source, name, source.name
+        self.keep = (keep,) if isinstance(keep, str) else tuple(keep)
         self.rereadable = source.rereadable
         self._stacked: list[str] | None = None
 

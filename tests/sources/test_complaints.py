@@ -343,3 +343,15 @@ def test_rows_of_another_rank_cannot_be_read() -> None:
         return True
 
     assert all(run_ranks(2, work))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_flipped_bit_in_an_archive_is_told(tmp_path: Path, save: Callable[..., None]) -> None:
+    path = tmp_path / "in.npz"
+    save(path, k=np.arange(500), v=np.linspace(0, 1, 500))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    for ranks in (1, 3):
+        with pytest.raises(InputError, match="is damaged"):
+            run_ranks(ranks, lambda group: open_source(str(path)).open(group))
