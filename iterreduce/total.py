@@ -174,7 +174,7 @@ class TotalRows:
                 if merged is not None and merged != mine:
                     learn = self.combiner.learn if any(digests) else self.combiner.learn_of_nothing
                     guard.run(learn, merged)
-                    if any(digests):
+                    if mine is not None:
                         guard.run(self._fold_all)
                 if again:
                     continue
@@ -203,7 +203,7 @@ class TotalRows:
             merged.merge(self.combiner.arrived(words, n))
         folded = merged.result()
         self._result = self._finished(folded.keys, folded.records)
-        if self.domain_kept:
+        if self.domain_kept and not self.combiner.provisional:
             self._grow_domain(folded.keys)
 
     # ------------------------------------------------------------------ results

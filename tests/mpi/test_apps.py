@@ -26,24 +26,6 @@ def folder(group: Group, tmp_path: Path) -> Path:
     return Path(group.bcast_bytes(str(tmp_path).encode()).decode())
 
 
-def test_digits_are_clustered_as_by_scikit_learn(group: Group, folder: Path) -> None:
-    from sklearn.cluster import KMeans, kmeans_plusplus
-    from sklearn.datasets import load_digits
-
-    x = load_digits().data
-    start, _ = kmeans_plusplus(x, 10, random_state=0)  # empties no cluster
-    if group.rank == 0:
-        np.save(folder / "digits.npy", x)
-        np.save(folder / "start.npy", start)
-    group.barrier()
-    points, init = ir.read(str(folder / "digits.npy")), ir.read(str(folder / "start.npy"))
-    result = app("kmeans")(points, init=init, tolerance=0.0, max_iterations=300).run(group)
-    rival = KMeans(10, init=start, n_init=1, algorithm="lloyd", tol=0, max_iter=300).fit(x)
-    np.testing.assert_allclose(result["x"], rival.cluster_centers_, rtol=0, atol=1e-9)
-    assert result.values["inertia"] == pytest.approx(rival.inertia_, rel=1e-12)
-    assert len(set(group.allgather_bytes(result["x"].tobytes()))) == 1
-
-
 def test_seeds_of_k_means_plus_plus_are_those_of_one_rank(group: Group) -> None:
     x = np.random.default_rng(2).normal(size=(900, 4))
     mine = np.array_split(x, group.size)[group.rank]
