@@ -6,7 +6,6 @@ Shared by the stages that fold (Shuffle with ``combine``, Total). Nothing here c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -77,7 +76,7 @@ class Outputs:
     def update(self, records: Array, codes: Array, batch: Batch) -> None:
         """Fold the rows of a batch: row ``i`` into ``records[codes[i]]``."""
         for output, offset in zip(self.outputs, self.offsets, strict=True):
-            values, valid = inputs_of(output, batch)
+            values, valid = output.read(batch)
             output.bound.update(records, offset, codes, values, valid)
 
     def merge(self, records: Array, slots: Array, partial: Array) -> None:
@@ -93,18 +92,6 @@ class Outputs:
             if mask is not None:
                 valid[output.name] = mask
         return Batch._trusted(columns, valid, len(records))
-
-
-def inputs_of(output: Output, batch: Batch) -> tuple[Any, Array | None]:
-    """The column (or pair of columns) that an output folds, and which rows of it are not null."""
-    names = output.inputs
-    if len(names) == 1:
-        return batch._columns[names[0]], batch._valid.get(names[0])
-    if not names:
-        return None, None
-    masks = [batch._valid[n] for n in names if n in batch._valid]
-    valid = None if not masks else masks[0] if len(masks) == 1 else np.logical_and(*masks)
-    return tuple(batch._columns[n] for n in names), valid
 
 
 class RowSource:

@@ -44,6 +44,9 @@ class KeyLineage:
         self.replans = 0
         self.proposal = ABSTAIN
         self.keeps = cache.enabled and repeats
+        self.plan: Any = None
+        self.plan_token = 0
+        self._pending: Pending | None = None
         self._keys_next: Batch | None = None
         self._last_proposal = 0
         self._tokens_known: dict[tuple[int, ...], int] = {}
@@ -121,3 +124,18 @@ class KeyLineage:
 
     def _forget_keys(self) -> None:
         self._keys_next, self.keys_changed = None, False
+
+    # ------------------------------------------------------------------ the plan
+
+    def _install(self) -> None:
+        """Put the plan that this iteration made in force. Collective: every rank made one, or none did."""
+        made = self._pending
+        if made is not None:
+            self.plan, self.plan_token = made.plan, made.token
+            made.plan.connect()
+            self.cache.put(made.token, "plan", made.body, made.nbytes, self._drop_plan)
+
+    def _drop_plan(self) -> None:
+        if self.plan is not None:
+            self.cache.drop(self.plan_token)
+        self.plan, self.plan_token = None, 0

@@ -195,8 +195,6 @@ class RowShuffle(RowSender, KeyLineage):
         self.partitions, self.layout = partitions, by_key(*stage.key)
         self.scratch = Scratch()
         self.plan: RowPlan | None = None
-        self.plan_token = 0
-        self._pending: Pending | None = None
         self._index: tuple[Batch, KeyIndex] | None = None
         self._arrived_rows = np.zeros(group.size, np.int64)
         self._begin()
@@ -401,11 +399,7 @@ class RowShuffle(RowSender, KeyLineage):
     def commit(self, keys_changed: bool) -> dict[int, int]:
         """The iteration stands; ``keys_changed`` on any rank. Collective. Returns tokens to rename."""
         renames = self._commit_keys(keys_changed, self.planned)
-        if self._pending is not None:
-            made = self._pending
-            self.plan, self.plan_token = made.plan, made.token
-            made.plan.connect()
-            self.cache.put(made.token, "plan", made.body, made.nbytes, self._drop_plan)
+        self._install()
         self._forget()
         return renames
 
@@ -413,11 +407,6 @@ class RowShuffle(RowSender, KeyLineage):
         super()._forget()
         self._forget_keys()
         self._pending, self._key_parts = None, []
-
-    def _drop_plan(self) -> None:
-        if self.plan is not None:
-            self.cache.drop(self.plan_token)
-        self.plan, self.plan_token = None, 0
 
 
 class GatherRows(RowSender):

@@ -112,9 +112,7 @@ class CombineShuffle(KeyLineage):
         self.extra_status = OK  # what else the next header says
         self.combiner = Combiner(stage.combine, stage.key, source)
         self.plan: ValuesPlan | None = None
-        self.plan_token = 0
         self._equal_keys: Batch | None = None  # the last object that held the keys of last time
-        self._pending: Pending | None = None
         self._merged: tuple[Batch, Array] | None = None
         self._records: Array | None = None
         self._index: tuple[Batch, KeyIndex] | None = None
@@ -414,11 +412,7 @@ class CombineShuffle(KeyLineage):
             self._equal_keys = self._keys_next
         renames = self._commit_keys(keys_changed, self.planned)
         self.slots.commit()
-        if self._pending is not None:
-            made = self._pending
-            self.plan, self.plan_token = made.plan, made.token
-            made.plan.connect()
-            self.cache.put(made.token, "plan", made.body, made.nbytes, self._drop_plan)
+        self._install()
         self._forget()
         return renames
 
@@ -432,9 +426,8 @@ class CombineShuffle(KeyLineage):
         self._pending, self._parts, self._key_parts, self._merged = None, [], [], None
 
     def _drop_plan(self) -> None:
-        if self.plan is not None:
-            self.cache.drop(self.plan_token)
-        self.plan, self.plan_token, self._relearned = None, 0, False
+        super()._drop_plan()
+        self._relearned = False
 
 
 def _plain(value: Any) -> Any:

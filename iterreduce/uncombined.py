@@ -18,7 +18,7 @@ from iterreduce.columns.aggregators import Aggregator, bind_outputs
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import group_rows
 from iterreduce.exchange import FAILED, OK, ROWS_WANTED
-from iterreduce.folding import NeedsRows, RowSource, inputs_of
+from iterreduce.folding import NeedsRows, RowSource
 from iterreduce.loop import Reduce
 from iterreduce.rowshuffle import GatherRows, RowShuffle
 from iterreduce.shuffle import CombineShuffle
@@ -111,7 +111,7 @@ def folded(rows: Batch, key: tuple[str, ...], reduce: Reduce) -> Batch:
     order = np.arange(len(rows))
     columns, valid = dict(keys._columns), dict(keys._valid)
     for output in bind_outputs(reduce, key, rows.schema):
-        values, present = inputs_of(output, rows)
+        values, present = output.read(rows)
         columns[output.name], mask = output.bound.collect(values, order, offsets, present)
         if mask is not None:
             valid[output.name] = mask

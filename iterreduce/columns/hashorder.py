@@ -14,6 +14,7 @@ import numpy as np
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashing import hash_words, is_word_column, key_words
 from iterreduce.columns.jit import kernel
+from iterreduce.columns.ordering import bucket_hashes, insertion_sort
 from iterreduce.columns.ragged import Array
 
 BUCKET_ROWS = 2048  # rows of a first bucket: 32 KiB of hashes and row numbers
@@ -23,41 +24,13 @@ CROWDED = 48  # different hashes that still share a second bucket: beyond, merge
 
 
 @kernel
-def _to_buckets(hashes: Any, base: Any, shift: Any, ends: Any, placed: Any, rows: Any) -> int:
-    """Place hashes and row numbers by leading bits; ``ends`` become ends of buckets. The largest bucket."""
-    for i in range(len(hashes)):
-        ends[(hashes[i] - base) >> shift] += 1
-    begin, largest = 0, 0
-    for b in range(len(ends)):
-        held = ends[b]
-        ends[b] = begin
-        begin += held
-        largest = max(largest, held)
-    for i in range(len(hashes)):
-        b = (hashes[i] - base) >> shift
-        at = np.uint64(ends[b])
-        placed[at] = hashes[i]
-        rows[at] = i
-        ends[b] += 1
-    return largest
-
-
-@kernel
 def _settle(hashes: Any, rows: Any) -> None:
     """Sort few hashes, or many of which most are equal neighbours."""
     if len(hashes) > CROWDED and hashes.min() != hashes.max():
         order = np.argsort(hashes, kind="mergesort")
         hashes[:], rows[:] = hashes[order], rows[order]
         return
-    for i in range(1, len(hashes)):
-        h = hashes[i]
-        if hashes[i - 1] <= h:
-            continue
-        row, k = rows[i], i
-        while k > 0 and hashes[k - 1] > h:
-            hashes[k], rows[k] = hashes[k - 1], rows[k - 1]
-            k -= 1
-        hashes[k], rows[k] = h, row
+    insertion_sort(hashes, rows)
 
 
 @kernel
@@ -112,7 +85,7 @@ def stable_order(hashes: Array) -> Array:
     base = first >> shift << shift
     ends = np.zeros((last - base >> shift) + 1, np.int64)
     placed, rows = np.empty(n, np.uint64), np.empty(n, dtype)
-    largest = _to_buckets(hashes, np.uint64(base), np.uint64(shift), ends, placed, rows)
+    largest = bucket_hashes(hashes, np.uint64(base), np.uint64(shift), ends, placed, rows)
     _in_buckets(placed, rows, ends, np.uint64(shift), np.empty(largest, np.uint64), np.empty(largest, dtype))
     return rows
 

@@ -37,7 +37,7 @@ def _place(codes: Any, ends: Any, order: Any) -> None:
 
 
 @kernel
-def _bucket_hashes(hashes: Any, base: Any, shift: Any, ends: Any, placed: Any, order: Any) -> int:
+def bucket_hashes(hashes: Any, base: Any, shift: Any, ends: Any, placed: Any, order: Any) -> int:
     """Place hashes by their leading bits; the size of the largest bucket."""
     for i in range(len(hashes)):
         ends[(hashes[i] - base) >> shift] += 1
@@ -128,7 +128,7 @@ def hash_order(hashes: Array) -> Array:
     shift = max(0, int(top - base).bit_length() - (n // 2).bit_length())
     buckets = (int(top - base) >> shift) + 1
     order, placed = np.empty(n, np.int64), np.empty(n, np.uint64)
-    if _bucket_hashes(hashes, base, np.uint64(shift), np.zeros(buckets, np.int64), placed, order) > CROWDED:
+    if bucket_hashes(hashes, base, np.uint64(shift), np.zeros(buckets, np.int64), placed, order) > CROWDED:
         return np.argsort(hashes, kind="stable")
     insertion_sort(placed, order)
     return order
