@@ -58,7 +58,9 @@ _WHERE = {
     ),
     "iterreduce.frontends.mapreduce": ("MapReduce",),
     "iterreduce.loop": (
-        "Context", "Gather", "Kernel", "Local", "Loop", "Replace", "Shuffle", "State", "Superstep", "Total",
+        "Accumulate", "Bounded", "Carry", "Context", "Gather", "Index", "Insert", "Joined", "Kernel", "Local",
+        "Lookup", "Loop", "Patch", "Remove", "Replace", "Shuffle", "Sink", "Splitters", "State", "Superstep",
+        "Synchronous", "Total",
     ),
     "iterreduce.options": ("Options",),
     "iterreduce.run": ("Result",),

@@ -29,7 +29,21 @@ from iterreduce.errors import UsageError
 from iterreduce.events import Events
 from iterreduce.exchange import FAILED, check_headers
 from iterreduce.fixpoint import MaxIterations, Outcome
-from iterreduce.loop import Local, Loop, Shuffle, Stage, State, Superstep, reads_of
+from iterreduce.loop import (
+    Bounded,
+    Index,
+    Local,
+    Lookup,
+    Loop,
+    Replace,
+    Shuffle,
+    Stage,
+    State,
+    Superstep,
+    reads_of,
+    stages_of,
+    supersteps_of,
+)  # fmt: skip
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import refuse_in_user_code
 from iterreduce.options import Options
@@ -71,6 +85,7 @@ class LoopRun:
         self, loop: Loop, group: Group, options: Options | None = None, events: Events | None = None
     ):
         refuse_in_user_code(f'the loop "{loop.name}"', group.size)
+        refuse_unbuilt(loop)
         self.loop, self.group = loop, group
         self.options, self.events = options or Options(), events or Events()
         self.iteration = 0
@@ -95,7 +110,7 @@ class LoopRun:
             repeats=_may_repeat(loop),
             keep=not naive,
         )
-        self.prepare, self.body = hoisted(loop) if not naive else (loop.prepare, loop.body)
+        self.prepare, self.body = hoisted(loop) if not naive else (loop.prepare, tuple(supersteps_of(loop)))
         self._supersteps = [SuperstepRun(step, self.shop) for step in self.body]
         self.read: dict[int, tuple[Source, Loaded]] = {}  # an inner loop shares what was read, and adds to it
         self._frozen: dict[str, tuple[LocalSource, str]] = {}
@@ -375,12 +390,27 @@ class LoopRun:
         self._leave_if_failed(self._guard(self.iteration))
 
 
+def refuse_unbuilt(loop: Loop) -> None:
+    """Raise `UsageError` for nouns that this version has no executor for."""
+    if any(isinstance(step, Loop) for step in loop.body):
+        raise UsageError(f'the loop "{loop.name}" holds a loop in its body, which cannot run yet')
+    if loop.feeds or loop.carry or isinstance(loop.pace, Bounded):
+        raise UsageError(f'the loop "{loop.name}" has feeds, a carry or a bounded pace, which cannot run yet')
+    for step in supersteps_of(loop):
+        if step.when is not None or not all(isinstance(w, Replace) for w in step.writes):
+            raise UsageError(f'superstep "{step.name}" has a condition or a write that cannot run yet')
+    for stage in stages_of(loop):
+        new = isinstance(stage, Lookup | Index)
+        if new or (isinstance(stage, Shuffle) and (stage.touched or stage.joined or stage.route)):
+            raise UsageError(f'{type(stage).__name__} into "{stage.into}" cannot run yet')
+
+
 def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep, ...]]:
     """Loop-invariant code motion: pure maps of the body that read invariants only become prepare stages."""
     invariant = set(loop.sources) | {s.into for s in loop.prepare}
     moved: list[Stage] = []
     body = []
-    for step in loop.body:
+    for step in supersteps_of(loop):
         kept: list[Stage] = []
         for stage in step.stages:
             if isinstance(stage, Local) and stage.pure and set(reads_of(stage)) <= invariant:
@@ -404,7 +434,7 @@ def wanted_after(loop: Loop) -> set[str]:
         *(s.initial for s in loop.state.values()),
         *(table for table, _ in loop.values.values()),
     }
-    for step in loop.body:
+    for step in supersteps_of(loop):
         out |= {w.rows for w in step.writes}
         for stage in step.stages:
             out |= set(reads_of(stage))

@@ -1,15 +1,15 @@
 """The waist: what a loop is, as frozen data. Every door produces these nouns; the engine runs them.
 
-What it is not: code. Nothing here runs, communicates or knows ranks. A name refers to a source, a prepare
-output, a state, or a stage result of the same superstep; `Loop` checks that every name is bound before it
-is read, so a mistake is an error where the loop is built.
+What it is not: code. Nothing here runs, communicates or knows ranks. Stages and writes are told in
+`iterreduce.stages`. `Loop` checks that every name is bound before it is read, so a mistake is an error where
+the loop is built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,108 +19,44 @@ from iterreduce.columns.partition import PARTITIONS
 from iterreduce.columns.random import choose
 from iterreduce.errors import UsageError, did_you_mean
 from iterreduce.fixpoint import MaxIterations, Until
-
-Reduce = Aggregator | Mapping[str, Aggregator]
-
-
-class Context(NamedTuple):
-    """What a kernel may know beside its rows: never the rank.
-
-    ``first_row`` is the global number of the first row of the first table read, and ``rows_total`` the rows
-    of all ranks; known for sources and results of loops, else 0 and -1 (a map may have dropped rows
-    elsewhere).
-    """
-
-    iteration: int
-    first_row: int
-    rows_total: int
-
-
-@runtime_checkable
-class Kernel(Protocol):
-    """A local function that is data: the engine may run it in another order or fuse it."""
-
-    def run(self, context: Context, *batches: Batch) -> Batch:
-        """One batch from the batches read."""
-
-
-@dataclass(frozen=True)
-class Local:
-    """``into = function(*reads)`` without communication.
-
-    ``cut="block"``: the first name in ``reads`` is handed over some blocks of rows at a time, the others
-    whole; the results are joined. ``cut="share"``: this rank's whole share at once. ``pure``: the result
-    depends on nothing but the rows read, so it is computed once where all of them are invariant.
-    """
-
-    function: Callable[..., Batch] | Kernel
-    reads: tuple[str, ...]
-    into: str
-    cut: Literal["block", "share"] = "block"
-    pure: bool = False
-
-
-@dataclass(frozen=True)
-class Shuffle:
-    """Rows to the owner of their key. With ``combine``: one finished row per key that had a row.
-
-    ``combine`` maps output columns to aggregators (or is one aggregator for all value columns); rows are
-    combined before sending and again at the owner. Without it ``into`` holds all rows, sorted by key (in
-    hash order), rows of one key in canonical order (source block, position).
-    ``onto`` names a table by key: ``into`` then has exactly its rows, in its order, and a key that the table
-    does not have is an error, or its rows are dropped (``missing``).
-    """
-
-    rows: str
-    key: tuple[str, ...]
-    into: str
-    combine: Reduce | None = None
-    onto: str | None = None
-    missing: Literal["error", "drop"] = "error"
-
-
-@dataclass(frozen=True)
-class Total:
-    """Aggregates over all ranks' rows, the same on all ranks: one row per key that had a row, sorted by key.
-
-    ``key`` empty: one row in all (no row at all if there was none).
-    """
-
-    rows: str
-    key: tuple[str, ...]
-    aggregators: Reduce
-    into: str
-
-
-@dataclass(frozen=True)
-class Gather:
-    """All rows on all ranks, in canonical order."""
-
-    rows: str
-    into: str
-
-
-Stage = Local | Shuffle | Total | Gather
-
-
-@dataclass(frozen=True)
-class Replace:
-    """The table becomes these rows, at the end of the superstep."""
-
-    table: str
-    rows: str
-
-
-Write = Replace
+from iterreduce.stages import STAGES as STAGES
+from iterreduce.stages import WRITES as WRITES
+from iterreduce.stages import Accumulate as Accumulate
+from iterreduce.stages import Context as Context
+from iterreduce.stages import Gather as Gather
+from iterreduce.stages import Index as Index
+from iterreduce.stages import Insert as Insert
+from iterreduce.stages import Joined as Joined
+from iterreduce.stages import Kernel as Kernel
+from iterreduce.stages import Local as Local
+from iterreduce.stages import Lookup as Lookup
+from iterreduce.stages import Patch as Patch
+from iterreduce.stages import Reduce as Reduce
+from iterreduce.stages import Remove as Remove
+from iterreduce.stages import Replace as Replace
+from iterreduce.stages import Shuffle as Shuffle
+from iterreduce.stages import Sink as Sink
+from iterreduce.stages import Splitters as Splitters
+from iterreduce.stages import Stage as Stage
+from iterreduce.stages import Total as Total
+from iterreduce.stages import Write as Write
+from iterreduce.stages import aggregators_of as aggregators_of
+from iterreduce.stages import makes as makes
+from iterreduce.stages import reads_of as reads_of
 
 
 @dataclass(frozen=True)
 class Superstep:
-    """Stages in order, then writes; stage results die with it."""
+    """Stages in order, then writes; stage results die with it.
+
+    ``when``: a function of the carry (name -> number) that tells whether the superstep runs in this
+    iteration; None: always. All ranks have the same carry, hence the same answer.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     writes: tuple[Write, ...] = ()
+    when: Callable[[Mapping[str, Any]], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +72,34 @@ class State:
 
 
 @dataclass(frozen=True)
+class Carry:
+    """A number that all ranks share from one iteration to the next: an aggregator, a counter.
+
+    ``Accumulate`` folds the values of an iteration into it by ``aggregator`` (SUM, MIN, MAX, COUNT, ANY,
+    ALL), over all ranks; the new number is seen from the next iteration on. ``keep``: what is accumulated
+    joins what was there, instead of taking its place. ``dtype`` is int64, float64 or bool.
+    """
+
+    aggregator: Aggregator
+    initial: float | int | bool = 0
+    keep: bool = False
+    dtype: str = "float64"
+
+
+@dataclass(frozen=True)
+class Synchronous:
+    """Every iteration waits for all of the one before."""
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Ranks may run ahead of each other by ``staleness`` iterations; ``law`` says which results agree."""
+
+    staleness: int
+    law: Literal["idempotent", "commutative"]
+
+
+@dataclass(frozen=True)
 class Loop:
     """Sources, what is prepared from them once, state, a body of supersteps, and when to stop.
 
@@ -143,12 +107,17 @@ class Loop:
     result). ``prepare``: stages run once, whose outputs are invariants. ``finish``: stages run once after the
     last iteration, which read the final state. ``values``: name -> (table of one row, column): numbers of the
     run's summary, taken after ``finish``. ``result``: the table that the run returns.
+
+    ``feeds``: name -> a function of the iteration (1, 2, ...) that gives its rows: a source or a `Batch`;
+    None: given to `LoopRun.advance`. ``carry``: name -> `Carry`. A `Loop` in the body runs to its end in each
+    iteration; what it reads of the tables around it is named in its ``outer``, and its result is bound, for
+    the supersteps after it, under its name.
     """
 
     name: str
     sources: Mapping[str, Any]
     state: Mapping[str, State]
-    body: tuple[Superstep, ...]
+    body: tuple[Superstep | Loop, ...]
     until: Until
     result: str
     prepare: tuple[Stage, ...] = ()
@@ -156,6 +125,10 @@ class Loop:
     values: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     partitions: int = PARTITIONS
+    feeds: Mapping[str, Callable[[int], Any] | None] = field(default_factory=dict)
+    carry: Mapping[str, Carry] = field(default_factory=dict)
+    pace: Synchronous | Bounded = field(default_factory=Synchronous)
+    outer: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.partitions, bool) or not 1 <= self.partitions <= 1 << 20:
@@ -163,24 +136,29 @@ class Loop:
         check_names(self)
 
 
+def supersteps_of(loop: Loop) -> Iterator[Superstep]:
+    """The supersteps of the body, those of inner loops too."""
+    for step in loop.body:
+        if isinstance(step, Loop):
+            yield from supersteps_of(step)
+        else:
+            yield step
+
+
 def stages_of(loop: Loop) -> Iterator[Stage]:
-    """All stages in the order in which they run."""
+    """All stages in the order in which they run, those of inner loops too."""
     yield from loop.prepare
     for step in loop.body:
-        yield from step.stages
+        yield from stages_of(step) if isinstance(step, Loop) else step.stages
     yield from loop.finish
 
 
-def reads_of(stage: Stage) -> tuple[str, ...]:
-    """The names a stage reads."""
-    if isinstance(stage, Local):
-        return stage.reads
-    return (stage.rows, stage.onto) if isinstance(stage, Shuffle) and stage.onto else (stage.rows,)
+# ---------------------------------------------------------------------- names
 
 
 def check_names(loop: Loop) -> None:
     """Every name is bound before it is read, once, and every stage is well formed."""
-    bound = set(loop.sources)
+    bound = set(loop.sources) | set(loop.outer)
     for stage in loop.prepare:
         bound = _bind(stage, bound, "prepare")
     for name, state in loop.state.items():
@@ -189,12 +167,16 @@ def check_names(loop: Loop) -> None:
         if name in bound:
             raise UsageError(f'state "{name}" has the name of a source or a prepare output; give it another')
     tables = bound | set(loop.state)
+    for name in loop.feeds:
+        if name in tables:
+            raise UsageError(f'feed "{name}" has the name of another table; give it another')
+    tables |= set(loop.feeds)
     if not loop.body:
         raise UsageError("a loop needs a body of at least one superstep")
-    for step in loop.body:
-        _check_step(step, tables, set(loop.state))
+    _check_indexes(loop)
+    tables = _check_body(loop, tables)
     for rule in loop.until.rules:
-        if not isinstance(rule, MaxIterations):
+        if rule.table is not None or not isinstance(rule, MaxIterations):
             _known(rule.table or "", set(loop.state), "until")
     for stage in loop.finish:
         tables = _bind(stage, tables, "finish")
@@ -203,42 +185,113 @@ def check_names(loop: Loop) -> None:
         _known(table, tables, f'value "{name}"')
 
 
+def _check_body(loop: Loop, tables: set[str]) -> set[str]:
+    """The tables that are known after the body."""
+    for step in loop.body:
+        if isinstance(step, Loop):
+            for name in step.outer:
+                _known(name, tables, f'inner loop "{step.name}" reads')
+            if step.name in tables:
+                raise UsageError(f'inner loop "{step.name}" has the name of a table; give it another')
+            tables = tables | {step.name}
+        else:
+            _check_step(step, tables, loop)
+    return tables
+
+
+def _check_indexes(loop: Loop) -> None:
+    """What an `Index` makes of rows is read by a `Shuffle` with ``joined`` alone."""
+    numbered = {s.into for s in loop.prepare if isinstance(s, Index)}
+    for stage in stages_of(loop):
+        for name in reads_of(stage):
+            if name in numbered and not (isinstance(stage, Shuffle) and stage.rows == name and stage.onto):
+                raise UsageError(
+                    f'{type(stage).__name__} into {stage.into!r} reads "{name}", which an Index keeps as '
+                    "numbers: only the rows of a Shuffle onto a table can be that; read the rows that the "
+                    "Index was made of"
+                )
+
+
 def _check_onto(stage: Shuffle, where: str) -> None:
-    reduce = stage.combine
-    parts = [] if reduce is None else [reduce] if isinstance(reduce, Aggregator) else list(reduce.values())
-    if stage.onto and any(part.kind == "collect" for part in parts):
+    if stage.onto and any(part.kind == "collect" for part in aggregators_of(stage.combine)):
         raise UsageError(
             f"{where}: lists cannot be collected onto a table; shuffle without onto, or without combine"
         )
+    if (stage.touched or stage.joined) and (stage.combine is None or stage.onto is None):
+        raise UsageError(f"{where}: touched and joined go with combine and onto; give both")
+    if stage.route and (stage.combine is not None or stage.onto):
+        raise UsageError(f"{where}: splitters route whole rows: leave out combine and onto")
 
 
-def _check_step(step: Superstep, tables: set[str], states: set[str]) -> None:
+def _check_step(step: Any, tables: set[str], loop: Loop) -> None:
+    where = f'superstep "{getattr(step, "name", "")}"'
     if not isinstance(step, Superstep):
-        raise UsageError(f"a loop's body holds supersteps, got {type(step).__name__}")
+        raise UsageError(f"a loop's body holds supersteps and loops, got {type(step).__name__}")
     bound = set(tables)
     for stage in step.stages:
-        bound = _bind(stage, bound, f'superstep "{step.name}"')
+        if isinstance(stage, Index):
+            raise UsageError(f"{where}: an Index is made once; move it to prepare")
+        bound = _bind(stage, bound, where)
     for write in step.writes:
-        _known(write.table, states, f'superstep "{step.name}" writes')
-        _known(write.rows, bound, f'superstep "{step.name}" writes')
+        _check_write(write, bound, loop, f"{where} writes")
 
 
-def _bind(stage: Stage, bound: set[str], where: str) -> set[str]:
-    if not isinstance(stage, (Local, Shuffle, Total, Gather)):
-        raise UsageError(f"{where}: wanted Local, Shuffle, Total or Gather, got {type(stage).__name__}")
-    for name in reads_of(stage):
-        _known(name, bound, f"{where}, {type(stage).__name__} into {stage.into!r}, reads")
-    if isinstance(stage, Local) and not callable(stage.function) and not isinstance(stage.function, Kernel):
-        raise UsageError(f"{where}: Local wants a function of batches, got {type(stage.function).__name__}")
-    if isinstance(stage, Shuffle):
-        _check_onto(stage, f"{where}, Shuffle into {stage.into!r}")
-    if isinstance(stage, Local) and not stage.reads:
-        raise UsageError(f"{where}: Local into {stage.into!r} reads nothing; name at least one table")
-    if stage.into in bound:
+def _check_write(write: Any, bound: set[str], loop: Loop, where: str) -> None:
+    if not isinstance(write, WRITES):
+        wanted = ", ".join(w.__name__ for w in WRITES)
+        raise UsageError(f"{where}: wanted {wanted}, got {type(write).__name__}")
+    _known(write.rows, bound, where)
+    if isinstance(write, Sink):
+        return
+    if isinstance(write, Accumulate) and write.table in loop.carry:
+        return
+    _known(write.table, set(loop.state), where)
+    if not isinstance(write, Replace) and not loop.state[write.table].key:
         raise UsageError(
-            f'{where}: "{stage.into}" is bound twice; give the result of {type(stage).__name__} another name'
+            f'{where} "{write.table}" by {type(write).__name__}, which needs a state with a key; '
+            f'say State(..., key=("...",))'
         )
-    return bound | {stage.into}
+
+
+def _bind(stage: Any, bound: set[str], where: str) -> set[str]:
+    if not isinstance(stage, STAGES):
+        wanted = ", ".join(s.__name__ for s in STAGES)
+        raise UsageError(f"{where}: wanted {wanted}, got {type(stage).__name__}")
+    what = f"{where}, {type(stage).__name__} into {stage.into!r}"
+    for name in reads_of(stage):
+        _known(name, bound, f"{what}, reads")
+    if isinstance(stage, Local):
+        _check_local(stage, where)
+    if isinstance(stage, Shuffle):
+        _check_onto(stage, what)
+    if isinstance(stage, Index):
+        _check_index(stage, what)
+    for name in makes(stage):
+        if name in bound:
+            raise UsageError(
+                f'{where}: "{name}" is bound twice; give the result of {type(stage).__name__} another name'
+            )
+    return bound | set(makes(stage))
+
+
+def _check_local(stage: Local, where: str) -> None:
+    if not callable(stage.function) and not isinstance(stage.function, Kernel):
+        raise UsageError(f"{where}: Local wants a function of batches, got {type(stage.function).__name__}")
+    if not stage.reads:
+        raise UsageError(f"{where}: Local into {stage.into!r} reads nothing; name at least one table")
+
+
+def _check_index(stage: Index, what: str) -> None:
+    if len(stage.keys) != 2:
+        raise UsageError(f"{what}: wanted two key columns, such as src and dst, got {list(stage.keys)}")
+    tables = set(stage.keys.values())
+    if set(stage.names) != tables or not set(stage.also) <= tables:
+        raise UsageError(
+            f"{what}: names must give a key column for each of {sorted(tables)}, and also only those; got "
+            f"{dict(stage.names)} and {sorted(stage.also)}"
+        )
+    if stage.symmetric and len(tables) != 1:
+        raise UsageError(f"{what}: rows count both ways round only where both keys are of one table")
 
 
 def _known(name: str, bound: set[str], where: str) -> None:

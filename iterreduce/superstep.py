@@ -23,7 +23,7 @@ from iterreduce.errors import UsageError
 from iterreduce.events import Events
 from iterreduce.exchange import FAILED
 from iterreduce.folding import RowSource
-from iterreduce.loop import Gather, Local, Shuffle, Stage, Superstep, Total, Write, reads_of
+from iterreduce.loop import Gather, Local, Replace, Shuffle, Stage, Superstep, Total, reads_of
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import BlockMap
 from iterreduce.rowshuffle import GatherRows, RowShuffle
@@ -144,7 +144,11 @@ class SuperstepRun:
         return seen
 
     def _writes(self, seen: Mapping[str, Table]) -> dict[str, Table]:
-        return {w.table: written(w, seen[w.table], seen[w.rows], self.shop) for w in self.step.writes}
+        return {
+            w.table: written(w, seen[w.table], seen[w.rows], self.shop)
+            for w in self.step.writes
+            if isinstance(w, Replace)
+        }
 
 
 def emit_stage(
@@ -187,7 +191,7 @@ def fused_maps(stages: Iterable[Stage], kept: set[str]) -> set[str]:
     return out
 
 
-def written(write: Write, old: Table, rows: Table, shop: Workshop) -> Table:
+def written(write: Replace, old: Table, rows: Table, shop: Workshop) -> Table:
     """The table after the write; raises `UsageError` where the rows do not lie where the table's must."""
     kind = old.layout.kind
     if kind == "everywhere" and not rows.everywhere:
@@ -209,7 +213,7 @@ def describe(table: Table) -> str:
     ]
 
 
-def check_owned(write: Write, old: Table, rows: Table, shop: Workshop) -> None:
+def check_owned(write: Replace, old: Table, rows: Table, shop: Workshop) -> None:
     """Every row must lie with the owner of its key: known where its columns were passed on, else hashed."""
     keys = old.layout.keys
     for key in keys:

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("table",),
     ("exchange",),
     ("distances", "fixpoint"),
-    ("loop",),
+    ("stages", "loop"),
     ("loop_cache",),
     (
         "maps",
