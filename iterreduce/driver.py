@@ -29,9 +29,9 @@ from iterreduce.errors import UsageError
 from iterreduce.events import Events
 from iterreduce.exchange import FAILED, check_headers
 from iterreduce.fixpoint import MaxIterations, Outcome
+from iterreduce.indexing import LinkTable
 from iterreduce.loop import (
     Bounded,
-    Index,
     Local,
     Lookup,
     Loop,
@@ -40,6 +40,8 @@ from iterreduce.loop import (
     Stage,
     State,
     Superstep,
+    indexes_of,
+    makes,
     reads_of,
     stages_of,
     supersteps_of,
@@ -52,7 +54,7 @@ from iterreduce.shuffle import CombineShuffle
 from iterreduce.sources.blocks import Loaded, Source, load
 from iterreduce.sources.local import LocalSource
 from iterreduce.superstep import SuperstepRun, Workshop
-from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, column_tokens, everywhere, token
+from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, by_key, column_tokens, everywhere, token
 from iterreduce.uncombined import WithFallback
 
 CONTROL_WORDS = 4  # stage and sequence, status, token to evict, stages whose result keys changed (bits)
@@ -109,6 +111,7 @@ class LoopRun:
             self.options.memory_bytes,
             repeats=_may_repeat(loop),
             keep=not naive,
+            indexes=indexes_of(loop),
         )
         self.prepare, self.body = hoisted(loop) if not naive else (loop.prepare, tuple(supersteps_of(loop)))
         self._supersteps = [SuperstepRun(step, self.shop) for step in self.body]
@@ -209,11 +212,10 @@ class LoopRun:
         made = SuperstepRun(Superstep(what, stages), once, wanted_after(self.loop)).results(tables, guard)
         self._leave_if_failed(guard)
         for number, stage in enumerate(stages):
-            if stage.into in made:
-                table = made[stage.into]
-                tables[stage.into] = (
-                    table if self.options.naive else _renewed(table, token(what, self.loop.name, number))
-                )
+            for name in makes(stage):
+                if name in made:
+                    of = token(what, self.loop.name, number, name)
+                    tables[name] = made[name] if self.options.naive else _renewed(made[name], of)
 
     def _leave_if_failed(self, guard: Guard) -> None:
         """Agree that all is well before going on. Collective."""
@@ -226,6 +228,8 @@ class LoopRun:
         first = self.tables[state.initial]
         if not state.key:
             return first
+        if first.layout == by_key(*state.key):  # they lie as they must, and keep their order
+            return self._unique(name, state, first)
         guard = Guard(self.group.rank, 0)
         guard.stage = f'initial rows of "{name}"'
         share = guard.run(self._share_of_everywhere, first)
@@ -238,6 +242,12 @@ class LoopRun:
         made = step.results({"\0initial": share}, guard)
         self._leave_if_failed(guard)
         table = _renewed(made["\0shuffled"], token("state", self.loop.name, name))
+        return self._unique(name, state, table)
+
+    def _unique(self, name: str, state: State, table: Table) -> Table:
+        """The table, whose keys must be unique. Collective."""
+        guard = Guard(self.group.rank, 0)
+        guard.stage = f'initial rows of "{name}"'
         guard.run(_check_unique, name, state, table)
         self._leave_if_failed(guard)
         return table
@@ -399,15 +409,17 @@ def refuse_unbuilt(loop: Loop) -> None:
     for step in supersteps_of(loop):
         if step.when is not None or not all(isinstance(w, Replace) for w in step.writes):
             raise UsageError(f'superstep "{step.name}" has a condition or a write that cannot run yet')
+    indexes = indexes_of(loop)
     for stage in stages_of(loop):
-        new = isinstance(stage, Lookup | Index)
-        if new or (isinstance(stage, Shuffle) and (stage.touched or stage.joined or stage.route)):
+        indexed = isinstance(stage, Shuffle) and stage.rows in indexes
+        new = isinstance(stage, Lookup)
+        if new or (isinstance(stage, Shuffle) and (stage.touched or stage.route) and not indexed):
             raise UsageError(f'{type(stage).__name__} into "{stage.into}" cannot run yet')
 
 
 def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep, ...]]:
     """Loop-invariant code motion: pure maps of the body that read invariants only become prepare stages."""
-    invariant = set(loop.sources) | {s.into for s in loop.prepare}
+    invariant = set(loop.sources) | {name for s in loop.prepare for name in makes(s)}
     moved: list[Stage] = []
     body = []
     for step in supersteps_of(loop):
@@ -446,6 +458,8 @@ def _may_repeat(loop: Loop) -> bool:
 
 
 def _renewed(table: Table, of: int) -> Table:
+    if isinstance(table, LinkTable):  # rows by number have no columns
+        return table
     return replace(table, tokens=column_tokens(of, table.batch))
 
 

@@ -6,11 +6,13 @@ Shared by the stages that fold (Shuffle with ``combine``, Total). Nothing here c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
 from iterreduce.columns.aggregators import Output, bind_outputs
 from iterreduce.columns.batch import Batch
+from iterreduce.columns.expressions import Expr, columns_of, evaluate, full
 from iterreduce.columns.groups import Fold, Folded
 from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.packing import pack, packed_words, unpack
@@ -21,6 +23,8 @@ from iterreduce.exchange import Outgoing
 from iterreduce.loop import Reduce
 from iterreduce.maps import BlockMap, Piece
 from iterreduce.table import Table
+
+NO_COLUMNS: Mapping[str, Expr] = MappingProxyType({})
 
 
 class NeedsRows(SchemaError):
@@ -99,8 +103,15 @@ class RowSource:
     folded.
     """
 
-    def __init__(self, name: str, map_: BlockMap | None, rank: int = 0, size: int = 1):
-        self.name, self.map, self.rank, self.size = name, map_, rank, size
+    def __init__(
+        self,
+        name: str,
+        map_: BlockMap | None,
+        rank: int = 0,
+        size: int = 1,
+        computed: Mapping[str, Expr] = NO_COLUMNS,
+    ):
+        self.name, self.map, self.rank, self.size, self.computed = name, map_, rank, size, computed
 
     @property
     def described(self) -> str:
@@ -110,6 +121,25 @@ class RowSource:
 
     def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
         """All rows of this rank in canonical order; a resident table is one piece, even without rows."""
+        if self.computed:
+            for piece in self._pieces(tables, iteration):
+                yield piece._replace(batch=self._with_computed(piece.batch))
+        else:
+            yield from self._pieces(tables, iteration)
+
+    def _with_computed(self, batch: Batch) -> Batch:
+        """The rows, and beside them what aggregators read that is no column but an expression of columns."""
+        columns, valid = {}, {}
+        for name, tree in self.computed.items():
+            read = columns_of(tree)
+            batch.schema.require(*read)
+            columns[name] = full(evaluate(tree, batch._columns), len(batch))
+            masks = [mask for mask in map(batch.valid, read) if mask is not None]
+            if masks:
+                valid[name] = np.logical_and.reduce(masks)
+        return batch.with_columns(**columns).with_valid(**valid)
+
+    def _pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
         if (
             self.map is not None
             and not tables[self.map.stage.reads[0]].everywhere
@@ -127,7 +157,8 @@ class RowSource:
 
     def on_nothing(self, tables: Mapping[str, Table], iteration: int) -> Batch:
         """The rows that no rows make: for their schema."""
-        return self.map.on_nothing(tables, iteration) if self.map else tables[self.name].batch.slice(0, 0)
+        none = self.map.on_nothing(tables, iteration) if self.map else tables[self.name].batch.slice(0, 0)
+        return self._with_computed(none) if self.computed else none
 
 
 RECORDS = "\0records"  # the wire column of accumulator records: no user column can have this name

@@ -153,6 +153,11 @@ def stages_of(loop: Loop) -> Iterator[Stage]:
     yield from loop.finish
 
 
+def indexes_of(loop: Loop) -> frozenset[str]:
+    """The names of rows that an `Index` keeps."""
+    return frozenset(s.into for s in stages_of(loop) if isinstance(s, Index))
+
+
 # ---------------------------------------------------------------------- names
 
 
@@ -201,7 +206,7 @@ def _check_body(loop: Loop, tables: set[str]) -> set[str]:
 
 def _check_indexes(loop: Loop) -> None:
     """What an `Index` makes of rows is read by a `Shuffle` with ``joined`` alone."""
-    numbered = {s.into for s in loop.prepare if isinstance(s, Index)}
+    numbered = indexes_of(loop)
     for stage in stages_of(loop):
         for name in reads_of(stage):
             if name in numbered and not (isinstance(stage, Shuffle) and stage.rows == name and stage.onto):

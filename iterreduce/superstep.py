@@ -17,13 +17,27 @@ from dataclasses import dataclass, field
 
 from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.collectives import Group
+from iterreduce.columns.expressions import Expr
 from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.errors import UsageError
 from iterreduce.events import Events
 from iterreduce.exchange import FAILED
 from iterreduce.folding import RowSource
-from iterreduce.loop import Gather, Local, Replace, Shuffle, Stage, Superstep, Total, reads_of
+from iterreduce.indexing import IndexRows, Resident
+from iterreduce.linkshuffle import LinkShuffle
+from iterreduce.loop import (
+    Gather,
+    Index,
+    Local,
+    Replace,
+    Shuffle,
+    Stage,
+    Superstep,
+    Total,
+    aggregators_of,
+    reads_of,
+)
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import BlockMap
 from iterreduce.rowshuffle import GatherRows, RowShuffle
@@ -32,7 +46,7 @@ from iterreduce.table import Table
 from iterreduce.total import TotalRows
 from iterreduce.uncombined import WithFallback, may_need_rows
 
-Exchanger = CombineShuffle | RowShuffle | TotalRows | GatherRows | WithFallback
+Exchanger = CombineShuffle | RowShuffle | TotalRows | GatherRows | WithFallback | IndexRows | LinkShuffle
 
 
 @dataclass
@@ -49,6 +63,8 @@ class Workshop:
     keep: bool = True
     stages: int = 0
     exchangers: list[Exchanger] = field(default_factory=list)
+    residents: dict[str, Resident] = field(default_factory=dict)
+    indexes: frozenset[str] = frozenset()
 
     def exchanger(self, stage: Stage, source: RowSource) -> Exchanger:
         """The stage at work, under the next stage number."""
@@ -61,6 +77,18 @@ class Workshop:
                 gather = Gather(stage.rows, stage.into)
                 whole = GatherRows(gather, *common, self.check, self.limit_bytes)
                 made = WithFallback(total, whole, stage.aggregators, stage.key)
+        elif isinstance(stage, Index):
+            made = IndexRows(
+                stage,
+                common[0],
+                self.group,
+                self.partitions,
+                self.residents,
+                self.check,
+                self.limit_bytes,
+            )
+        elif isinstance(stage, Shuffle) and stage.rows in self.indexes:
+            made = LinkShuffle(stage, common[0], self.group, self.residents, self.check, self.limit_bytes)
         elif isinstance(stage, Gather):
             made = GatherRows(stage, *common, self.check, self.limit_bytes)
         elif isinstance(stage, Shuffle) and stage.combine is not None:
@@ -111,6 +139,7 @@ class SuperstepRun:
                     maps[stage.rows] if stage.rows in fused else None,
                     shop.group.rank,
                     shop.group.size,
+                    computed(stage),
                 )
                 self.actions.append((label, stage, shop.exchanger(stage, source)))
 
@@ -130,14 +159,14 @@ class SuperstepRun:
                 started, sent = time.perf_counter(), self.shop.group.traffic.payload_bytes
                 guard.run(emit_stage, events, label, guard.iteration)
             if isinstance(work, BlockMap):
-                made = guard.run(local, work, seen, guard.iteration)
+                made: Table | dict[str, Table] | None = guard.run(local, work, seen, guard.iteration)
             else:
                 guard.run(work.prepare, seen, guard.iteration)
                 if work.exchange(guard) & FAILED:
                     raise_agreed(self.shop.group, guard.failure)
-                made = guard.run(work.finish)
+                made = guard.run(finished, work)
             if made is not None:
-                seen[stage.into] = made
+                seen.update(made if isinstance(made, dict) else {stage.into: made})
             if watched:
                 seconds, sent = time.perf_counter() - started, self.shop.group.traffic.payload_bytes - sent
                 guard.run(emit_stage, events, label, guard.iteration, seconds, sent)
@@ -149,6 +178,17 @@ class SuperstepRun:
             for w in self.step.writes
             if isinstance(w, Replace)
         }
+
+
+def finished(work: Exchanger) -> Table | dict[str, Table]:
+    """What an exchanging stage made."""
+    return work.finish()
+
+
+def computed(stage: Stage) -> dict[str, Expr]:
+    """The expressions that the stage's aggregators read, by the name of the column that holds their values."""
+    reduce = stage.combine if isinstance(stage, Shuffle) else getattr(stage, "aggregators", None)
+    return {str(a.column): a.column for a in aggregators_of(reduce) if isinstance(a.column, Expr)}
 
 
 def emit_stage(
@@ -186,7 +226,7 @@ def fused_maps(stages: Iterable[Stage], kept: set[str]) -> set[str]:
     for stage in stages:
         if isinstance(stage, Local) and stage.into not in kept:
             by = readers.get(stage.into, [])
-            if len(by) == 1 and not isinstance(by[0], Local) and by[0].rows == stage.into:
+            if len(by) == 1 and not isinstance(by[0], Local | Index) and by[0].rows == stage.into:
                 out.add(stage.into)
     return out
 

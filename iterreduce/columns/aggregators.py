@@ -43,6 +43,7 @@ from iterreduce.columns.accumulators import (
     bind_truth,
 )
 from iterreduce.columns.batch import Batch
+from iterreduce.columns.expressions import Expr
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field, Schema
 from iterreduce.columns.selections import Collect, ExtremeText, bind_least, bind_pick
@@ -71,7 +72,7 @@ Kind = Literal[
 class Aggregator:
     """A named monoid, and the column that it reads.
 
-    ``column`` None stands for "the column of the same name as the result" (for COUNT: rows, whatever they
+    ``column`` is a name or an expression (`iterreduce.columns.expressions`). None stands for "the column of the same name as the result" (for COUNT: rows, whatever they
     hold).
 
     >>> SUM, mean("x"), argmin("id", by="distance").inputs
@@ -79,13 +80,14 @@ class Aggregator:
     """
 
     kind: Kind
-    column: str | None = None
+    column: str | Expr | None = None
     by: str | None = None
     ddof: int = 0
     definition: Definition | None = None
 
     def __repr__(self) -> str:
-        parts = [f'"{self.column}"'] if self.column is not None else []
+        shown = f'"{self.column}"' if isinstance(self.column, str) else repr(self.column)
+        parts = [shown] if self.column is not None else []
         parts += [f'by="{self.by}"'] if self.by is not None else []
         parts += [f"ddof={self.ddof}"] if self.ddof else []
         return self.name + (f"({', '.join(parts)})" if parts else "")
@@ -100,10 +102,10 @@ class Aggregator:
         """The columns that it reads; empty: the column of the same name as the result."""
         if self.column is None:
             return ()
-        return (self.column,) if self.by is None else (self.column, self.by)
+        return (str(self.column),) if self.by is None else (str(self.column), self.by)
 
-    def of(self, column: str) -> Aggregator:
-        """This aggregator on a column."""
+    def of(self, column: str | Expr) -> Aggregator:
+        """This aggregator on a column, or on an expression of columns."""
         return replace(self, column=column)
 
     def bind(self, field: Field | None = None, by: Field | None = None) -> BoundAggregator:
@@ -196,17 +198,17 @@ ANY, ALL = Aggregator("any"), Aggregator("all")
 FIRST, LAST, COLLECT = Aggregator("first"), Aggregator("last"), Aggregator("collect")
 
 
-def sum_(column: str) -> Aggregator:
+def sum_(column: str | Expr) -> Aggregator:
     """The sum of a column: int64, uint64, float64 or complex128."""
     return SUM.of(column)
 
 
-def min_(column: str) -> Aggregator:
+def min_(column: str | Expr) -> Aggregator:
     """The smallest value of a column; NaN propagates."""
     return MIN.of(column)
 
 
-def max_(column: str) -> Aggregator:
+def max_(column: str | Expr) -> Aggregator:
     """The largest value of a column; NaN propagates."""
     return MAX.of(column)
 
@@ -220,23 +222,23 @@ def count(column: str | None = None) -> Aggregator:
     return Aggregator("count", column)
 
 
-def mean(column: str) -> Aggregator:
+def mean(column: str | Expr) -> Aggregator:
     """The arithmetic mean of a column, in float64."""
     return MEAN.of(column)
 
 
-def var(column: str, ddof: int = 0) -> Aggregator:
+def var(column: str | Expr, ddof: int = 0) -> Aggregator:
     """The variance of a column in float64: squared deviations / (rows - ``ddof``); population variance by
     default."""
     return Aggregator("var", column, ddof=ddof)
 
 
-def any_(column: str) -> Aggregator:
+def any_(column: str | Expr) -> Aggregator:
     """Whether any value is true (not 0)."""
     return ANY.of(column)
 
 
-def all_(column: str) -> Aggregator:
+def all_(column: str | Expr) -> Aggregator:
     """Whether all values are true (not 0)."""
     return ALL.of(column)
 
@@ -320,7 +322,7 @@ def _named(reduce: Reduce, key_names: Sequence[str], schema: Schema) -> dict[str
         if reduce == COUNT:
             return {"count": COUNT}
         if reduce.column is not None:
-            return {reduce.column: reduce}
+            return {str(reduce.column): reduce}
         names = [name for name in schema if name not in key_names]
         if not names:
             raise SchemaError(
@@ -346,7 +348,7 @@ def _not_an_aggregator(value: Any) -> str:
 def _bind_output(name: str, aggregator: Aggregator, schema: Schema) -> Output:
     if aggregator.kind == "count" and aggregator.column is None:
         return Output(name, (), aggregator.bind())
-    inputs = (aggregator.column or name,) + (() if aggregator.by is None else (aggregator.by,))
+    inputs = (str(aggregator.column or name),) + (() if aggregator.by is None else (aggregator.by,))
     schema.require(*inputs)
     try:
         return Output(name, inputs, aggregator.bind(*(schema[column] for column in inputs)))

@@ -1,0 +1,222 @@
+"""From an expression to a compiled function of one row, and folds of what arrives from other ranks.
+
+`edge_function` turns a tree into a scalar function that the loops of `iterreduce.columns.link_kernels`
+inline. A tree of one operation on two columns has a ready-made function, so that its loops come from the disk; any
+other is composed of small ones, operation by operation.
+
+Arithmetic follows NumPy but for its types: integers are 64 bits wide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from iterreduce.columns.expressions import Apply, Column, Constant, Expr
+from iterreduce.columns.jit import kernel
+from iterreduce.columns.link_kernels import COMBINES
+from iterreduce.columns.ragged import Array
+from iterreduce.errors import UsageError
+
+
+@kernel
+def _over_zero(a: Any) -> Any:
+    """What IEEE 754 gives for a / 0."""
+    if a > 0:
+        return np.inf
+    return -np.inf if a < 0 else np.nan
+
+
+READY = {
+    "multiply": "x*w",
+    "add": "x+w",
+    "subtract": "x-w",
+    "minimum": "min(x,w)",
+    "maximum": "max(x,w)",
+}
+
+SCALAR: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "divide": lambda a, b: np.float64(a) / np.float64(b) if b != 0 else _over_zero(a),
+    "floor_divide": lambda a, b: a // b if b != 0 else a * 0,
+    "remainder": lambda a, b: a % b if b != 0 else a * 0,
+    "power": lambda a, b: a**b,
+    "negative": lambda a: -a,
+    "absolute": lambda a: abs(a),
+    "sqrt": lambda a: math.sqrt(a) if a >= 0 else math.nan,
+    "exp": lambda a: math.exp(a),
+    "log": lambda a: math.log(a) if a > 0 else (-math.inf if a == 0 else math.nan),
+    "less": lambda a, b: a < b,
+    "less_equal": lambda a, b: a <= b,
+    "greater": lambda a, b: a > b,
+    "greater_equal": lambda a, b: a >= b,
+    "equal": lambda a, b: a == b,
+    "not_equal": lambda a, b: a != b,
+    "and": lambda a, b: (a != 0) & (b != 0),
+    "or": lambda a, b: (a != 0) | (b != 0),
+    "not": lambda a: a == 0,
+    "where": lambda c, a, b: a if c else b,
+    "minimum": lambda a, b: b if (b < a) | (b != b) else a,
+    "maximum": lambda a, b: b if (b > a) | (b != b) else a,
+}
+
+
+def edge_function(tree: Expr, arguments: Sequence[str]) -> Any:
+    """A name that `iterreduce.columns.links.Links` knows, or a compiled function of these columns, in order.
+
+    >>> from iterreduce.columns.expressions import col
+    >>> edge_function(col("d") + col("w"), ("d", "w")), edge_function(col("w") * 2 + 1, ("w",))(3)
+    ('x+w', 7)
+    """
+    if isinstance(tree, Column) and tuple(arguments) == (tree.name,):
+        return "x"
+    if isinstance(tree, Apply) and tree.operation in READY and len(arguments) == 2:
+        both = tuple(a.name for a in tree.arguments if isinstance(a, Column))
+        if both == tuple(arguments):
+            return READY[tree.operation]
+    return _composed(tree, tuple(arguments))
+
+
+def _composed(tree: Expr, arguments: tuple[str, ...]) -> Any:
+    if isinstance(tree, Column):
+        return _leaf(arguments.index(tree.name))
+    if isinstance(tree, Constant):
+        return _constant(tree.value)
+    assert isinstance(tree, Apply)
+    parts = [_composed(part, arguments) for part in tree.arguments]
+    if tree.operation not in SCALAR:
+        raise UsageError(f"{tree.operation} cannot be compiled; known: {', '.join(SCALAR)}")
+    return (_unary, _binary, _ternary)[len(parts) - 1](kernel(SCALAR[tree.operation]), *parts)
+
+
+def _leaf(i: int) -> Any:
+    @kernel
+    def leaf(*values: Any) -> Any:
+        return values[i]
+
+    return leaf
+
+
+def _constant(value: Any) -> Any:
+    @kernel
+    def constant(*values: Any) -> Any:
+        return value
+
+    return constant
+
+
+def _unary(operation: Any, a: Any) -> Any:
+    @kernel
+    def unary(*values: Any) -> Any:
+        return operation(a(*values))
+
+    return unary
+
+
+def _binary(operation: Any, a: Any, b: Any) -> Any:
+    @kernel
+    def binary(*values: Any) -> Any:
+        return operation(a(*values), b(*values))
+
+    return binary
+
+
+def _ternary(operation: Any, a: Any, b: Any, c: Any) -> Any:
+    @kernel
+    def ternary(*values: Any) -> Any:
+        return operation(a(*values), b(*values), c(*values))
+
+    return ternary
+
+
+# ---------------------------------------------------------------------- folds of what arrives
+
+
+def _merger(combine: str) -> Any:
+    join = COMBINES[combine]
+
+    @kernel
+    def merge(out: Any, slots: Any, values: Any) -> None:
+        for i in range(len(slots)):
+            t = np.uint64(slots[i])
+            out[t] = join(out[t], values[i])
+
+    return merge
+
+
+def _touched_merger(combine: str) -> Any:
+    join = COMBINES[combine]
+
+    @kernel
+    def merge(out: Any, slots: Any, values: Any, marks: Any, mark: Any, touched: Any, found: Any) -> int:
+        for i in range(len(slots)):
+            t = np.uint64(slots[i])
+            if marks[t] == mark:
+                out[t] = join(out[t], values[i])
+            else:
+                marks[t] = mark
+                touched[found] = t
+                found += 1
+                out[t] = values[i]
+        return int(found)
+
+    return merge
+
+
+_MERGE = {combine: _merger(combine) for combine in COMBINES}
+_MERGE_TOUCHED = {combine: _touched_merger(combine) for combine in COMBINES}
+
+
+def merge_into(combine: str, out: Array, slots: Array, values: Array) -> None:
+    """Fold ``values[i]`` into ``out[slots[i]]``, in order; both of one dtype, float64 or int64.
+
+    >>> out = np.array([1.0, 2.0])
+    >>> merge_into("min", out, np.array([1, 1], np.int32), np.array([5.0, 0.5]))
+    >>> out.tolist()
+    [1.0, 0.5]
+    """
+    _MERGE[combine](out, slots, values)
+
+
+class Touched:
+    """Which entries of an array were written in this superstep: nothing is cleared in between.
+
+    >>> seen, out = Touched(4), np.zeros(4)
+    >>> seen.begin()
+    >>> seen.merge("sum", out, np.array([2, 2, 0]), np.array([1.0, 2.0, 5.0]))
+    >>> seen.slots().tolist(), out.tolist()
+    ([0, 2], [5.0, 0.0, 3.0, 0.0])
+    """
+
+    def __init__(self, entries: int):
+        self._marks = np.zeros(entries, np.uint32)
+        self._list = np.empty(entries, np.int32)
+        self._mark, self._found = 0, 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self._marks.nbytes + self._list.nbytes
+
+    def begin(self) -> None:
+        """Forget all marks."""
+        self._mark, self._found = self._mark + 1, 0
+        if self._mark == 2**32:
+            self._marks.fill(0)
+            self._mark = 1
+
+    def merge(self, combine: str, out: Array, slots: Array, values: Array) -> None:
+        """Fold values; an entry's first one takes the place of what stood there."""
+        mark = np.uint32(self._mark)
+        self._found = _MERGE_TOUCHED[combine](out, slots, values, self._marks, mark, self._list, self._found)
+
+    def slots(self) -> Array:
+        """The entries that were written, ascending; a new array."""
+        if self._found * 16 > len(self._marks):
+            return np.flatnonzero(self._marks == np.uint32(self._mark)).astype(np.int32)
+        return np.sort(self._list[: self._found])

@@ -1,0 +1,416 @@
+"""Shuffle of indexed rows: per key, aggregates of expressions over rows and a table that they are joined with.
+
+What the joined table alone decides is computed once per row of that table; each indexed row then takes one
+or more of those values, its own columns beside them, and is folded at once: no column of rows x anything is
+ever made. Keys never travel.
+
+    push     rows lie with the key that they are joined on; partial results go to the owners of the other key
+    pull     rows lie with the key that is reduced by; the values that they name come from their owners
+
+A push onto some rows only (``touched``) sends places and values of what was reached, and costs as much as the
+rows that start from the joined table; all else sends values alone, in an order that both sides know.
+
+How it can go wrong: as in `PlannedExchange` and `FreshExchange`. Which kernel computes is this rank's own
+business; what is exchanged follows from the stage alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from iterreduce.agreement import Guard
+from iterreduce.collectives import Group
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.linkfold import Touched, merge_into
+from iterreduce.columns.links import Links
+from iterreduce.columns.ragged import Array
+from iterreduce.columns.schema import Field
+from iterreduce.errors import UsageError
+from iterreduce.exchange import (
+    FAILED,
+    ROWS,
+    FreshExchange,
+    Outgoing,
+    PlannedExchange,
+    exclusive,
+    nothing,
+)
+from iterreduce.indexing import GAP, Resident, Side
+from iterreduce.linkprogram import Bound, Program, Shape
+from iterreduce.rowrounds import Shelf
+from iterreduce.stages import Shuffle
+from iterreduce.table import Table
+
+
+class LinkExchange(PlannedExchange):
+    """Some words per place, to the owners of places (push) or from them (pull)."""
+
+    def __init__(self, group: Group, stage: int, width: int, sent: Array, received: Array, check: bool):
+        super().__init__(group, stage, width, check)
+        self.gap = GAP
+        send_counts, recv_counts = (sent + GAP) * width, (received + GAP) * width
+        self.send_at, self.recv_at = exclusive(send_counts), exclusive(recv_counts)
+        self.send = np.zeros(int(send_counts.sum()), np.int64)
+        self.recv = np.zeros(int(recv_counts.sum()), np.int64)
+        self._lay_out(send_counts, self.send_at, recv_counts, self.recv_at)
+        self._received = received
+
+    def arrived(self, source: int) -> Array:
+        """What came from a rank: int64 ``(rows, width)``."""
+        first = int(self.recv_at[source]) + GAP * self.width
+        return self.recv[first : first + int(self._received[source]) * self.width].reshape(-1, self.width)
+
+
+class LinkShuffle:
+    """One `Shuffle` of indexed rows at work, on every iteration of a loop run.
+
+    ``residents``: what the `Index` stages of the run made, by name; all ranks have the same ones.
+    """
+
+    def __init__(
+        self,
+        stage: Shuffle,
+        number: int,
+        group: Group,
+        residents: Mapping[str, Resident],
+        check: bool = False,
+        limit_bytes: int | None = None,
+    ):
+        self.stage, self.number, self.group, self.check = stage, number, group, check
+        self.residents = residents
+        self.fresh = FreshExchange(group, number, check, limit_bytes=limit_bytes) if stage.touched else None
+        self.keys_changed = False
+        self.shelf = Shelf()
+        self.resident: Resident | None = None
+        self._places: list[Array] = []
+        self._values: dict[str, Array] = {}
+
+    # ------------------------------------------------------------------ what all ranks know alike
+
+    def _begin(self) -> Resident:
+        """Take up the rows; where they are others than before (``--naive``), all made of them goes."""
+        resident = self.residents[self.stage.rows]
+        if self.resident is resident:
+            return resident
+        keys = tuple(resident.stage.keys)
+        key, on = self.stage.key, self.stage.joined.on if self.stage.joined else None
+        if len(key) != 1 or key[0] not in keys or on not in (None, *keys) or on == key[0]:
+            raise UsageError(
+                f'shuffle of "{self.stage.rows}" by {", ".join(key)}, joined on {on or "nothing"}: wanted one '
+                f"of its keys {keys[0]} and {keys[1]}, and the other one to join on"
+            )
+        self.push = key[0] == keys[1]
+        if self.stage.touched and not self.push:
+            raise UsageError(
+                f'shuffle of "{self.stage.rows}" by {key[0]}: touched goes with the second key, {keys[1]}; '
+                "swap the keys of the Index"
+            )
+        self.shape = Shape(self.stage, tuple(resident.stretches.columns))
+        self.resident = resident
+        self.program: Program | None = None
+        self._exchange: LinkExchange | None = None
+        self._slots: tuple[Any, Array | None] = (None, None)
+        self._order: tuple[Any, Array | None] = (None, None)
+        self._touched: list[Touched] = []
+        return resident
+
+    @property
+    def _source(self) -> Side:
+        """The side that rows are joined on."""
+        assert self.resident is not None
+        return self.resident.first if self.push else self.resident.second
+
+    @property
+    def _target(self) -> Side:
+        """The side that rows are reduced by."""
+        assert self.resident is not None
+        return self.resident.second if self.push else self.resident.first
+
+    def _planned(self, resident: Resident) -> LinkExchange:
+        """The exchange of values, made when it is first needed. Collective then."""
+        if self._exchange is None:
+            asked = np.array([len(slots) for slots in resident.asked], np.int64)
+            width = len(self.shape.outputs if self.push else self.shape.parts)
+            sent, received = (resident.named, asked) if self.push else (asked, resident.named)
+            some = min(1, width)
+            self._exchange = LinkExchange(
+                self.group, self.number, max(1, width), sent * some, received * some, self.check
+            )
+            self._exchange.connect()
+        return self._exchange
+
+    # ------------------------------------------------------------------ local work, before the exchange
+
+    def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
+        """Push: fold the rows by place. Pull: compute what other ranks ask for."""
+        self._begin()
+        self._tables = tables
+        assert self.stage.onto is not None
+        self._check_layout(self.stage.onto, tables[self.stage.onto])
+        joined, slots = self._joined()
+        if self.program is None or not self.program.fits(joined.schema):
+            dtypes = {n: c.dtype for n, c in self.residents[self.stage.rows].stretches.columns.items()}
+            self.program = Program(self.shape, dtypes, joined.schema)
+        self._values = self.program.values(joined._columns, len(joined))
+        if self.push:
+            self._fold(slots)
+        elif slots is not None:
+            raise UsageError(
+                f'shuffle of "{self.stage.rows}" by {self.stage.key[0]}: the table that it is joined with must '
+                "have all keys of the Index, in its order; join on the first key to use some rows only"
+            )
+
+    def _joined(self) -> tuple[Batch, Array | None]:
+        """The table that rows are joined with, and the slot of each of its rows (None: row i is slot i)."""
+        if self.stage.joined is None:
+            return self._source.keys, None
+        table = self._tables[self.stage.joined.table]
+        self._check_layout(self.stage.joined.table, table)
+        key, own = table.batch[table.layout.keys[0]], self._source.keys
+        if key is own[own.names[0]]:
+            return table.batch, None
+        if self._slots[0] is not key:
+            self._slots = key, self._source.find(key)
+        return table.batch, self._slots[1]
+
+    def _check_layout(self, name: str, table: Table) -> None:
+        if table.layout.kind != "key" or len(table.layout.keys) != 1:
+            raise UsageError(
+                f'shuffle of "{self.stage.rows}": "{name}" does not lie by one key column; make it a State with '
+                "a key, or Shuffle it by one"
+            )
+
+    def _fold(self, slots: Array | None) -> None:
+        """All outputs, by place."""
+        assert self.resident is not None and self.program is not None
+        links = self.resident.pushed()
+        frontier, values = self._frontier(slots, links.n_sources)
+        if self.stage.touched:
+            self._fold_touched(links, frontier, values)
+            return
+        self._places = [
+            self.shelf.new(self.resident.places, Field("fixed", b.word)) for b in self.program.outputs
+        ]
+        for bound, out in zip(self.program.outputs, self._places, strict=True):
+            if frontier is None:
+                self._dense(links, bound, values, out)
+            else:
+                out.fill(bound.identity)
+                self._sparse(links, bound, frontier, values, out)
+
+    def _frontier(self, slots: Array | None, starts: int) -> tuple[Array | None, dict[str, Array]]:
+        """The slots that rows start from, with the values beside them; None: all, by slot."""
+        if slots is None:
+            return None, self._values
+        chosen = np.flatnonzero((slots >= 0) & (slots < starts))
+        if len(chosen) == len(slots):
+            return slots, self._values
+        return slots[chosen], {name: v[chosen] for name, v in self._values.items()}
+
+    @staticmethod
+    def _dense(links: Links, bound: Bound, values: Mapping[str, Array], out: Array) -> None:
+        output = bound.output
+        states = [values[part] for part in output.parts]
+        links.dense(output.combine, states, out, bound.function, output.columns)
+
+    @staticmethod
+    def _sparse(
+        links: Links, bound: Bound, frontier: Array, values: Mapping[str, Array], out: Array
+    ) -> Array:
+        output = bound.output
+        states = [values[part] for part in output.parts]
+        return links.sparse(
+            output.combine, frontier, states, out, bound.function, output.columns, aligned=True
+        )
+
+    def _fold_touched(self, links: Links, frontier: Array | None, values: dict[str, Array]) -> None:
+        """The places that were reached, and their values in ``_scratch``."""
+        assert self.resident is not None and self.program is not None
+        if frontier is None:
+            frontier = np.arange(links.n_sources)
+            values = {name: v[: links.n_sources] for name, v in values.items()}
+        if not self._touched:
+            rows = len(self._target.keys)
+            self._touched = [Touched(rows) for _ in self.program.outputs]
+            self._scratch = [np.empty(self.resident.places, b.word) for b in self.program.outputs]
+            self._own = [np.empty(rows, b.word) for b in self.program.outputs]
+        for bound, out in zip(self.program.outputs, self._scratch, strict=True):
+            self._reached = self._sparse(links, bound, frontier, values, out)
+
+    # ------------------------------------------------------------------ the exchange
+
+    def exchange(self, guard: Guard) -> int:
+        """Send and receive. Collective."""
+        if self.group.size == 1:
+            return guard.status
+        if self.fresh is not None:
+            out = guard.run(self._outgoing) or nothing(self.group.size)
+            self._arrival = self.fresh.run(out, guard.status)
+            return self._arrival.status & FAILED
+        plan = self._planned(self._begin())
+        guard.run(self._write, plan)
+        return plan.run(guard.status) & FAILED
+
+    def _write(self, plan: LinkExchange) -> None:
+        """Fill the send buffer."""
+        assert self.resident is not None
+        if self.push:
+            own_at = self.resident.own_at
+            for j, out in enumerate(self._places):
+                plan.send.reshape(-1, plan.width)[:, j] = out[:own_at].view(np.int64)
+            return
+        for rank, slots in enumerate(self.resident.asked):
+            first = int(plan.send_at[rank]) + GAP * plan.width
+            segment = plan.send[first : first + len(slots) * plan.width].reshape(-1, plan.width)
+            for j, value in enumerate(self._values.values()):
+                segment[:, j] = _words(value[slots])
+
+    def _outgoing(self) -> Outgoing:
+        """Places and values of what was reached at other ranks."""
+        assert self.resident is not None
+        own_at, size = self.resident.own_at, self.group.size
+        far = self._reached[: np.searchsorted(self._reached, own_at)]
+        begins = exclusive(self.resident.named + GAP) + GAP
+        bounds = np.searchsorted(far, np.append(begins - GAP, own_at))
+        rows, width = np.diff(bounds), len(self._scratch)
+        values = [out[far].view(np.int64) for out in self._scratch]
+
+        def fill(buffer: Array, at: Array) -> None:
+            for d in range(size):
+                lo, hi, n, first = int(bounds[d]), int(bounds[d + 1]), int(rows[d]), int(at[d])
+                for j, column in enumerate(values):
+                    buffer[first + j * n : first + (j + 1) * n] = column[lo:hi]
+                numbers = buffer[first + width * n : first + width * n + (n + 1) // 2].view(np.int32)
+                numbers[:n] = far[lo:hi] - begins[d]
+
+        return Outgoing(rows * width + (rows + 1) // 2, rows, fill)
+
+    # ------------------------------------------------------------------ local work, after the exchange
+
+    def finish(self) -> Table:
+        """The outputs beside the keys of the table that rows are shuffled onto."""
+        assert self.program is not None and self.stage.onto is not None
+        onto = self._tables[self.stage.onto]
+        if self.stage.touched:
+            return self._finish_touched(onto)
+        columns = self._merged() if self.push else self._pulled()
+        order = self._order_of(onto.batch[onto.layout.keys[0]])
+        keys = dict(onto.batch.select(*onto.layout.keys)._columns)
+        for bound, words in zip(self.program.outputs, columns, strict=True):
+            if order is not None:
+                words = np.where(order >= 0, words[order], np.array(bound.identity, words.dtype))
+            keys[bound.output.name] = bound.finished(words)
+        tokens = {k: onto.tokens[k] for k in onto.layout.keys if k in onto.tokens}
+        return Table(Batch._trusted(keys, {}, len(onto)), onto.layout, tokens)
+
+    def _merged(self) -> list[Array]:
+        """Push: what this rank folded for its own keys, and what came for them, in rank order."""
+        assert self.program is not None and self.resident is not None
+        own = [out[self.resident.own_at :] for out in self._places]
+        self._places = []
+        if self._exchange is None:
+            return own
+        for rank, slots in enumerate(self.resident.asked):
+            if len(slots):
+                came = self._exchange.arrived(rank)
+                for j, bound in enumerate(self.program.outputs):
+                    merge_into(bound.output.combine, own[j], slots, came[:, j].view(bound.word))
+        return own
+
+    def _pulled(self) -> list[Array]:
+        """Pull: the rows of each key folded over the values that came, and this rank's own."""
+        assert self.program is not None and self.resident is not None
+        values = {name: self._by_place(j, value) for j, (name, value) in enumerate(self._values.items())}
+        links, out = self.resident.pulled(), []
+        for bound in self.program.outputs:
+            words = self.shelf.new(links.n_targets, Field("fixed", bound.word))
+            self._dense(links, bound, values, words)
+            out.append(words)
+        return out
+
+    def _by_place(self, j: int, own: Array) -> Array:
+        """The values of one part by place: those of other ranks, then this rank's."""
+        assert self.resident is not None
+        word = np.dtype(np.float64 if own.dtype.kind == "f" else np.int64)
+        out = self.shelf.new(self.resident.places, Field("fixed", word))
+        own_at = self.resident.own_at
+        if self._exchange is not None:
+            out[:own_at] = self._exchange.recv.reshape(-1, self._exchange.width)[:, j].view(word)
+        out[own_at:] = own
+        return out
+
+    def _order_of(self, key: Any) -> Array | None:
+        """The slot of each row of the table onto which rows are shuffled; None: row i is slot i."""
+        own = self._target.keys
+        if key is own[own.names[0]]:
+            return None
+        if self._order[0] is not key:
+            self._order = key, self._target.find(key)
+            self._check_missing(self._order[1])
+        return self._order[1]
+
+    def _check_missing(self, slots: Array | None) -> None:
+        """Keys that have rows must be in the table, unless they may be dropped."""
+        assert slots is not None
+        absent = np.ones(len(self._target.keys), bool)
+        absent[slots[slots >= 0]] = False
+        role = 1 if self.push else 0
+        absent &= self._target.degrees[role] > 0
+        if self.stage.missing == "error" and absent.any():
+            shown = self._target.keys.take(np.flatnonzero(absent)[:1])
+            raise UsageError(
+                f'shuffle onto "{self.stage.onto}": {int(absent.sum())} keys of "{self.stage.rows}" are not in '
+                f'it, such as {shown[shown.names[0]][0]!r}; give it rows for them, or say missing="drop"'
+            )
+
+    def _finish_touched(self, onto: Table) -> Table:
+        """Only the keys that were reached."""
+        assert self.program is not None and self.resident is not None
+        own_at = self.resident.own_at
+        near = self._reached[np.searchsorted(self._reached, own_at) :]
+        own = near - own_at
+        for j, bound in enumerate(self.program.outputs):
+            seen, into = self._touched[j], self._own[j]
+            seen.begin()
+            seen.merge(bound.output.combine, into, own, self._scratch[j][near])
+            for slots, values in self._came(j, bound):
+                seen.merge(bound.output.combine, into, slots, values)
+        slots = self._touched[0].slots()
+        keys = self._target.keys.take(slots).rename(**{self._target.keys.names[0]: onto.layout.keys[0]})
+        made = dict(keys._columns)
+        for bound, words in zip(self.program.outputs, self._own, strict=True):
+            made[bound.output.name] = bound.finished(words[slots])
+        return Table(Batch._trusted(made, {}, len(slots)), onto.layout)
+
+    def _came(self, j: int, bound: Bound) -> list[tuple[Array, Array]]:
+        """Slots and values of output ``j`` from each rank."""
+        assert self.resident is not None
+        if self.group.size == 1:
+            return []
+        width, out = len(self._own), []
+        rows = self._arrival.headers[:, ROWS].tolist()
+        for rank, (segment, n) in enumerate(zip(self._arrival.segments(), rows, strict=True)):
+            numbers = segment[width * n :].view(np.int32)[:n]
+            values = segment[j * n : (j + 1) * n].view(bound.word)
+            out.append((self.resident.asked[rank][numbers], values))
+        return out
+
+    # ------------------------------------------------------------------ transactions
+
+    def commit(self, keys_changed: bool) -> dict[int, int]:
+        """The iteration stands."""
+        self.rollback()
+        return {}
+
+    def rollback(self) -> None:
+        """The iteration never was, or is over."""
+        self._places, self._values = [], {}
+        self.shelf.trim()
+
+
+def _words(values: Array) -> Array:
+    """Numbers as 8-byte words."""
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False).view(np.int64)
