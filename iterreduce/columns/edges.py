@@ -82,6 +82,69 @@ def _read_id(text: Any, at: Any) -> Any:
 
 
 @kernel
+def _plain_number(text: Any, at: Any) -> Any:
+    """(an int64 of at most SAFE_DIGITS, behind it, digits): no bounds are checked, a newline ends it."""
+    negative = text[at] == 45
+    if negative:
+        at += 1
+    begin, value = at, np.int64(0)
+    while True:
+        digit = np.int64(text[at]) - 48
+        if np.uint64(digit) > np.uint64(9):
+            break
+        value = value * 10 + digit
+        at += 1
+    return -value if negative else value, at, at - begin
+
+
+@kernel
+def _plain_lines(
+    text: Any,
+    at: Any,
+    safe: Any,
+    cells: Any,
+    floats: Any,
+    records: Any,
+    src: Any,
+    dst: Any,
+    weight: Any,
+    row: Any,
+) -> Any:
+    """Lines of short integers as far as there are such: (rows, where the first other line begins).
+
+    Three times as fast as the careful loop below. `safe`: behind the last newline, which ends every loop.
+    """
+    while at < safe and row < len(records):
+        record = at
+        first, end, digits = _plain_number(text, at)
+        if digits == 0 or digits > SAFE_DIGITS:
+            return row, record
+        at = end
+        while is_blank(text[at]):
+            at += 1
+        second, behind, digits = _plain_number(text, at)
+        if at == end or digits == 0 or digits > SAFE_DIGITS:
+            return row, record
+        at = behind
+        if cells == 3:
+            while is_blank(text[at]):
+                at += 1
+            third, end, digits = _plain_number(text, at)
+            if at == behind or digits == 0 or digits > SAFE_DIGITS:
+                return row, record
+            at = end
+            weight[row] = np.float64(third).view(np.uint64) if floats else np.uint64(third)
+        while is_blank(text[at]):
+            at += 1
+        if text[at] != NEWLINE:
+            return row, record
+        records[row], src[row], dst[row] = record, first, second
+        row += 1
+        at += 1
+    return row, at
+
+
+@kernel
 def parse_edges(
     text: Any,
     at: Any,
@@ -104,7 +167,18 @@ def parse_edges(
     Returns (rows filled, where the parse stopped, status, cells or the place of a cell).
     """
     row, stop = 0, len(text)
+    safe = stop
+    while safe > at and text[safe - 1] != NEWLINE:
+        safe -= 1
     while at < stop and row < len(records):
+        if ids != PLACES:
+            before = row
+            row, at = _plain_lines(text, at, safe, cells, floats, records, src, dst, weight, row)
+            if row > before:
+                flags[0] |= 1
+                flags[1] |= 1 << INT if cells == 3 else 0
+            if at >= stop or row >= len(records):
+                break
         record = at
         at = _next_cell(text, at)
         if at >= stop or text[at] == NEWLINE:
