@@ -71,7 +71,7 @@ _NAMES = {name: module for module, names in _WHERE.items() for name in names}
 # names of Python's own functions stand with an underscore where they are defined
 _RENAMED = {name: f"{name}_" for name in ("sum", "min", "max", "any", "all")}
 
-__all__ = ["INT64_MAX", "__version__", "columns", "random", "read", *_NAMES, *_RENAMED]
+__all__ = ["INT64_MAX", "__version__", "columns", "random", "read", "read_edges", *_NAMES, *_RENAMED]
 
 
 def __getattr__(name: str) -> Any:
@@ -81,6 +81,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module("iterreduce.columns.aggregators"), _RENAMED[name])
     elif name == "read":
         value = importlib.import_module("iterreduce.dataset").Dataset.read
+    elif name == "read_edges":
+        value = importlib.import_module("iterreduce.dataset").Dataset.read_edges
     elif name == "random":
         value = importlib.import_module("iterreduce.columns.random")
     else:

@@ -70,6 +70,15 @@ class Dataset:
         return cls(SourceNode(open_source(path, **options)))
 
     @classmethod
+    def read_edges(
+        cls, path: str, columns: Sequence[str] = (), header: bool | None = None, **options: Any
+    ) -> Dataset:
+        """The edges of a graph in a file, a directory or a glob: columns ``src``, ``dst`` and, if there are
+        weights, ``weight``; ids int64 or text. The same as ``read(path).as_edges()``.
+        """
+        return cls.read(path, **options).as_edges(columns, header)
+
+    @classmethod
     def from_local(cls, comm: Any = None, *, copy: bool = True, **columns: Any) -> Dataset:
         """Rows that are in memory: on every rank of ``comm`` its own (None: one rank).
 
@@ -98,6 +107,16 @@ class Dataset:
     def finite(self, *columns: str) -> Dataset:
         """The same rows; NaN or infinity in one of these columns is an error that names the row."""
         return Dataset(SourceNode(FiniteSource(self._source("finite"), columns)), self.comm)
+
+    def as_edges(self, columns: Sequence[str] = (), header: bool | None = None) -> Dataset:
+        """The rows as edges ``src``, ``dst``, ``weight``: lines of text are read as an edge list.
+
+        ``columns``: which columns of a table are the ends of an edge (and its weight), if they have other
+        names; ``header``: whether a .tsv begins with one, if its first line does not tell.
+        """
+        from iterreduce.sources.edges import edges_of  # late: who reads no edges pays for no parser
+
+        return Dataset(SourceNode(edges_of(self._source("as_edges"), columns, header)), self.comm)
 
     @classmethod
     def of_loop(cls, loop: Loop, comm: Any = None) -> Dataset:

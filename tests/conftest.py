@@ -23,6 +23,14 @@ def ranks(request: pytest.FixtureRequest) -> int:
     return number
 
 
+@pytest.fixture(scope="session")
+def wordnet_edges() -> Path:
+    """An edge list of string ids, fetched once; without it tests fail, and say why."""
+    from . import wordnet
+
+    return wordnet.edge_list()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if _with_mpi(config):
         return

@@ -8,7 +8,7 @@ who writes it.
 
 from __future__ import annotations
 
-from iterreduce.sources.blocks import Blocks, Loaded, Source, first_nonfinite, load
+from iterreduce.sources.blocks import Blocks, Loaded, Source, first_nonfinite, load, release
 from iterreduce.sources.finite import FiniteSource
 from iterreduce.sources.local import LocalSource
 from iterreduce.sources.opening import open_source
@@ -29,6 +29,7 @@ __all__ = [
     "first_nonfinite",
     "load",
     "open_source",
+    "release",
     "write_result",
     "write_text",
     "write_text_blocks",

@@ -47,7 +47,7 @@ class CsvSource(TextSource):
     def __init__(self, path: str, delimiter: str | None = None, block_bytes: int | None = None):
         super().__init__(path, block_bytes)
         self.suffixes = (".tsv", ".tsv.gz") if delimiter == "\t" else (".csv", ".csv.gz")
-        self._delimiter = delimiter
+        self.delimiter = delimiter
         self._held: dict[tuple[int, int], Batch] = {}
         self._raw: dict[
             int, tuple[int, Array]
@@ -59,7 +59,7 @@ class CsvSource(TextSource):
     def open(self, group: Group) -> None:
         """Agree on files, header and types; parse this rank's range. Collective."""
         found = root_decides(group, self._look)
-        self._settle(found)
+        self._settle(group, found)
         self._names, self._comma = found["names"], ord(found["delimiter"])
         own = self.blocks.owned(group.rank, group.size)
         try:
@@ -67,7 +67,7 @@ class CsvSource(TextSource):
             parsed, offenders = agree(group, lambda: self._parse(*own, None))
             self._agree_kinds(group, parsed, offenders)
             self.schema = root_decides_schema(group, lambda: self.project(self._kinds.schema()))
-            self.token = self.make_token(self._block_bytes, self._delimiter)
+            self.token = self.make_token(self.block_bytes, self.delimiter)
             self._held = {own: agree(group, lambda: self._finish(*own, parsed))}
         finally:
             self._raw = {}
@@ -75,7 +75,7 @@ class CsvSource(TextSource):
     def _look(self) -> dict[str, Any]:
         found = super()._look()
         paths = [state[0] for state in found["files"]]
-        headers = [read_header(p, b, self._delimiter) for p, b in zip(paths, found["begins"], strict=True)]
+        headers = [read_header(p, b, self.delimiter) for p, b in zip(paths, found["begins"], strict=True)]
         first = headers[0]
         for path, header in zip(paths, headers, strict=True):
             if (header.names, header.delimiter) != (first.names, first.delimiter):

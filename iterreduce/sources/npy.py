@@ -12,7 +12,7 @@ import os
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
@@ -182,44 +182,67 @@ class Npz:
     suffix: str = ".npz"
     suffixes: tuple[str, ...] = (".npz",)
 
+    def __init__(self) -> None:
+        self._members: dict[str, dict[str, Member]] = {}
+
     def inspect(self, path: str) -> tuple[Schema, int]:
         """Schema and rows from the members' headers; who asks (one rank) also verifies the checksums.
 
         That reads the members once, a piece at a time: later reads go by offset, past the archive's own
         checks.
         """
-        fields: dict[str, Field] = {}
-        rows: dict[str, int] = {}
+        found = self.inspect_members(path)
+        rows = {name: n for name, (_, n) in found.items()}
+        if len(set(rows.values())) > 1:
+            listed = ", ".join(f"{n} {r}" for n, r in rows.items())
+            raise InputError(f"{path}: columns must have one length; rows: {listed}")
+        return Schema(_nullable({n: field for n, (field, _) in found.items()})), next(iter(rows.values()), 0)
+
+    def inspect_members(self, path: str, verify: bool = True) -> dict[str, tuple[Field, int]]:
+        """Field and rows of every member that holds rows. Raises `InputError`."""
+        found: dict[str, tuple[Field, int]] = {}
         with _archive(path) as archive:
             for name, info in _members(archive).items():
                 header = _member_header(path, archive, info)
                 if header is not None:
-                    _verify(path, archive, info)
-                    found = fields_of(header, name, f"{path}:{name}")
+                    if verify:
+                        _verify(path, archive, info)
+                    field = fields_of(header, name, f"{path}:{name}")
                     if header.dtype.names is not None:
                         raise InputError(
                             f'{path}: "{name}" is a structured array; save each of its fields by name'
                         )
-                    fields |= found
-                    rows[name] = header.shape[0]
-        if len(set(rows.values())) > 1:
-            listed = ", ".join(f"{n} {r}" for n, r in rows.items())
-            raise InputError(f"{path}: columns must have one length; rows: {listed}")
-        return Schema(_nullable(fields)), next(iter(rows.values()), 0)
+                    found[name] = field[name], header.shape[0]
+        return found
 
     def read(self, path: str, schema: Schema, lo: int, hi: int) -> Batch:
         """Rows of the columns wanted; other members are not touched."""
-        with _archive(path) as archive:
-            members = _members(archive)
-            rows = {
-                n: column_of(_member_rows(path, archive, members[n], lo, hi), f) for n, f in schema.items()
-            }
-            masks = {
-                n: _member_rows(path, archive, members[f"{n}.valid"], lo, hi)
-                for n, f in schema.items()
-                if f.nullable
-            }
+        rows = {n: column_of(self._rows(path, n, lo, hi), f) for n, f in schema.items()}
+        masks = {n: self._rows(path, f"{n}.valid", lo, hi) for n, f in schema.items() if f.nullable}
         return Batch.from_dict(rows, masks)
+
+    def _rows(self, path: str, name: str, lo: int, hi: int) -> Array:
+        members = self._members.setdefault(path, {})
+        if name not in members:
+            with _archive(path) as archive:
+                members[name] = Member.of(path, archive, _members(archive)[name])
+        return members[name].rows(lo, hi)
+
+    def release(self) -> None:
+        """Close members that are open for a later read. Local."""
+        self._members = {}
+
+
+def format_of(path: str) -> str:
+    """What the single value ``format`` of an archive says, as SciPy writes it; "" if there is none."""
+    with _archive(path) as archive:
+        info = _members(archive).get("format")
+        if info is None:
+            return ""
+        if _member_header(path, archive, info) is not None:
+            return ""  # a column of that name
+        data = archive.read(info)
+    return data[data.index(b"\n") + 1 :].replace(b"\0", b"").decode("latin-1")
 
 
 def _nullable(fields: dict[str, Field]) -> dict[str, Field]:
@@ -270,27 +293,45 @@ def _verify(path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
         raise InputError(f"{what} is damaged: {error}; write it again") from error
 
 
-def _member_rows(path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, lo: int, hi: int) -> Array:
-    what = f"{path}:{info.filename.removesuffix('.npy')}"
-    header = _member_header(path, archive, info)
-    assert header is not None
-    if info.compress_type == zipfile.ZIP_STORED:
-        start = _data_start(path, info)
-        return rows_of(path, Header(header.dtype, header.shape, header.fortran, start + header.start), lo, hi)
-    try:
-        with archive.open(info) as member:
+class Member:
+    """One array in an archive. A compressed one stays open behind the last row read: reading on is cheap."""
+
+    def __init__(self, path: str, name: str, header: Header, start: int | None):
+        self._path, self._name, self._header, self._start = path, name, header, start
+        self._stream: Any = None
+
+    @classmethod
+    def of(cls, path: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+        """The member with what its header says."""
+        header = _member_header(path, archive, info)
+        assert header is not None
+        stored = info.compress_type == zipfile.ZIP_STORED
+        return cls(path, info.filename, header, _data_start(path, info) if stored else None)
+
+    def rows(self, lo: int, hi: int) -> Array:
+        """Rows ``[lo, hi)``. Raises `InputError`."""
+        header = self._header
+        if self._start is not None:
+            return rows_of(self._path, replace(header, start=self._start + header.start), lo, hi)
+        try:
             if header.fortran and len(header.shape) > 1:
-                values = np.frombuffer(member.read()[header.start :], header.dtype).reshape(
-                    header.shape, order="F"
-                )
-                return np.ascontiguousarray(values[lo:hi])
-            member.seek(header.start + lo * header.row_bytes)
-            data = bytearray((hi - lo) * header.row_bytes)
-            if member.readinto(data) < len(data):  # type: ignore[attr-defined]
-                raise EOFError("fewer rows than its header promises")
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{what} is damaged: {error}") from error
-    return np.frombuffer(data, header.dtype).reshape(hi - lo, *header.shape[1:])
+                data = self._bytes(header.start, header.data_bytes)
+                whole = np.frombuffer(data, header.dtype).reshape(header.shape, order="F")
+                return np.ascontiguousarray(whole[lo:hi])
+            data = self._bytes(header.start + lo * header.row_bytes, (hi - lo) * header.row_bytes)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            what = f"{self._path}:{self._name.removesuffix('.npy')}"
+            raise InputError(f"{what} is damaged: {error}") from error
+        return np.frombuffer(data, header.dtype).reshape(hi - lo, *header.shape[1:])
+
+    def _bytes(self, start: int, count: int) -> bytearray:
+        if self._stream is None or self._stream.tell() > start:
+            self._stream = _archive(self._path).open(self._name)
+        self._stream.seek(start)
+        data = bytearray(count)
+        if self._stream.readinto(data) < count:
+            raise EOFError("fewer rows than its header promises")
+        return data
 
 
 def _data_start(path: str, info: zipfile.ZipInfo) -> int:

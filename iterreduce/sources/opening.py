@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from iterreduce.columns.batch import Batch
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 ROWS = (".npy", ".npz", ".h5", ".hdf5", ".hdf", ".parquet")
 LINES = (".txt", ".log", ".text")
-KNOWN = (*ROWS, ".csv", ".tsv", *LINES)
+EDGES = (".el", ".edges")
+KNOWN = (*ROWS, ".csv", ".tsv", *LINES, *EDGES, ".mtx")
 
 
 def open_source(path: str | os.PathLike[str], **options: Any) -> Source:
@@ -39,6 +40,8 @@ def open_source(path: str | os.PathLike[str], **options: Any) -> Source:
     """
     text = os.fspath(path)
     suffix = suffix_of(split_path(text)[0])
+    if glob.has_magic(suffix):
+        suffix = ""  # what it matches decides
     stem = suffix.removesuffix(".gz")
     if suffix and stem not in KNOWN and not (suffix == ".gz" and not stem):
         raise unknown_suffix(text, KNOWN)
@@ -54,6 +57,14 @@ def source_of(path: str, suffix: str, options: dict[str, Any]) -> Source:
         from iterreduce.sources.csv import CsvSource
 
         return CsvSource(path, **{**options, **({"delimiter": "\t"} if suffix == ".tsv" else {})})
+    if suffix in EDGES:
+        from iterreduce.sources.edgelist import EdgeListSource
+
+        return EdgeListSource(path, **options)
+    if suffix == ".mtx":
+        from iterreduce.sources.matrixmarket import MatrixMarketSource
+
+        return MatrixMarketSource(path, **options)
     from iterreduce.sources.text import LineSource
 
     return LineSource(path, **options)
@@ -71,29 +82,70 @@ def _row_format(suffix: str, inside: str) -> Any:
     return Npy() if suffix == ".npy" else Npz()
 
 
-class FoundSource:
-    """A path without a suffix: lines of one file, or a directory or pattern whose files' suffix decides."""
+class ChosenSource:
+    """A source that is chosen when it is opened, from what rank 0 found: `look` says it in a word."""
 
     rereadable = True
     schema: Schema
     token: str
     blocks: Blocks
 
-    def __init__(self, path: str, options: dict[str, Any]):
-        self.path, self._options = path, options
+    def __init__(self, path: str, choose: Callable[[str], Source], look: Callable[[], str]):
+        self.path, self._choose, self._look = path, choose, look
         self.name = os.path.basename(path.rstrip("/")) or path
         self._wanted: tuple[str, ...] | None = None
-        self._source: Source | None = None
+        self.source: Source | None = None
 
     def open(self, group: Group) -> None:
         """Look at what is there, and open that. Collective."""
-        suffix = root_decides(group, self._suffix_found)
-        source = source_of(self.path, suffix, self._options)
-        self._source = source if self._wanted is None else source.columns(self._wanted)
-        self._source.open(group)
-        self.schema, self.token, self.blocks = self._source.schema, self._source.token, self._source.blocks
+        source = self._choose(root_decides(group, self._look))
+        self.source = source if self._wanted is None else source.columns(self._wanted)
+        self.source.open(group)
+        self.schema, self.token, self.blocks = self.source.schema, self.source.token, self.source.blocks
 
-    def _suffix_found(self) -> str:
+    def _opened(self) -> Source:
+        assert self.source is not None, "read before open"
+        return self.source
+
+    def read(self, lo: int, hi: int) -> Batch:
+        """The rows of blocks ``[lo, hi)``. Local."""
+        return self._opened().read(lo, hi)
+
+    def block_rows(self, lo: int, hi: int) -> Array:
+        """Rows of each block. Local."""
+        return self._opened().block_rows(lo, hi)
+
+    def columns(self, names: Sequence[str]) -> ChosenSource:
+        """These columns only."""
+
+        def choose(other: ChosenSource) -> None:
+            other._wanted = tuple(names)
+
+        return changed(self, choose)
+
+    def require_numeric(self, column: str) -> None:
+        """Raise `InputError` if the column is not of numbers."""
+        self._opened().require_numeric(column)
+
+    def first_null(self, column: str) -> str | None:
+        """Where the column's first empty cell stands, if the format knows."""
+        found: str | None = getattr(self._opened(), "first_null", lambda _: None)(column)
+        return found
+
+
+class FoundSource(ChosenSource):
+    """A path without a suffix: lines of one file, or a directory or pattern whose files' suffix decides."""
+
+    def __init__(self, path: str, options: dict[str, Any]):
+        self._options = options
+        super().__init__(path, self.chosen, self.suffix_found)
+
+    def chosen(self, suffix: str) -> Source:
+        """The source for files of this suffix."""
+        return source_of(self.path, suffix, self._options)
+
+    def suffix_found(self) -> str:
+        """The one known suffix of the files that are there. Raises `InputError`."""
         if os.path.isdir(self.path):
             names = [
                 e.name for e in os.scandir(self.path) if e.is_file() and not e.name.startswith((".", "_"))
@@ -116,32 +168,3 @@ class FoundSource:
                 f"they end in {', '.join(kinds)}, known: {' '.join(KNOWN)}"
             )
         return known[0] if known else ""
-
-    def _opened(self) -> Source:
-        assert self._source is not None, "read before open"
-        return self._source
-
-    def read(self, lo: int, hi: int) -> Batch:
-        """The rows of blocks ``[lo, hi)``. Local."""
-        return self._opened().read(lo, hi)
-
-    def block_rows(self, lo: int, hi: int) -> Array:
-        """Rows of each block. Local."""
-        return self._opened().block_rows(lo, hi)
-
-    def columns(self, names: Sequence[str]) -> FoundSource:
-        """These columns only."""
-
-        def choose(other: FoundSource) -> None:
-            other._wanted = tuple(names)
-
-        return changed(self, choose)
-
-    def require_numeric(self, column: str) -> None:
-        """Raise `InputError` if the column is not of numbers."""
-        self._opened().require_numeric(column)
-
-    def first_null(self, column: str) -> str | None:
-        """Where the column's first empty cell stands, if the format knows."""
-        found: str | None = getattr(self._opened(), "first_null", lambda _: None)(column)
-        return found

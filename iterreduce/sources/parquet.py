@@ -30,10 +30,20 @@ def pyarrow() -> Any:
 
 
 class Parquet:
-    """Row groups that overlap the rows wanted are read; of them, only the columns wanted."""
+    """Row groups that overlap the rows wanted are read; of them, only the columns wanted.
+
+    The last row group read is kept for the next rows of it, until `release`.
+    """
 
     suffix: str = ".parquet"
     suffixes: tuple[str, ...] = (".parquet",)
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, Any] = None, None
+
+    def release(self) -> None:
+        """Forget the last row group. Local."""
+        self._last = None, None
 
     def inspect(self, path: str) -> tuple[Schema, int]:
         """Schema and rows from the footer."""
@@ -55,14 +65,19 @@ class Parquet:
         try:
             with pa.parquet.ParquetFile(path) as file:
                 groups, skip = _groups(file.metadata, lo, hi)
-                table = file.read_row_groups(groups, columns=list(schema), use_threads=False).slice(
-                    skip, hi - lo
-                )
+                tables = [self._group(file, path, group, list(schema)) for group in groups]
+                table = pa.concat_tables(tables).slice(skip, hi - lo)
         except pa.ArrowException as error:
             raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
         found = {n: _column(pa, table.column(n).combine_chunks(), f) for n, f in schema.items()}
         valid = {n: _mask(pa, table.column(n)) for n, f in schema.items() if f.nullable}
         return Batch.from_dict(found, valid)
+
+    def _group(self, file: Any, path: str, group: int, columns: list[str]) -> Any:
+        asked = path, group, columns
+        if self._last[0] != asked:
+            self._last = asked, file.read_row_group(group, columns=columns, use_threads=False)
+        return self._last[1]
 
 
 def _first_line(error: Exception) -> str:

@@ -8,8 +8,9 @@ shown.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,6 +25,7 @@ from iterreduce.errors import InputError
 from iterreduce.sources.agreement import root_decides
 from iterreduce.sources.blocks import Blocks, block_bytes_for
 from iterreduce.sources.files import FileSource, FileState, check_magic, expand, pieces, why_not_read
+from iterreduce.sources.unpack import Stream, damaged, deal, fill, is_packed, unpacked_sizes
 
 if TYPE_CHECKING:
     from iterreduce.collectives import Group
@@ -46,48 +48,87 @@ class TextSource(FileSource):
     """What line sources share: bytes in blocks, and whole records of any range of blocks."""
 
     quote = -1
+    beyond_bytes = BEYOND_BYTES
 
     def __init__(self, path: str, block_bytes: int | None = None):
         super().__init__(path)
-        self._block_bytes = block_bytes
+        self.block_bytes = block_bytes
         self._bytes = np.zeros(0, np.int64)  # of each file, unpacked
         self._begins: list[int] = []  # where the first record of each file stands
         self._first_block = np.zeros(1, np.int64)  # of each file
         self._block_rows = np.zeros(0, np.int64)  # -1: not read yet
         self._inside: Array | None = None  # whether a quoted cell is open where a block begins
+        self._streams: dict[int, Stream] = {}  # packed files that this rank reads forwards
+        self._dealt: dict[int, tuple[int, Array]] = {}  # of packed files: own bytes, and where they begin
 
     # -- opening
 
     def open(self, group: Group) -> None:
         """Agree on files and blocks. Collective."""
-        self._settle(root_decides(group, self._look))
+        self._settle(group, root_decides(group, self._look))
         self.schema = self.project(Schema({"line": TEXT}))
-        self.token = self.make_token(self._block_bytes)
+        self.token = self.make_token(self.block_bytes)
 
-    def _settle(self, found: dict[str, Any]) -> None:
+    def _settle(self, group: Group, found: dict[str, Any]) -> None:
+        """Cut the files that rank 0 found into blocks, and unpack those that are packed. Collective."""
         self.files = [FileState(*state) for state in found["files"]]
-        self._bytes = np.array(found["bytes"], np.int64)
+        self._bytes = np.array([f.size for f in self.files], np.int64)
+        packed = [i for i, f in enumerate(self.files) if is_packed(f.path)]
+        if packed:
+            self._bytes[packed] = unpacked_sizes(group, [self.files[i].path for i in packed])
         self._begins = found["begins"]
-        self._step = self._block_bytes or block_bytes_for(int(self._bytes.sum()))
+        self._step = self.block_bytes or block_bytes_for(int(self._bytes.sum()))
         self._first_block = np.concatenate([[0], np.cumsum(-(-self._bytes // self._step))]).astype(np.int64)
         self.blocks = Blocks(int(self._first_block[-1]))
         self._block_rows = np.full(self.blocks.count, -1, np.int64)
+        self._streams = {i: Stream(self.files[i].path) for i in packed}
+        if packed and group.size > 1:
+            self._deal(group)
+
+    def _deal(self, group: Group) -> None:
+        wanted = [self._packed_ranges(*self.blocks.owned(rank, group.size)) for rank in range(group.size)]
+        held = deal(group, [f.path for f in self.files], self._bytes, wanted)
+        self._dealt = {file: (wanted[group.rank][file][0], text) for file, text in held.items()}
+
+    def _packed_ranges(self, lo: int, hi: int) -> dict[int, tuple[int, int]]:
+        """Which bytes of packed files a rank reads for these blocks: a little more on either side."""
+        return {
+            file: (
+                max(0, first * self._step - 1),
+                min(last * self._step + self.beyond_bytes, int(self._bytes[file])),
+            )
+            for file, first, last in pieces(self._first_block, lo, hi)
+            if file in self._streams
+        }
+
+    def release(self) -> None:
+        """Give back what only makes reading faster. Local; blocks can still be read, packed ones slowly."""
+        self._dealt = {}
+        for stream in self._streams.values():
+            stream.close()
 
     def _look(self) -> dict[str, Any]:
-        """What rank 0 sees: files, their unpacked sizes, where their first records begin."""
-        states, sizes, begins = [], [], []
+        """What rank 0 sees before anything is read."""
+        return self.look_at_files()
+
+    def look_at_files(self) -> dict[str, Any]:
+        """Files, and where their first records begin. Raises `InputError`."""
+        states, begins = [], []
         for path in expand(self.path, self.suffixes):
             states.append(FileState.of(path))
             head = self._head(path)
-            sizes.append(_unpacked_bytes(path) if is_packed(path) else states[-1].size)
             begins.append(3 if head.startswith(b"\xef\xbb\xbf") else 0)
-        return {"files": [[s.path, s.size, s.mtime_ns] for s in states], "bytes": sizes, "begins": begins}
+        return {"files": [[s.path, s.size, s.mtime_ns] for s in states], "begins": begins}
 
     def _head(self, path: str) -> bytes:
         head = check_magic(path, ".gz" if is_packed(path) else "")
         if head.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise InputError(f"{path} is UTF-16 text: convert it first (iconv -f utf-16 -t utf-8)")
         return head
+
+    def first_path(self) -> str:
+        """The first file that the path means. Raises `InputError`."""
+        return expand(self.path, self.suffixes)[0]
 
     # -- whole records
 
@@ -102,7 +143,7 @@ class TextSource(FileSource):
         origin = begin if a <= begin else a - 1
         if origin >= b:
             return Segment(file, origin, np.zeros(0, np.uint8))
-        text = self.read_bytes(file, origin, min(b + BEYOND_BYTES, int(self._bytes[file])))
+        text = self.read_bytes(file, origin, min(b + self.beyond_bytes, int(self._bytes[file])))
         start = 0
         if a > begin:
             inside = self._is_inside(file, a) != (text[0] == self.quote)
@@ -123,7 +164,7 @@ class TextSource(FileSource):
             if end >= 0 or origin + len(text) >= size:
                 return text, end if end >= 0 else len(text)
             at = len(text)
-            more = self.read_bytes(file, origin + at, min(size, origin + at + max(BEYOND_BYTES, at)))
+            more = self.read_bytes(file, origin + at, min(size, origin + at + max(self.beyond_bytes, at)))
             text = np.concatenate([text, more])
 
     def _is_inside(self, file: int, position: int) -> bool:
@@ -134,21 +175,29 @@ class TextSource(FileSource):
 
     def read_bytes(self, file: int, lo: int, hi: int) -> Array:
         """Bytes ``[lo, hi)`` of a file as uint8, unpacked. Local. Raises `InputError`."""
-        state = self.files[file]
-        state.check()
-        out = np.empty(hi - lo, np.uint8)
-        try:
-            with open_bytes(state.path) as stream:
-                stream.seek(lo)
-                got = _fill(stream, out)
-        except (OSError, EOFError) as error:
-            raise InputError(why_not_read(state.path, OSError(error))) from error
-        if got < hi - lo:
-            raise InputError(f"{state.path} became shorter while it was read")
+        out = self._bytes_of(file, lo, hi)
+        if len(out) < hi - lo:
+            raise InputError(f"{self.files[file].path} became shorter while it was read")
         if len(out) and out.min() == 0:
             at = lo + int(np.argmin(out))
-            raise InputError(f"{state.path} is not text: it holds a zero byte at offset {at}")
+            raise InputError(f"{self.files[file].path} is not text: it holds a zero byte at offset {at}")
         return out
+
+    def _bytes_of(self, file: int, lo: int, hi: int) -> Array:
+        origin, text = self._dealt.get(file, (0, None))
+        if text is not None and origin <= lo and hi <= origin + len(text):
+            return text[lo - origin : hi - origin]
+        state = self.files[file]
+        state.check()
+        if file in self._streams:
+            return self._streams[file].read(lo, hi)
+        out = np.empty(hi - lo, np.uint8)
+        try:
+            with open(state.path, "rb", buffering=0) as stream:
+                stream.seek(lo)
+                return out[: fill(stream, out)]
+        except OSError as error:
+            raise InputError(why_not_read(state.path, error)) from error
 
     # -- rows
 
@@ -181,34 +230,18 @@ class LineSource(TextSource):
     suffixes = (".txt", ".txt.gz", ".log", ".log.gz", ".text", ".text.gz", "", ".gz")
 
 
-def is_packed(path: str) -> bool:
-    """Whether a file is gzip-compressed, by its name."""
-    return path.lower().endswith(".gz")
-
-
-def open_bytes(path: str) -> BinaryIO:
-    """A file to read, unpacked if it is gzip: then a rank unpacks all that stands before its part."""
-    return gzip.open(path, "rb") if is_packed(path) else open(path, "rb")  # type: ignore[return-value]
-
-
-def _fill(stream: Any, out: Array) -> int:
-    got = 0
-    view = out.data
-    while got < len(out):
-        n = stream.readinto(view[got : got + (1 << 30)])
-        if not n:
-            break
-        got += n
-    return got
-
-
-def _unpacked_bytes(path: str) -> int:
-    """The size of a gzip file's content; its own record of it holds 32 bits only, so it is unpacked once."""
+@contextlib.contextmanager
+def open_bytes(path: str) -> Iterator[BinaryIO]:
+    """A file to read from its beginning, unpacked if it is gzip. Raises `InputError`."""
     try:
-        with gzip.open(path, "rb") as stream:
-            return stream.seek(0, os.SEEK_END)
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path} is truncated or damaged: {error}") from error
+        with gzip.open(path, "rb") if is_packed(path) else open(path, "rb") as stream:
+            yield stream  # type: ignore[misc]
+    except OSError as error:
+        if isinstance(error, gzip.BadGzipFile):
+            raise damaged(path, error) from error
+        raise InputError(why_not_read(path, error)) from error
+    except (EOFError, zlib.error) as error:
+        raise damaged(path, error) from error
 
 
 __all__ = ["NEWLINE", "QUOTE", "LineSource", "Segment", "TextSource", "is_packed", "open_bytes"]
