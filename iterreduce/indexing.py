@@ -24,7 +24,6 @@ import numpy as np
 from iterreduce.agreement import Guard, agreed_schema
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.stretches import Named, Stretches, addressed, owner_order
 from iterreduce.columns.groups import KeyIndex, number_keys
 from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.link_layout import Rows
@@ -34,6 +33,7 @@ from iterreduce.columns.packing import pack, packed_words, unpack
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field, Schema
+from iterreduce.columns.stretches import Named, Stretches, addressed, owner_order
 from iterreduce.columns.vertexcodes import Numbering
 from iterreduce.errors import SchemaError, UsageError
 from iterreduce.exchange import FAILED, HEADER_WORDS, FreshExchange, Outgoing, exclusive

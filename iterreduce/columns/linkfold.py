@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ def edge_function(tree: Expr, arguments: Sequence[str]) -> Any:
     return _composed(tree, tuple(arguments))
 
 
+@cache
 def _composed(tree: Expr, arguments: tuple[str, ...]) -> Any:
     if isinstance(tree, Column):
         return _leaf(arguments.index(tree.name))
@@ -91,9 +93,15 @@ def _composed(tree: Expr, arguments: tuple[str, ...]) -> Any:
     parts = [_composed(part, arguments) for part in tree.arguments]
     if tree.operation not in SCALAR:
         raise UsageError(f"{tree.operation} cannot be compiled; known: {', '.join(SCALAR)}")
-    return (_unary, _binary, _ternary)[len(parts) - 1](kernel(SCALAR[tree.operation]), *parts)
+    return (_unary, _binary, _ternary)[len(parts) - 1](_scalar(tree.operation), *parts)
 
 
+@cache
+def _scalar(operation: str) -> Any:
+    return kernel(SCALAR[operation])
+
+
+@cache
 def _leaf(i: int) -> Any:
     @kernel
     def leaf(*values: Any) -> Any:
