@@ -1,0 +1,306 @@
+"""Compiled loops over the edges of a graph: what every target hears from its sources.
+
+Factories make a loop around an *edge function* of k source values and m edge values (k, m <= 3), itself a
+compiled scalar function (`iterreduce.columns.jit.kernel`) that is inlined; made again in another process,
+the loop comes from the disk. Nothing here checks lengths or dtypes or allocates: that is
+`iterreduce.columns.links`, the only caller, and `iterreduce.columns.link_layout`, which says how edges lie.
+
+Every loop is limited to targets in ``[lo, hi)`` and adds to one target in an order that does not depend on
+that range: so ranges can be given to threads, and the bits stay. Arithmetic is strict; what is faster in
+another order is written in that order. Indices are unsigned because Numba tests signed ones for wrap-around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from iterreduce.columns.jit import kernel
+
+EdgeFunction = Callable[..., Any]
+
+LANES = 4
+"""Pieces of equal length that are summed side by side: four chains of additions hide their latency."""
+SEGMENT = 1 << 16
+"""Source slots of one segment: their number fits 16 bits, their float64 values (512 KB) a second-level
+cache."""
+# columns of a table of runs: see `link_layout.Pieces`
+SLOT, PIECE, EDGE, PIECES, LENGTH, LONG = range(6)
+
+
+@kernel
+def add(held: Any, value: Any) -> Any:
+    """Sums."""
+    return held + value
+
+
+@kernel
+def smaller(held: Any, value: Any) -> Any:
+    """Minima; a NaN stays."""
+    return value if (value < held) | (value != value) else held
+
+
+@kernel
+def larger(held: Any, value: Any) -> Any:
+    """Maxima; a NaN stays."""
+    return value if (value > held) | (value != value) else held
+
+
+@kernel
+def source(x: Any) -> Any:
+    """The source's value."""
+    return x
+
+
+@kernel
+def source_times_edge(x: Any, w: Any) -> Any:
+    """Product."""
+    return x * w
+
+
+@kernel
+def source_plus_edge(x: Any, w: Any) -> Any:
+    """Sum: the length of a path."""
+    return x + w
+
+
+@kernel
+def source_minus_edge(x: Any, w: Any) -> Any:
+    """Difference."""
+    return x - w
+
+
+COMBINES = {"sum": add, "min": smaller, "max": larger}
+EDGE_FUNCTIONS: dict[str, EdgeFunction] = {
+    "x": source,
+    "x*w": source_times_edge,
+    "x+w": source_plus_edge,
+    "x-w": source_minus_edge,
+    "min(x,w)": smaller,
+    "max(x,w)": larger,
+}
+
+
+@kernel
+def _row_0(columns: Any, i: Any) -> Any:
+    return ()
+
+
+@kernel
+def _row_1(columns: Any, i: Any) -> Any:
+    return (columns[0][i],)
+
+
+@kernel
+def _row_2(columns: Any, i: Any) -> Any:
+    return columns[0][i], columns[1][i]
+
+
+@kernel
+def _row_3(columns: Any, i: Any) -> Any:
+    return columns[0][i], columns[1][i], columns[2][i]
+
+
+@kernel
+def _from_0(columns: Any, first: Any) -> Any:
+    return ()
+
+
+@kernel
+def _from_1(columns: Any, first: Any) -> Any:
+    return (columns[0][first:],)
+
+
+@kernel
+def _from_2(columns: Any, first: Any) -> Any:
+    return columns[0][first:], columns[1][first:]
+
+
+@kernel
+def _from_3(columns: Any, first: Any) -> Any:
+    return columns[0][first:], columns[1][first:], columns[2][first:]
+
+
+ROW = (_row_0, _row_1, _row_2, _row_3)
+FROM = (_from_0, _from_1, _from_2, _from_3)
+MOST_COLUMNS = len(ROW) - 1
+
+
+@kernel
+def first_not_below(rows: Any, first: Any, last: Any, target: Any) -> Any:
+    """The first of the ascending ``rows[first:last]`` that is not below the target."""
+    while first < last:
+        middle = (first + last) >> 1
+        if rows[middle] < target:
+            first = middle + 1
+        else:
+            last = middle
+    return first
+
+
+@cache
+def over_pieces(edge: EdgeFunction, combine: str, k: int, m: int) -> Any:
+    """The loop over pieces: all edges from one segment to one target, folded before the target is touched."""
+    join, source_row, edge_row, cut = COMBINES[combine], ROW[k], ROW[m], FROM[k]
+
+    @kernel
+    def value(tables: Any, columns: Any, index: Any, e: Any) -> Any:
+        return edge(*(source_row(tables, index[e]) + edge_row(columns, e)))
+
+    @kernel
+    def strided(tables: Any, columns: Any, index: Any, e: Any, stride: Any, length: Any, zero: Any) -> Any:
+        total = zero
+        for _ in range(length):
+            total = join(total, value(tables, columns, index, e))
+            e += stride
+        return total
+
+    @kernel
+    def long(tables: Any, columns: Any, index: Any, e: Any, end: Any, zero: Any) -> Any:
+        u1, u2, u3, u4 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+        a, b, c, d = zero, zero, zero, zero
+        while e + u4 <= end:
+            a = join(a, value(tables, columns, index, e))
+            b = join(b, value(tables, columns, index, e + u1))
+            c = join(c, value(tables, columns, index, e + u2))
+            d = join(d, value(tables, columns, index, e + u3))
+            e += u4
+        while e < end:
+            a = join(a, value(tables, columns, index, e))
+            e += u1
+        return join(join(a, b), join(c, d))
+
+    @kernel
+    def loop(
+        states: Any,
+        columns: Any,
+        runs: Any,
+        rows: Any,
+        longs: Any,
+        index: Any,
+        out: Any,
+        zero: Any,
+        lo: Any,
+        hi: Any,
+    ) -> None:
+        u1, u2, u3, u4 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+        out[lo:hi] = zero
+        for r in range(len(runs)):
+            first, last = runs[r, PIECE], runs[r, PIECE] + runs[r, PIECES]
+            p = np.uint64(first_not_below(rows, first, last, lo) - first)
+            stop = np.uint64(first_not_below(rows, first, last, hi) - first)
+            tables, mine = cut(states, runs[r, SLOT]), rows[first:last]
+            begin, length = np.uint64(runs[r, EDGE]), np.uint64(runs[r, LENGTH])
+            if length == 0:
+                ends = longs[runs[r, LONG] :]
+                while p < stop:
+                    t = mine[p]
+                    out[t] = join(out[t], long(tables, columns, index, ends[p], ends[p + u1], zero))
+                    p += u1
+                continue
+            even = np.uint64(runs[r, PIECES]) // u4 * u4
+            while p < stop:
+                e = begin + p * length
+                if p % u4 == 0 and p + u4 <= stop:
+                    a, b, c, d = zero, zero, zero, zero
+                    for _ in range(length):
+                        a = join(a, value(tables, columns, index, e))
+                        b = join(b, value(tables, columns, index, e + u1))
+                        c = join(c, value(tables, columns, index, e + u2))
+                        d = join(d, value(tables, columns, index, e + u3))
+                        e += u4
+                    t = mine[p]
+                    out[t] = join(out[t], a)
+                    t = mine[p + u1]
+                    out[t] = join(out[t], b)
+                    t = mine[p + u2]
+                    out[t] = join(out[t], c)
+                    t = mine[p + u3]
+                    out[t] = join(out[t], d)
+                    p += u4
+                    continue
+                t, stride = mine[p], u1
+                if p < even:
+                    e, stride = begin + p // u4 * u4 * length + p % u4, u4
+                out[t] = join(out[t], strided(tables, columns, index, e, stride, length, zero))
+                p += u1
+
+    return loop
+
+
+@cache
+def over_blocks(edge: EdgeFunction, combine: str, k: int, m: int) -> Any:
+    """The loop over blocks of a segment of sources and a stretch of targets, both of which stay in cache."""
+    join, source_row, edge_row, cut = COMBINES[combine], ROW[k], ROW[m], FROM[k]
+
+    @kernel
+    def loop(
+        states: Any,
+        columns: Any,
+        bounds: Any,
+        bits: Any,
+        index: Any,
+        target: Any,
+        out: Any,
+        zero: Any,
+        lo: Any,
+        hi: Any,
+    ) -> None:
+        out[lo:hi] = zero
+        for h in range(lo >> bits, (hi + (1 << bits) - 1) >> bits):
+            mine = out[h << bits :]
+            for g in range(bounds.shape[1] - 1):
+                tables = cut(states, g * SEGMENT)
+                for e in range(np.uint64(bounds[h, g]), np.uint64(bounds[h, g + 1])):
+                    t = target[e]
+                    mine[t] = join(mine[t], edge(*(source_row(tables, index[e]) + edge_row(columns, e))))
+
+    return loop
+
+
+@cache
+def along(edge: EdgeFunction, combine: str, k: int, m: int, aligned: bool) -> Any:
+    """The loop over the edges of some sources; ``aligned``: row i of the states is that of ``frontier[i]``.
+
+    Targets met for the first time are written to ``touched`` from ``lo`` on; the loop returns how many.
+    """
+    join, source_row, edge_row = COMBINES[combine], ROW[k], ROW[m]
+
+    @kernel
+    def loop(
+        frontier: Any,
+        states: Any,
+        columns: Any,
+        offsets: Any,
+        targets: Any,
+        out: Any,
+        zero: Any,
+        stamps: Any,
+        stamp: Any,
+        touched: Any,
+        lo: Any,
+        hi: Any,
+    ) -> int:
+        one, mine = np.uint64(1), touched[lo:]
+        low, high, found = np.uint64(lo), np.uint64(hi), np.uint64(0)
+        for i in range(np.uint64(len(frontier))):
+            s = np.uint64(frontier[i])
+            x = source_row(states, i if aligned else s)
+            for e in range(np.uint64(offsets[s]), np.uint64(offsets[s + one])):
+                t = np.uint64(targets[e])
+                if t < low or t >= high:
+                    continue
+                v = edge(*(x + edge_row(columns, e)))
+                if stamps[t] == stamp:
+                    out[t] = join(out[t], v)
+                else:
+                    stamps[t] = stamp
+                    mine[found] = t
+                    found += one
+                    out[t] = join(zero, v)
+        return int(found)
+
+    return loop

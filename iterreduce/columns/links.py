@@ -1,0 +1,454 @@
+"""Edges of a graph on one rank, by source slot: what every target hears in an iteration.
+
+    out[t] = combine over the edges (s -> t) of edge(x[s], ..., w, ...)
+
+`Links.dense` goes over all edges, `Links.sparse` over those of some sources. Sources and targets are plain
+numbers; who they are, and on which rank, is the engine's business, as is every exchange.
+
+What it is not: a graph of vertices. A source slot and a target of one number need not be the same vertex.
+Speed comes from the caller's numbering: sources by descending out-degree and targets by descending in-degree
+put hubs side by side, which is worth a factor of 2 to 3 on graphs that have hubs and nothing elsewhere.
+
+How it can go wrong: slots that do not fit (`UsageError`, also for a source with more edges than was said);
+sums of int64 that wrap around beyond 64 bits, as NumPy's do; a custom edge function that returns floats where
+``out`` is int64, which cuts them off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from iterreduce.columns.jit import kernel
+from iterreduce.columns.link_kernels import (
+    COMBINES,
+    EDGE_FUNCTIONS,
+    MOST_COLUMNS,
+    EdgeFunction,
+    along,
+    over_blocks,
+    over_pieces,
+)
+from iterreduce.columns.link_layout import Blocks, Pieces, Rows, in_degrees, lay_out
+from iterreduce.columns.ragged import Array
+from iterreduce.errors import UsageError
+
+LAST_STAMP = 2**16 - 1
+SPARSE_GRAIN = 1 << 16
+"""Edges of a frontier per thread that pay for all threads' reading all of them."""
+Range = tuple[int, int]
+States = Array | Sequence[Array]
+
+
+class Pool(Protocol):
+    """Threads that call a function over ranges; see `iterreduce.columns.threads`."""
+
+    threads: int
+
+    def run(self, function: Callable[[int, int], Any], ranges: Sequence[Range]) -> list[Any]: ...
+
+
+@kernel
+def _place(sources: Any, targets: Any, place: Any, ends: Any, n_targets: Any, at: Any, out: Any) -> int:
+    """Write a chunk's targets behind those that their sources have; the first row that does not fit, or how
+    many there are."""
+    for i in range(len(sources)):
+        s, t = np.uint64(sources[i]), np.uint64(targets[i])
+        if s >= np.uint64(len(place)) or t >= n_targets or place[s] == ends[s + np.uint64(1)]:
+            return i
+        at[i] = place[s]
+        out[np.uint64(place[s])] = t
+        place[s] += 1
+    return len(sources)
+
+
+@kernel
+def _collect(stamps: Any, stamp: Any, lo: Any, hi: Any, touched: Any) -> None:
+    """Targets in ``[lo, hi)`` with this stamp, ascending."""
+    found = 0
+    for t in range(lo, hi):
+        if stamps[t] == stamp:
+            touched[lo + found] = t
+            found += 1
+
+
+@kernel
+def _edges_of(offsets: Any, frontier: Any) -> int:
+    edges = 0
+    for i in range(len(frontier)):
+        s = np.uint64(frontier[i])
+        edges += offsets[s + np.uint64(1)] - offsets[s]
+    return edges
+
+
+class LinksBuilder:
+    """Takes edges chunk by chunk, where it is known how many leave each source.
+
+    ``out_degrees`` is an integer array of shape ``(n_sources,)``; ``columns`` gives the dtype of each edge
+    column. Edges of a source stay in the order in which they came. Memory: what is built, 8 bytes per source,
+    and a chunk.
+
+    >>> builder = LinksBuilder(2, 3, np.array([2, 1]), {"w": np.dtype(np.float64)})
+    >>> builder.add(np.array([1, 0]), np.array([2, 2]), {"w": np.array([0.5, 1.0])})
+    >>> builder.add(np.array([0]), np.array([1]), {"w": np.array([4.0])})
+    >>> builder.finish().n_edges
+    3
+    """
+
+    def __init__(
+        self,
+        n_sources: int,
+        n_targets: int,
+        out_degrees: Array,
+        columns: Mapping[str, np.dtype[Any]] | None = None,
+    ) -> None:
+        if len(out_degrees) != n_sources or not (0 <= n_targets < 2**31 and n_sources < 2**31):
+            raise UsageError(
+                f"links of {n_sources} sources, {len(out_degrees)} out-degrees, {n_targets} targets: "
+                "wanted a degree per source, and fewer than 2^31 of both on a rank"
+            )
+        offsets = np.zeros(n_sources + 1, np.int64)
+        np.cumsum(out_degrees, out=offsets[1:])
+        edges = int(offsets[-1])
+        data = {name: np.empty(edges, dtype) for name, dtype in (columns or {}).items()}
+        self._rows = Rows(offsets, np.empty(edges, np.uint32), data, n_targets)
+        self._place = offsets[:-1].copy()
+        self._at = np.empty(0, np.int64)
+        self._added = 0
+
+    def add(self, sources: Array, targets: Array, columns: Mapping[str, Array] | None = None) -> None:
+        """Take edges: integer arrays of shape ``(n,)``, with one array of that shape per edge column."""
+        columns = columns or {}
+        if {len(sources), len(targets), *map(len, columns.values())} != {len(sources)} or (
+            columns.keys() != self._rows.columns.keys()
+        ):
+            raise UsageError(
+                f"edges with {len(sources)} sources, {len(targets)} targets and columns "
+                f"{ {n: len(c) for n, c in columns.items()} }: wanted equal lengths, columns "
+                f"{list(self._rows.columns)}"
+            )
+        if len(self._at) < len(sources):
+            self._at = np.empty(len(sources), np.int64)
+        rows, at = self._rows, self._at[: len(sources)]
+        done = _place(
+            sources, targets, self._place, rows.offsets, np.uint64(rows.n_targets), at, rows.targets
+        )
+        if done < len(sources):
+            raise UsageError(self._misfit(int(sources[done]), int(targets[done])))
+        for name, column in columns.items():
+            rows.columns[name][at] = column
+        self._added += done
+
+    def _misfit(self, source: int, target: int) -> str:
+        rows = self._rows
+        if not 0 <= source < len(self._place) or not 0 <= target < rows.n_targets:
+            return (
+                f"edge {source} -> {target}: wanted a source below {len(self._place)} and a target below "
+                f"{rows.n_targets}"
+            )
+        degree = rows.offsets[source + 1] - rows.offsets[source]
+        return f"source {source} has more edges than the {degree} of its out-degree"
+
+    def finish(self) -> Links:
+        """The links; the builder is used up."""
+        if self._added != len(self._rows.targets):
+            raise UsageError(
+                f"{self._added} edges came, out-degrees promised {len(self._rows.targets)}: add them all"
+            )
+        return Links(self._rows)
+
+
+class Links:
+    """A rank's edges by source, and what is heard along them.
+
+    >>> links = Links.build(np.array([0, 0, 1]), np.array([1, 2, 2]), 2, 3, {"w": np.array([1.0, 2.0, 3.0])})
+    >>> x, out = np.array([10.0, 20.0]), np.empty(3)
+    >>> links.dense("sum", x, out).tolist()
+    [0.0, 10.0, 30.0]
+    >>> links.dense("min", x, out, edge="x+w", columns=("w",)).tolist()
+    [inf, 11.0, 12.0]
+    >>> links.sparse("max", np.array([1]), x, out).tolist(), float(out[2])
+    ([2], 20.0)
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows: Rows | None = rows
+        self._layout: Pieces | Blocks | None = None
+        self._counts: Array | None = None
+        self._parts: dict[int, list[Range]] = {}
+        self._stamps, self._touched = np.empty(0, np.uint16), np.empty(0, np.int32)
+        self._stamp = 0
+        self.n_sources, self.n_targets = len(rows.offsets) - 1, rows.n_targets
+        self.n_edges = len(rows.targets)
+        self.columns = {name: column.dtype for name, column in rows.columns.items()}
+
+    @classmethod
+    def build(
+        cls,
+        sources: Array,
+        targets: Array,
+        n_sources: int,
+        n_targets: int,
+        columns: Mapping[str, Array] | None = None,
+    ) -> Self:
+        """Links of edges that are all at hand; see `LinksBuilder` for chunks."""
+        columns = columns or {}
+        _check_slots("sources", sources, n_sources)
+        degrees = np.bincount(sources, minlength=n_sources)
+        builder = LinksBuilder(n_sources, n_targets, degrees, {name: c.dtype for name, c in columns.items()})
+        builder.add(sources, targets, columns)
+        return cls(builder.finish()._by_source())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        held = [a.nbytes for a in (self._rows, self._layout, self._counts) if a is not None]
+        return sum(held) + self._stamps.nbytes + self._touched.nbytes
+
+    @property
+    def counts(self) -> Array:
+        """Edges to each target: int64 of shape ``(n_targets,)``, read-only."""
+        if self._counts is None:
+            self._counts = np.zeros(self.n_targets, np.int64)
+            in_degrees(self._by_source().targets, self._counts)
+            self._counts.flags.writeable = False
+        return self._counts
+
+    @property
+    def offsets(self) -> Array:
+        """Where the edges of each source begin: int64 of shape ``(n_sources + 1,)``."""
+        return self._by_source().offsets
+
+    def _by_source(self) -> Rows:
+        if self._rows is None:
+            raise UsageError("these links keep no edges by source (drop_rows was called)")
+        return self._rows
+
+    def prepare(self) -> Self:
+        """Lay the edges out for `dense` now rather than at its first call."""
+        if self._layout is None:
+            self._layout = lay_out(self._by_source(), self.counts)
+        return self
+
+    def drop_rows(self) -> None:
+        """Keep what `dense` needs only: about half of the memory; `sparse` is no longer possible."""
+        self.prepare()
+        self._rows = None
+
+    def parts(self, n: int) -> list[Range]:
+        """At most n ranges of targets with about equal numbers of edges, for `dense` on n threads."""
+        if n not in self._parts:
+            self._parts[n] = self._cut(n, self.prepare()._layout.grain)  # type: ignore[union-attr]
+        return self._parts[n]
+
+    def _cut(self, n: int, grain: int) -> list[Range]:
+        work = np.cumsum(self.counts + 1)
+        whole = int(work[-1]) if len(work) else 0
+        cuts = np.searchsorted(work, [whole * p // n for p in range(n)]) // grain * grain
+        starts = np.unique(cuts).tolist()
+        ends = [*starts[1:], self.n_targets]
+        return [(lo, hi) for lo, hi in zip(starts, ends, strict=True) if lo < hi]
+
+    def dense(
+        self,
+        combine: str,
+        states: States,
+        out: Array,
+        edge: str | EdgeFunction | None = None,
+        columns: Sequence[str] = (),
+        *,
+        pool: Pool | None = None,
+        part: Range | None = None,
+    ) -> Array:
+        """Fill ``out`` with what every target hears along all edges, and return it.
+
+        ``combine`` is sum, min, max or count; ``states`` one to three arrays by source slot, of float64,
+        float32, int64, int32 or bool, shape ``(n_sources,)`` or longer; ``out`` float64 or int64 of shape
+        ``(n_targets,)``. ``edge`` is a name (``x``, ``x*w``, ``x+w``, ``x-w``, ``min(x,w)``, ``max(x,w)``) or
+        a compiled scalar function of the states' values and those of the edge ``columns``, in this order.
+        Targets without an edge get 0, or the largest (min) or smallest (max) number of the dtype.
+
+        With a pool its threads share the work; ``part``, one of `parts`, fills only these targets. The bits
+        are the same either way.
+        """
+        self._check_out(out)
+        if part is None and pool is not None and pool.threads > 1:
+            self.prepare()
+            given = combine, states, out, edge, columns
+            pool.run(lambda lo, hi: self.dense(*given, part=(lo, hi)), self.parts(pool.threads))
+            return out
+        lo, hi = part or (0, self.n_targets)
+        if combine == "count":
+            out[lo:hi] = self.counts[lo:hi]
+            return out
+        xs, function = self._checked(combine, states, out, edge, columns, self.n_sources)
+        layout = self.prepare()._layout
+        assert layout is not None
+        if (lo % layout.grain or hi % layout.grain) and hi != self.n_targets:
+            raise UsageError(f"part ({lo}, {hi}): wanted multiples of {layout.grain}: take it from parts()")
+        self._walk(layout, (function, combine, len(xs), len(columns)), xs, columns, out, lo, hi)
+        return out
+
+    def _walk(
+        self,
+        layout: Pieces | Blocks,
+        operation: tuple[EdgeFunction, str, int, int],
+        xs: tuple[Array, ...],
+        columns: Sequence[str],
+        out: Array,
+        lo: int,
+        hi: int,
+    ) -> None:
+        ws, zero = tuple(layout.columns[name] for name in columns), identity(operation[1], out.dtype)
+        if isinstance(layout, Pieces):
+            where = layout.runs, layout.rows, layout.longs, layout.index
+            over_pieces(*operation)(xs, ws, *where, out, zero, lo, hi)
+        else:
+            place = layout.bounds, layout.bits, layout.index, layout.target
+            over_blocks(*operation)(xs, ws, *place, out, zero, lo, hi)
+
+    def sparse(
+        self,
+        combine: str,
+        frontier: Array,
+        states: States,
+        out: Array,
+        edge: str | EdgeFunction | None = None,
+        columns: Sequence[str] = (),
+        *,
+        aligned: bool = False,
+        pool: Pool | None = None,
+    ) -> Array:
+        """Push along the edges of the sources in ``frontier`` only; the targets that heard something.
+
+        ``frontier`` is an integer array of source slots, each at most once where ``combine`` is sum. States
+        are by slot, or, if ``aligned``, by row of the frontier. Only the entries of ``out`` at the returned
+        targets (int32, ascending, valid until the next call) are written. The cost is that of the frontier's
+        edges. Otherwise as `dense`.
+        """
+        self._check_out(out)
+        rows = self._by_source()
+        if combine == "count":
+            combine, states, edge, columns = "sum", np.ones(self.n_sources, np.int8), None, ()
+            aligned = False
+        xs, function = self._checked(
+            combine, states, out, edge, columns, len(frontier) if aligned else self.n_sources
+        )
+        _check_slots("frontier", frontier, self.n_sources)
+        stamp, touched = self._next_stamp(), self._touched
+        loop = along(function, combine, len(xs), len(columns), aligned)
+        ws = tuple(rows.columns[name] for name in columns)
+        given = frontier, xs, ws, rows.offsets, rows.targets, out, identity(combine, out.dtype)
+
+        def push(lo: int, hi: int) -> Range:
+            found = loop(*given, self._stamps, stamp, touched, lo, hi)
+            self._put_in_order(stamp, lo, hi, found)
+            return lo, found
+
+        return _close_up(touched, self._on_threads(pool, push, rows, frontier))
+
+    def _on_threads(
+        self, pool: Pool | None, push: Callable[[int, int], Range], rows: Rows, frontier: Array
+    ) -> list[Range]:
+        threads = 1
+        if pool is not None and pool.threads > 1:
+            threads = min(pool.threads, int(_edges_of(rows.offsets, frontier)) // SPARSE_GRAIN)
+        if threads < 2 or pool is None:
+            return [push(0, self.n_targets)]
+        return pool.run(push, self.parts(threads))
+
+    def _next_stamp(self) -> Any:
+        if len(self._touched) < self.n_targets:
+            self._stamps, self._touched = (
+                np.zeros(self.n_targets, np.uint16),
+                np.empty(self.n_targets, np.int32),
+            )
+        if self._stamp == LAST_STAMP:
+            self._stamps.fill(0)
+            self._stamp = 0
+        self._stamp += 1
+        return np.uint16(self._stamp)
+
+    def _put_in_order(self, stamp: Any, lo: int, hi: int, found: int) -> None:
+        """Ascending targets, by a sort or, where most were touched, by a look at all."""
+        if found * 8 > hi - lo:
+            _collect(self._stamps, stamp, lo, hi, self._touched)
+        else:
+            self._touched[lo : lo + found].sort()
+
+    def _check_out(self, out: Array) -> None:
+        if out.dtype not in (np.float64, np.int64) or out.shape != (self.n_targets,):
+            raise UsageError(
+                f"out: wanted float64 or int64 of shape ({self.n_targets},), got {out.dtype} {out.shape}"
+            )
+
+    def _checked(
+        self,
+        combine: str,
+        states: States,
+        out: Array,
+        edge: str | EdgeFunction | None,
+        columns: Sequence[str],
+        rows: int,
+    ) -> tuple[tuple[Array, ...], EdgeFunction]:
+        """States as a tuple of read-only arrays (one compiled loop serves both kinds), and the function."""
+        xs = (states,) if isinstance(states, np.ndarray) else tuple(states)
+        if combine not in COMBINES:
+            raise UsageError(f"combine {combine!r}: wanted one of {', '.join((*COMBINES, 'count'))}")
+        if not len(xs) <= MOST_COLUMNS >= len(columns) or any(len(x) < rows or x.ndim != 1 for x in xs):
+            raise UsageError(
+                f"states of shapes {[x.shape for x in xs]} and {len(columns)} edge columns: wanted at most "
+                f"{MOST_COLUMNS} of each, states of shape ({rows},) or longer"
+            )
+        if missing := [name for name in columns if name not in self.columns]:
+            raise UsageError(f"edge columns {missing}: there are {list(self.columns)}")
+        dtypes = [x.dtype for x in xs] + [self.columns[name] for name in columns]
+        function = _named(edge, dtypes, out.dtype) if edge is None or isinstance(edge, str) else edge
+        return tuple(_frozen(x) for x in xs), function
+
+
+def _named(edge: str | None, dtypes: list[np.dtype[Any]], out: np.dtype[Any]) -> EdgeFunction:
+    name = edge or "x"
+    if name not in EDGE_FUNCTIONS or len(dtypes) != (1 if name == "x" else 2):
+        raise UsageError(
+            f"edge function {name!r} of {len(dtypes)} columns: wanted one of {', '.join(EDGE_FUNCTIONS)}, "
+            "with one state and, but for x, one edge column"
+        )
+    if out == np.int64 and any(dtype.kind not in "ib" and dtype != np.uint32 for dtype in dtypes):
+        raise UsageError(f"values of {', '.join(map(str, dtypes))} into int64: give a float64 array for out")
+    return EDGE_FUNCTIONS[name]
+
+
+def _check_slots(name: str, slots: Array, n_sources: int) -> None:
+    if len(slots):
+        low, high = int(slots.min()), int(slots.max())
+        if low < 0 or high >= n_sources:
+            raise UsageError(f"{name} from {low} to {high}: wanted source slots below {n_sources}")
+
+
+def _frozen(x: Array) -> Array:
+    x = np.ascontiguousarray(x).view()
+    x.flags.writeable = False
+    return x
+
+
+def _close_up(touched: Array, found: list[Range]) -> Array:
+    """Parts that begin at ``lo`` and hold so many entries, moved together."""
+    n = 0
+    for lo, count in found:
+        if n < lo:
+            touched[n : n + count] = touched[lo : lo + count]
+        n += count
+    return touched[:n]
+
+
+def identity(combine: str, dtype: np.dtype[Any]) -> Any:
+    """What a target without an edge gets: 0, or the last number of the dtype for min and max."""
+    if combine in ("sum", "count"):
+        return dtype.type(0)
+    if dtype.kind == "f":
+        return dtype.type(np.inf if combine == "min" else -np.inf)
+    limits = np.iinfo(dtype)
+    return dtype.type(limits.max if combine == "min" else limits.min)
