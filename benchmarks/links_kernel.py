@@ -4,8 +4,8 @@
 
 Vertices of the R-MAT graph (a = .57, b = c = .19; Chakrabarti, Zhan and Faloutsos, SDM 2004) have permuted
 labels, edges stand in random order, and SciPy works on these labels. Links get the slots that the engine
-gives them: sources by descending out-degree, targets by descending in-degree. All take turns; figures are medians,
-one thread, and sums are compared with SciPy's.
+gives them: sources by descending out-degree, targets by descending in-degree. All take turns; figures are
+medians, one thread, and sums are compared with SciPy's.
 """
 
 from __future__ import annotations

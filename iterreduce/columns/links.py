@@ -51,17 +51,40 @@ class Pool(Protocol):
 
 
 @kernel
-def _place(sources: Any, targets: Any, place: Any, ends: Any, n_targets: Any, at: Any, out: Any) -> int:
+def _place(sources: Any, targets: Any, place: Any, n_targets: Any, out: Any) -> int:
     """Write a chunk's targets behind those that their sources have; the first row that does not fit, or how
-    many there are."""
+    many there are. A source with too many edges is seen at the end, unless they leave the array."""
+    n_sources, edges = np.uint64(len(place)), np.uint64(len(out))
     for i in range(len(sources)):
         s, t = np.uint64(sources[i]), np.uint64(targets[i])
-        if s >= np.uint64(len(place)) or t >= n_targets or place[s] == ends[s + np.uint64(1)]:
+        if s >= n_sources or t >= n_targets:
             return i
-        at[i] = place[s]
-        out[np.uint64(place[s])] = t
-        place[s] += 1
+        at = np.uint64(place[s])
+        if at >= edges:
+            return i
+        out[at] = t
+        place[s] = at + np.uint64(1)
     return len(sources)
+
+
+@kernel
+def _places(sources: Any, place: Any, at: Any) -> None:
+    """Where `_place` will write each row of a chunk, if all sources fit; ``place`` is left as it was."""
+    for i in range(len(sources)):
+        s = np.uint64(sources[i])
+        if s < np.uint64(len(place)):
+            at[i] = place[s]
+            place[s] += 1
+    for i in range(len(sources)):
+        s = np.uint64(sources[i])
+        if s < np.uint64(len(place)):
+            place[s] -= 1
+
+
+@kernel
+def _write_column(column: Any, at: Any, out: Any) -> None:
+    for i in range(len(at)):
+        out[np.uint64(at[i])] = column[i]
 
 
 @kernel
@@ -129,17 +152,20 @@ class LinksBuilder:
                 f"{ {n: len(c) for n, c in columns.items()} }: wanted equal lengths, columns "
                 f"{list(self._rows.columns)}"
             )
-        if len(self._at) < len(sources):
-            self._at = np.empty(len(sources), np.int64)
-        rows, at = self._rows, self._at[: len(sources)]
-        done = _place(
-            sources, targets, self._place, rows.offsets, np.uint64(rows.n_targets), at, rows.targets
-        )
+        rows, at = self._rows, self._places(sources) if columns else None
+        done = _place(sources, targets, self._place, np.uint64(rows.n_targets), rows.targets)
         if done < len(sources):
             raise UsageError(self._misfit(int(sources[done]), int(targets[done])))
         for name, column in columns.items():
-            rows.columns[name][at] = column
+            _write_column(column, at, rows.columns[name])
         self._added += done
+
+    def _places(self, sources: Array) -> Array:
+        if len(self._at) < len(sources):
+            self._at = np.empty(len(sources), np.int64)
+        at = self._at[: len(sources)]
+        _places(sources, self._place, at)
+        return at
 
     def _misfit(self, source: int, target: int) -> str:
         rows = self._rows
@@ -148,8 +174,7 @@ class LinksBuilder:
                 f"edge {source} -> {target}: wanted a source below {len(self._place)} and a target below "
                 f"{rows.n_targets}"
             )
-        degree = rows.offsets[source + 1] - rows.offsets[source]
-        return f"source {source} has more edges than the {degree} of its out-degree"
+        return f"source {source} has more edges than its out-degree says"
 
     def finish(self) -> Links:
         """The links; the builder is used up."""
@@ -157,6 +182,9 @@ class LinksBuilder:
             raise UsageError(
                 f"{self._added} edges came, out-degrees promised {len(self._rows.targets)}: add them all"
             )
+        differ = np.flatnonzero(self._place != self._rows.offsets[1:])
+        if len(differ):
+            raise UsageError(f"source {differ[0]} has not as many edges as its out-degree says")
         return Links(self._rows)
 
 
@@ -416,9 +444,16 @@ def _named(edge: str | None, dtypes: list[np.dtype[Any]], out: np.dtype[Any]) ->
             f"edge function {name!r} of {len(dtypes)} columns: wanted one of {', '.join(EDGE_FUNCTIONS)}, "
             "with one state and, but for x, one edge column"
         )
-    if out == np.int64 and any(dtype.kind not in "ib" and dtype != np.uint32 for dtype in dtypes):
+    if out == np.int64 and not _is_int64(dtypes):
         raise UsageError(f"values of {', '.join(map(str, dtypes))} into int64: give a float64 array for out")
     return EDGE_FUNCTIONS[name]
+
+
+def _is_int64(dtypes: list[np.dtype[Any]]) -> bool:
+    """True where arithmetic on these dtypes stays within int64, as Numba has it."""
+    kinds = {dtype.kind for dtype in dtypes}
+    narrow = all(dtype.kind != "u" or dtype.itemsize < 8 for dtype in dtypes)
+    return kinds <= set("iub") and narrow and ("u" not in kinds or "i" in kinds or len(dtypes) == 1)
 
 
 def _check_slots(name: str, slots: Array, n_sources: int) -> None:

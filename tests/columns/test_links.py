@@ -339,6 +339,7 @@ def test_dense_goes_on_without_rows_and_sparse_says_why_it_cannot() -> None:
         (lambda k: Links.build(np.array([2]), np.array([0]), 2, 3), "source slots below 2"),
         (lambda k: Links.build(np.array([0]), np.array([3]), 2, 3), "edge 0 -> 3"),
         (lambda k: LinksBuilder(2, 3, np.array([1, 0])).finish(), "promised 1"),
+        (lambda k: overfull().finish(), "source 0 has not as many edges"),
         (lambda k: LinksBuilder(2, 3, np.array([1])), "a degree per source"),
         (lambda k: LinksBuilder(1, 1, np.array([1])).add(np.zeros(2, int), np.zeros(2, int)), "more edges"),
         (
@@ -351,6 +352,19 @@ def test_what_does_not_fit_is_told(wrong: Callable[[Links], Any], message: str) 
     links = Links.build(np.array([0, 1]), np.array([1, 2]), 2, 3, {"w": np.ones(2)})
     with pytest.raises(UsageError, match=message):
         wrong(links)
+
+
+def overfull() -> LinksBuilder:
+    builder = LinksBuilder(3, 3, np.array([1, 1, 1]))
+    builder.add(np.array([0, 0, 2]), np.array([0, 0, 2]))
+    return builder
+
+
+def test_narrow_unsigned_weights_stay_integers() -> None:
+    columns = {"w": np.array([200, 100], np.uint8)}
+    links = Links.build(np.array([0, 1]), np.array([0, 0]), 2, 1, columns)
+    out = links.dense("sum", np.array([2**60, 1]), np.empty(1, np.int64), "x+w", ("w",))
+    assert out.tolist() == [2**60 + 301]
 
 
 HITS = """
