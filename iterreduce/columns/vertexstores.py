@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.hashing import hash_keys, hash_words, key_words, unhash_words
+from iterreduce.columns.hashing import EMPTY, hash_keys, hash_words, key_words, mix, unhash_words
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.keystore import KeyStore
 from iterreduce.columns.keytable import OrderedTable
@@ -21,8 +21,11 @@ from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
 
 ROLES = 2
-PIECE = 4096
+SAMPLE = 4096
 """Keys hashed, found and counted at a time: the rows of the table that they met are still in cache."""
+
+CACHE_BYTES = 1 << 20
+"""Smaller tables are not read ahead."""
 
 
 @kernel
@@ -49,6 +52,14 @@ def _number_addressed(counts: Any, place: Any) -> int:
 
 
 @kernel
+def _gather_counts(counted: Any, place: Any, counts: Any) -> None:
+    for at in range(len(place)):
+        if place[at] >= 0:
+            counts[0, np.uint64(place[at])] = counted[0, at]
+            counts[1, np.uint64(place[at])] = counted[1, at]
+
+
+@kernel
 def _codes_addressed(keys: Any, low: Any, place: Any, codes: Any) -> int:
     """The first row whose key is unknown, or how many there are."""
     span = np.uint64(len(place))
@@ -62,19 +73,52 @@ def _codes_addressed(keys: Any, low: Any, place: Any, codes: Any) -> int:
 
 
 @kernel
-def _bump(table: Any, slots: Any, one: Any) -> None:
-    for i in range(len(slots)):
-        table[np.uint64(slots[i]), np.uint64(1)] += one
+def _count_hashed(words: Any, table: Any, place: Any, used: Any, one: Any) -> Any:
+    """Count words by hash, from ``used`` keys on; ``(rows done, keys)``: it stops at one without a place."""
+    base, shift, homes, probes, room = place
+    step, side = np.uint64(1), np.uint64(table.shape[0] - 2)
+    for i in range(len(words)):
+        h = mix(np.uint64(np.int64(words[i])))
+        if h == EMPTY:
+            table[side, 0] = np.uint64(0)
+            table[side, 1] += one
+            continue
+        j = (h - base) >> shift
+        if j >= homes:
+            return i, used
+        home = j
+        while table[j, 0] != h:
+            if table[j, 0] == EMPTY:
+                if used >= room or j - home >= probes:
+                    return i, used
+                table[j, 0] = h
+                used += step
+                break
+            j += step
+        table[j, 1] += one
+    return len(words), used
 
 
 @kernel
-def _codes_hashed(table: Any, slots: Any, values: Any, codes: Any) -> int:
-    for i in range(len(slots)):
-        if slots[i] < 0:
+def _codes_hashed(words: Any, table: Any, base: Any, shift: Any, homes: Any, values: Any, codes: Any) -> int:
+    """The first row whose key is unknown, or how many there are."""
+    step, side = np.uint64(1), np.uint64(table.shape[0] - 2)
+    for i in range(len(words)):
+        h = mix(np.uint64(np.int64(words[i])))
+        j = side if h == EMPTY else (h - base) >> shift
+        if h == EMPTY:
+            if table[side, 0] == EMPTY:
+                return i
+        elif j >= homes:
             return i
-        number = np.uint64(table[np.uint64(slots[i]), np.uint64(1)])
+        else:
+            while table[j, 0] != h:
+                if table[j, 0] == EMPTY:
+                    return i
+                j += step
+        number = table[j, 1]
         codes[i] = number if values is None else values[number]
-    return len(slots)
+    return len(words)
 
 
 @kernel
@@ -142,9 +186,10 @@ class Addressed:
         return at + np.int64(self.low), sources | targets << 32
 
     def finish(self) -> Array:
-        self.place = np.empty(self.counted.shape[1], np.int32)
-        _number_addressed(self.counted, self.place)
-        counts = self.counted[:, self.place >= 0].astype(np.int64)
+        self.place = np.empty(self.span, np.int32)
+        m = _number_addressed(self.counted, self.place)
+        counts = np.empty((ROLES, m), np.int64)
+        _gather_counts(self.counted, self.place, counts)
         self.counted = np.empty((ROLES, 0), np.uint32)
         return counts
 
@@ -167,38 +212,40 @@ class Hashed:
 
     def __init__(self) -> None:
         self.table = OrderedTable(1, _no_counts)
-        self.hashes, self.slots = np.empty(PIECE, np.uint64), np.empty(PIECE, np.int64)
 
     @property
     def nbytes(self) -> int:
-        return self.table.nbytes + self.hashes.nbytes + self.slots.nbytes
+        return self.table.nbytes
 
     def count(self, keys: Array, role: int) -> int:
-        words, one = key_words(keys), np.int64(1 << 32 * role)
-        for lo in range(0, len(words), PIECE):
-            self._add(words[lo : lo + PIECE], one)
+        words = _words(keys)
+        self._add(words, np.uint64(1 << 32 * role))
         return len(words)
 
     def take_over(self, words: Array, counted: Array) -> None:
-        """Distinct keys with their packed counts."""
-        for lo in range(0, len(words), PIECE):
-            some = words[lo : lo + PIECE]
-            self._add(some, np.int64(0))
-            hashes, slots = self.hashes[: len(some)], self.slots[: len(some)]
-            self.table.find(hash_words(some, hashes), None, slots)
-            self.table.words[slots, 1] = counted[lo : lo + PIECE]
+        """Distinct keys with their packed counts, into an empty store."""
+        self._add(words, np.uint64(0))
+        slots = np.empty(len(words), np.int64)
+        self.table.find(hash_words(words), None, slots)
+        self.table.words[slots, 1] = counted
 
     def _add(self, words: Array, one: Any) -> None:
-        hashes, slots, done = hash_words(words, self.hashes[: len(words)]), self.slots[: len(words)], 0
-        if not self.table.homes:
-            self.table.reserve(len(words), hashes)
+        table, done = self.table, 0
+        if not table.homes:
+            table.reserve(len(words), _sample(words))
         while True:
-            added = self.table.insert(hashes[done:], None, slots[done:])
-            _bump(self.table.words, slots[done : done + added], one)
-            done += added
+            place = (
+                table.base,
+                table.shift,
+                np.uint64(table.homes),
+                np.uint64(table.probes),
+                np.uint64(table.room),
+            )
+            some, used = _count_hashed(words[done:], table.unsigned, place, np.uint64(table.used), one)
+            table.used, done = int(used), done + some
             if done == len(words):
                 return
-            self.table.make_room(hashes[done:])
+            table.make_room(_sample(words[done:]))
 
     def finish(self) -> Array:
         _, rows, _ = self.table.scan()
@@ -207,15 +254,11 @@ class Hashed:
         return np.stack([packed & 0xFFFFFFFF, packed >> 32 & 0xFFFFFFFF])
 
     def codes(self, keys: Array, values: Array | None, out: Array) -> int:
-        words = key_words(keys)
-        for lo in range(0, len(words), PIECE):
-            some = words[lo : lo + PIECE]
-            hashes, slots = hash_words(some, self.hashes[: len(some)]), self.slots[: len(some)]
-            self.table.find(hashes, None, slots)
-            done = int(_codes_hashed(self.table.words, slots, values, out[lo : lo + len(some)]))
-            if done < len(some):
-                return lo + done
-        return len(words)
+        table = self.table
+        if not table.homes:
+            return 0
+        place = table.base, table.shift, np.uint64(table.homes)
+        return int(_codes_hashed(_words(keys), table.unsigned, *place, values, out))
 
     def through(self, values: Array) -> Array:
         return values
@@ -230,7 +273,7 @@ class Stored:
 
     def __init__(self, schema: Schema) -> None:
         self.store = KeyStore(schema)
-        self.counted = np.zeros((ROLES, PIECE), np.int64)
+        self.counted = np.zeros((ROLES, SAMPLE), np.int64)
         self.numbers = np.empty(0, np.int64)
 
     @property
@@ -270,6 +313,15 @@ class Stored:
 
     def keys(self, schema: Schema) -> Batch:
         return self.store.keys(np.arange(len(self.store)))
+
+
+def _words(keys: Array) -> Array:
+    """Integers as they are, also strided; of other numbers their words."""
+    return keys if keys.dtype.kind in "iub" else key_words(keys)
+
+
+def _sample(words: Array) -> Array:
+    return hash_words(key_words(words[:SAMPLE]))
 
 
 def _no_counts(rows: Array) -> None:
