@@ -16,10 +16,12 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
 
 P = ParamSpec("P")
@@ -35,13 +37,68 @@ REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}
 
 def _compile(function: Callable[P, R], **options: object) -> Callable[P, R]:
     options |= {"nogil": True, "error_model": "numpy"}
+    closed = getattr(function, "__closure__", None) is not None
+    if closed:
+        # Numba names machine code by qualified name and a count of this process: two loops made by one
+        # factory, compiled in two processes, would otherwise meet under one name in a third
+        function.__qualname__ += f"_{fingerprint(function)}"
     try:
         compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # a function typed at a prompt has no file beside which a cache could stand
         compiled = numba.njit(**options)(function)
     else:
+        if closed:
+            compiled._cache._index_key = _KeyOfClosure(function)
         _compile_once_per_node(compiled)
     return cast("Callable[P, R]", compiled)
+
+
+def fingerprint(function: Any) -> str:
+    """16 hexadecimal digits for what a function does: its code, what it is closed over, what it calls.
+
+    The same in every process, so that a loop made by a factory around other kernels is found in the cache
+    again. Numba's own digest of a closure pickles it, and a compiled function is pickled with a name drawn by
+    chance.
+    """
+    digest = hashlib.sha256()
+    for piece in _pieces(function, set()):
+        digest.update(piece.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _pieces(thing: Any, seen: set[int]) -> Iterator[str]:
+    thing = getattr(thing, "py_func", thing)
+    if isinstance(thing, FunctionType):
+        if id(thing) in seen:
+            return
+        seen.add(id(thing))
+        yield from _pieces(thing.__code__, seen)
+        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        named = [thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__]
+        for part in [*cells, *named, thing.__defaults__]:
+            yield from _pieces(part, seen)
+    elif isinstance(thing, CodeType):
+        yield thing.co_code.hex()
+        yield " ".join(thing.co_names)
+        for part in thing.co_consts:
+            yield from _pieces(part, seen)
+    elif isinstance(thing, tuple | list):
+        for part in thing:
+            yield from _pieces(part, seen)
+    elif isinstance(thing, ModuleType | type):
+        yield thing.__name__
+    elif isinstance(thing, bool | int | float | str | bytes | None | np.generic):
+        yield f"{type(thing).__name__} {thing!r}"
+
+
+class _KeyOfClosure:
+    """What a compiled closure is filed under: its types, the processor, its fingerprint."""
+
+    def __init__(self, function: Any) -> None:
+        self._fingerprint = fingerprint(function)
+
+    def __call__(self, signature: Any, codegen: Any) -> Any:
+        return signature, codegen.magic_tuple(), self._fingerprint
 
 
 class _NodeLock:

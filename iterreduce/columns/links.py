@@ -7,7 +7,7 @@ numbers; who they are, and on which rank, is the engine's business, as is every 
 
 What it is not: a graph of vertices. A source slot and a target of one number need not be the same vertex.
 Speed comes from the caller's numbering: sources by descending out-degree and targets by descending in-degree
-put hubs side by side, which is worth a factor of 2 to 3 on graphs that have hubs, and costs nothing on others.
+put hubs side by side, which is worth a factor of 2 to 3 on graphs that have hubs and nothing elsewhere.
 
 How it can go wrong: slots that do not fit (`UsageError`, also for a source with more edges than was said);
 sums of int64 that wrap around beyond 64 bits, as NumPy's do; a custom edge function that returns floats where
@@ -51,17 +51,40 @@ class Pool(Protocol):
 
 
 @kernel
-def _place(sources: Any, targets: Any, place: Any, ends: Any, n_targets: Any, at: Any, out: Any) -> int:
+def _place(sources: Any, targets: Any, place: Any, n_targets: Any, out: Any) -> int:
     """Write a chunk's targets behind those that their sources have; the first row that does not fit, or how
-    many there are."""
+    many there are. A source with too many edges is seen at the end, unless they leave the array."""
+    n_sources, edges = np.uint64(len(place)), np.uint64(len(out))
     for i in range(len(sources)):
         s, t = np.uint64(sources[i]), np.uint64(targets[i])
-        if s >= np.uint64(len(place)) or t >= n_targets or place[s] == ends[s + np.uint64(1)]:
+        if s >= n_sources or t >= n_targets:
             return i
-        at[i] = place[s]
-        out[np.uint64(place[s])] = t
-        place[s] += 1
+        at = np.uint64(place[s])
+        if at >= edges:
+            return i
+        out[at] = t
+        place[s] = at + np.uint64(1)
     return len(sources)
+
+
+@kernel
+def _places(sources: Any, place: Any, at: Any) -> None:
+    """Where `_place` will write each row of a chunk, if all sources fit; ``place`` is left as it was."""
+    for i in range(len(sources)):
+        s = np.uint64(sources[i])
+        if s < np.uint64(len(place)):
+            at[i] = place[s]
+            place[s] += 1
+    for i in range(len(sources)):
+        s = np.uint64(sources[i])
+        if s < np.uint64(len(place)):
+            place[s] -= 1
+
+
+@kernel
+def _write_column(column: Any, at: Any, out: Any) -> None:
+    for i in range(len(at)):
+        out[np.uint64(at[i])] = column[i]
 
 
 @kernel
@@ -129,17 +152,20 @@ class LinksBuilder:
                 f"{ {n: len(c) for n, c in columns.items()} }: wanted equal lengths, columns "
                 f"{list(self._rows.columns)}"
             )
-        if len(self._at) < len(sources):
-            self._at = np.empty(len(sources), np.int64)
-        rows, at = self._rows, self._at[: len(sources)]
-        done = _place(
-            sources, targets, self._place, rows.offsets, np.uint64(rows.n_targets), at, rows.targets
-        )
+        rows, at = self._rows, self._places(sources) if columns else None
+        done = _place(sources, targets, self._place, np.uint64(rows.n_targets), rows.targets)
         if done < len(sources):
             raise UsageError(self._misfit(int(sources[done]), int(targets[done])))
         for name, column in columns.items():
-            rows.columns[name][at] = column
+            _write_column(column, at, rows.columns[name])
         self._added += done
+
+    def _places(self, sources: Array) -> Array:
+        if len(self._at) < len(sources):
+            self._at = np.empty(len(sources), np.int64)
+        at = self._at[: len(sources)]
+        _places(sources, self._place, at)
+        return at
 
     def _misfit(self, source: int, target: int) -> str:
         rows = self._rows
@@ -148,8 +174,7 @@ class LinksBuilder:
                 f"edge {source} -> {target}: wanted a source below {len(self._place)} and a target below "
                 f"{rows.n_targets}"
             )
-        degree = rows.offsets[source + 1] - rows.offsets[source]
-        return f"source {source} has more edges than the {degree} of its out-degree"
+        return f"source {source} has more edges than its out-degree says"
 
     def finish(self) -> Links:
         """The links; the builder is used up."""
@@ -157,6 +182,9 @@ class LinksBuilder:
             raise UsageError(
                 f"{self._added} edges came, out-degrees promised {len(self._rows.targets)}: add them all"
             )
+        differ = np.flatnonzero(self._place != self._rows.offsets[1:])
+        if len(differ):
+            raise UsageError(f"source {differ[0]} has not as many edges as its out-degree says")
         return Links(self._rows)
 
 
@@ -169,7 +197,7 @@ class Links:
     [0.0, 10.0, 30.0]
     >>> links.dense("min", x, out, edge="x+w", columns=("w",)).tolist()
     [inf, 11.0, 12.0]
-    >>> links.sparse("max", np.array([1]), x, out).tolist(), out[2]
+    >>> links.sparse("max", np.array([1]), x, out).tolist(), float(out[2])
     ([2], 20.0)
     """
 
@@ -195,8 +223,7 @@ class Links:
     ) -> Self:
         """Links of edges that are all at hand; see `LinksBuilder` for chunks."""
         columns = columns or {}
-        if len(sources) and not (int(sources.min()) >= 0 and int(sources.max()) < n_sources):
-            raise UsageError(f"sources {sources.min()} to {sources.max()}: wanted 0 to {n_sources - 1}")
+        _check_slots("sources", sources, n_sources)
         degrees = np.bincount(sources, minlength=n_sources)
         builder = LinksBuilder(n_sources, n_targets, degrees, {name: c.dtype for name, c in columns.items()})
         builder.add(sources, targets, columns)
@@ -337,10 +364,7 @@ class Links:
         xs, function = self._checked(
             combine, states, out, edge, columns, len(frontier) if aligned else self.n_sources
         )
-        if len(frontier) and not (int(frontier.min()) >= 0 and int(frontier.max()) < self.n_sources):
-            raise UsageError(
-                f"frontier from {frontier.min()} to {frontier.max()}: wanted source slots below {self.n_sources}"
-            )
+        _check_slots("frontier", frontier, self.n_sources)
         stamp, touched = self._next_stamp(), self._touched
         loop = along(function, combine, len(xs), len(columns), aligned)
         ws = tuple(rows.columns[name] for name in columns)
@@ -420,9 +444,23 @@ def _named(edge: str | None, dtypes: list[np.dtype[Any]], out: np.dtype[Any]) ->
             f"edge function {name!r} of {len(dtypes)} columns: wanted one of {', '.join(EDGE_FUNCTIONS)}, "
             "with one state and, but for x, one edge column"
         )
-    if out == np.int64 and any(dtype.kind not in "ib" and dtype != np.uint32 for dtype in dtypes):
+    if out == np.int64 and not _is_int64(dtypes):
         raise UsageError(f"values of {', '.join(map(str, dtypes))} into int64: give a float64 array for out")
     return EDGE_FUNCTIONS[name]
+
+
+def _is_int64(dtypes: list[np.dtype[Any]]) -> bool:
+    """True where arithmetic on these dtypes stays within int64, as Numba has it."""
+    kinds = {dtype.kind for dtype in dtypes}
+    narrow = all(dtype.kind != "u" or dtype.itemsize < 8 for dtype in dtypes)
+    return kinds <= set("iub") and narrow and ("u" not in kinds or "i" in kinds or len(dtypes) == 1)
+
+
+def _check_slots(name: str, slots: Array, n_sources: int) -> None:
+    if len(slots):
+        low, high = int(slots.min()), int(slots.max())
+        if low < 0 or high >= n_sources:
+            raise UsageError(f"{name} from {low} to {high}: wanted source slots below {n_sources}")
 
 
 def _frozen(x: Array) -> Array:
