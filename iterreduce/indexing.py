@@ -263,21 +263,34 @@ class IndexRows:
     def _count(self, schema: Schema) -> dict[str, Numbering]:
         """Number the keys that this rank meets; count in which role they come."""
         keys = self.stage.keys
-        out = {table: Numbering(schema[key], 2) for key, table in keys.items()}
+        out = {
+            table: Numbering(Schema({self.stage.names[table]: schema[key]})) for key, table in keys.items()
+        }
         (a, first), (b, second) = keys.items()
         for piece in self._pieces():
             out[first].count(piece[a], 0)
             out[second].count(piece[b], 1)
-        for name, (rows, column) in self.stage.also.items():
-            found = self._tables[rows].batch
-            if len(found):
-                out[name].count(found[column], None)
+        also = {name: self._also(name) for name in self.stage.also}
+        for name, more in also.items():
+            out[name].count(more)
+        for numbering in out.values():
+            numbering.finish()
+        for name, more in also.items():  # they are keys, but no rows
+            numbering = out[name]
+            numbering.counts[0] -= np.bincount(numbering.codes(more), minlength=len(numbering))
         if self.stage.symmetric:
             for piece in self._pieces():  # a row that joins a key with itself counts one way only
                 codes = out[first].codes(piece[a])
                 loops = codes[codes == out[first].codes(piece[b])]
                 out[first].counts[1] -= np.bincount(loops, minlength=out[first].counts.shape[1])
         return out
+
+    def _also(self, name: str) -> Any:
+        """Further keys of a table."""
+        rows, column = self.stage.also[name]
+        found = self._tables[rows].batch
+        found.schema.require(column)
+        return found[column]
 
     def _side(self, guard: Guard, name: str, numbering: Numbering) -> Side:
         """All ranks' keys of one table, numbered by their owners. Collective."""
@@ -302,11 +315,11 @@ class IndexRows:
 
     def _wire(self, column: str, numbering: Numbering) -> Schema:
         count = Field("fixed", np.dtype(np.int64))
-        return Schema({column: numbering.field, "\0from": count, "\0to": count})
+        return Schema({**numbering.schema, "\0from": count, "\0to": count})
 
     def _known(self, column: str, numbering: Numbering) -> tuple[Outgoing, Array]:
         """The keys met here, for their owners, in hash order."""
-        keys = Batch(**{column: numbering.keys()})
+        keys = numbering.keys()
         hashes = hash_keys(keys)
         order = hash_order(hashes)
         bounds = self.partitions.send_bounds(hashes[order])

@@ -186,31 +186,7 @@ class _SharedCache:
                 os.unlink(path)
 
 
-def _identity(value: Any) -> str:
-    """What a function made in another function closes over, in words that are the same in every process.
-
-    Numba names a compiled function in a closure by a number drawn anew in each process, so what is made of it
-    would never be found again, and be stored once more by each.
-    """
-    function = getattr(value, "py_func", value)
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return f"({', '.join(map(_identity, value))})" if isinstance(value, tuple) else repr(value)
-    cells = [_identity(cell.cell_contents) for cell in function.__closure__ or ()]
-    return f"{function.__module__}.{function.__qualname__} {_digest(code)} {cells}"
-
-
-def _digest(code: Any) -> str:
-    """Of the byte code and its constants, those of functions within it too."""
-    parts = [_digest(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts]
-    return hashlib.sha256(repr((code.co_code, code.co_names, parts)).encode()).hexdigest()
-
-
 def _compile_once_per_node(dispatcher: Any) -> None:
-    cells = dispatcher.py_func.__closure__
-    if cells:
-        code = hashlib.sha256(_identity(dispatcher.py_func).encode()).hexdigest()
-        dispatcher._cache._index_key = lambda sig, codegen: (sig, codegen.magic_tuple(), code)
     dispatcher._cache = _SharedCache(dispatcher._cache)
     compile_alone = dispatcher.compile
 
