@@ -33,7 +33,7 @@ from iterreduce.columns.packing import pack, packed_words, unpack
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field, Schema
-from iterreduce.columns.stretches import Named, Stretches, addressed, owner_order
+from iterreduce.columns.stretches import Named, Stretches, addressed
 from iterreduce.columns.vertexcodes import Numbering
 from iterreduce.errors import SchemaError, UsageError
 from iterreduce.exchange import FAILED, HEADER_WORDS, FreshExchange, Outgoing, exclusive
@@ -42,7 +42,9 @@ from iterreduce.table import BY_BLOCK, Table, by_key
 
 PIECE_ROWS = 1 << 18  # rows of a round: their words, codes and copies take about 8 MB
 GAP = HEADER_WORDS  # places in front of each rank's: in a message of one word each the header stands there
-MOST_KEYS = (1 << 32) - (1 << 20)  # places are 32 bits wide
+MOST_KEYS = (1 << 31) - (1 << 20)  # numbers are int32
+NONE = np.empty(0, np.int64)
+Numbers = tuple[Array, Array, dict[str, Array]]  # of both keys of some rows, and their other columns
 
 
 class Stopped(Exception):
@@ -53,7 +55,7 @@ class Stopped(Exception):
 class Side:
     """The keys of one table: those of this rank by slot, and the number of each key that this rank met.
 
-    ``base`` int64 ``(ranks + 1,)``: where the numbers of each rank's keys begin. ``number_of`` uint32, of the
+    ``base`` int64 ``(ranks + 1,)``: where the numbers of each rank's keys begin. ``number_of`` int32, of the
     codes of this rank's numbering. ``degrees`` int64 ``(2, slots)``: rows that start from, and end in, a key.
     """
 
@@ -79,15 +81,6 @@ class Side:
     def high(self) -> int:
         """The number behind this rank's last slot."""
         return int(self.base[self.rank + 1])
-
-    def owner_of(self) -> Array:
-        """The owner, int32, of each code."""
-        owners: Array = np.searchsorted(self.base[1:], self.number_of, side="right")
-        return owners.astype(np.int32)
-
-    def slot_of(self, owners: Array) -> Array:
-        """The slot, uint32, of each code at its owner."""
-        return self.number_of - self.base[owners].astype(np.uint32)
 
 
 @dataclass
@@ -309,7 +302,7 @@ class IndexRows:
         if base[-1] >= MOST_KEYS:
             raise UsageError(f'"{name}" has {base[-1]:,} keys; an Index numbers up to {MOST_KEYS:,}')
         answers = self._answer(slots + base[self.group.rank], counts, out.rows)
-        number_of = np.empty(len(order), np.uint32)
+        number_of = np.empty(len(order), np.int32)
         number_of[order] = answers
         return Side(keys, base, number_of, degrees, self.group.rank)
 
@@ -363,76 +356,53 @@ class IndexRows:
         self, guard: Guard, schema: Schema, numberings: Mapping[str, Numbering], first: Side, second: Side
     ) -> Stretches:
         """All rows to the owners of their first keys, in rounds. Collective."""
-        dtypes = {n: f.dtype for n, f in schema.items() if n not in self.stage.keys}
-        stretches: Stretches = self._step(guard, self._room, first, dtypes)
-        (a, one), (b, other) = self.stage.keys.items()
+        one, other = self.stage.keys.values()
+        stretches: Stretches = self._step(guard, self._room, first, schema)
+        ways = self._step(guard, self._translations, numberings[one], numberings[other], first, second)
         pieces = self._pieces()
-        owners = first.owner_of()
-        slots = first.slot_of(owners)
-        held = len(self._tables[self.stage.rows].batch)
-        rounds = self.group.agree_max(-(-held // PIECE_ROWS))
+        rounds = self.group.agree_max(-(-len(self._tables[self.stage.rows].batch) // PIECE_ROWS))
         for _ in range(rounds):
-            piece = next(pieces, None)
-            codes = guard.run(_codes, piece, a, b, numberings[one], numberings[other])
-            ways = [(0, 1), (1, 0)] if self.stage.symmetric else [(0, 1)]
-            for way in ways:
-                self._round(guard, stretches, piece, codes, way, owners, slots, second.number_of)
+            numbers = guard.run(self._numbers, next(pieces, None), *ways)
+            self._round(guard, stretches, numbers, first.base)
+            if self.stage.symmetric:
+                self._round(guard, stretches, guard.run(_turned, numbers), first.base)
         if self.group.agree_any(guard.failure is not None):
             raise Stopped
         return stretches
 
-    def _room(self, first: Side, dtypes: dict[str, np.dtype[Any]]) -> Stretches:
+    def _room(self, first: Side, schema: Schema) -> Stretches:
         rows = first.degrees[0]
+        dtypes = {n: f.dtype for n, f in schema.items() if n not in self.stage.keys}
         return Stretches(rows + first.degrees[1] if self.stage.symmetric else rows, dtypes)
 
-    def _round(
-        self,
-        guard: Guard,
-        stretches: Stretches,
-        piece: Batch | None,
-        codes: Any,
-        way: tuple[int, int],
-        owners: Array,
-        slots: Array,
-        numbers: Array,
-    ) -> None:
-        size = self.group.size
-        ready = guard.run(self._addressed, piece, codes, way, owners, slots, numbers, stretches)
-        words, counts, columns = ready or (np.empty(0, np.int64), np.zeros(size, np.int64), {})
-        if size == 1:
-            guard.run(stretches.lay, words, columns)
+    @staticmethod
+    def _translations(one: Numbering, other: Numbering, first: Side, second: Side) -> tuple[Any, Any]:
+        begin = one.through(first.number_of)
+        return begin, (begin if other is one else other.through(second.number_of))
+
+    def _numbers(self, piece: Batch | None, begin: Any, end: Any) -> Numbers | None:
+        if piece is None:
+            return None
+        a, b = self.stage.keys
+        columns = {name: piece[name] for name in piece.names if name not in (a, b)}
+        return begin.codes(piece[a]), end.codes(piece[b]), columns
+
+    def _round(self, guard: Guard, stretches: Stretches, numbers: Numbers | None, base: Array) -> None:
+        """Some rows to their places. Collective."""
+        if self.group.size == 1:
+            if numbers is not None:
+                guard.run(stretches.lay_pairs, *numbers)
             return
-        came = np.zeros(size, np.int64)
+        ready = guard.run(_addressed, numbers, base)
+        words, counts, columns = ready or (NONE, np.zeros(self.group.size, np.int64), {})
+        came = np.zeros(self.group.size, np.int64)
         self.group.alltoall(counts, came, 1)
         arrived = self._moved(words, counts, came)
         others = {}
-        for name, dtype in {n: c.dtype for n, c in stretches.columns.items()}.items():
-            sent = _as_words(columns[name]) if name in columns else np.empty(0, np.int64)
-            others[name] = _from_words(self._moved(sent, counts, came), dtype)
+        for name, column in stretches.columns.items():
+            sent = _as_words(columns[name]) if name in columns else NONE
+            others[name] = _from_words(self._moved(sent, counts, came), column.dtype)
         guard.run(stretches.lay, arrived, others)
-
-    def _addressed(
-        self,
-        piece: Batch | None,
-        codes: Any,
-        way: tuple[int, int],
-        owners: Array,
-        slots: Array,
-        numbers: Array,
-        stretches: Stretches,
-    ) -> tuple[Array, Array, dict[str, Array]]:
-        if piece is None:
-            return np.empty(0, np.int64), np.zeros(self.group.size, np.int64), {}
-        first, second = codes[way[0]], codes[way[1]]
-        if way == (1, 0):
-            rows = np.flatnonzero(first != second)
-            piece, first, second = piece.take(rows), first[rows], second[rows]
-        words, counts = addressed(first, second, owners, slots, numbers, self.group.size)
-        columns = {}
-        if stretches.columns:
-            order = owner_order(first, owners, counts)
-            columns = {name: piece[name].take(order) for name in stretches.columns}
-        return words, counts, columns
 
     def _moved(self, words: Array, counts: Array, came: Array) -> Array:
         out = np.empty(int(came.sum()), np.int64)
@@ -478,10 +448,21 @@ def slot_order(degrees: Array, symmetric: bool) -> Array:
     return order
 
 
-def _codes(
-    piece: Batch | None, a: str, b: str, one: Numbering, other: Numbering
-) -> tuple[Array, Array] | None:
-    return None if piece is None else (one.codes(piece[a]), other.codes(piece[b]))
+def _turned(numbers: Numbers | None) -> Numbers | None:
+    """Rows the other way round, but for those that join a key with itself."""
+    if numbers is None:
+        return None
+    first, second, columns = numbers
+    rows = np.flatnonzero(first != second)
+    return second[rows], first[rows], {name: column[rows] for name, column in columns.items()}
+
+
+def _addressed(numbers: Numbers | None, base: Array) -> tuple[Array, Array, dict[str, Array]] | None:
+    if numbers is None:
+        return None
+    first, second, columns = numbers
+    words, counts, order = addressed(first, second, base, bool(columns))
+    return words, counts, {name: column.take(order) for name, column in columns.items()}
 
 
 def _as_words(column: Array) -> Array:

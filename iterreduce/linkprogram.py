@@ -59,6 +59,9 @@ class Shape:
     def __init__(self, stage: Shuffle, columns: tuple[str, ...]):
         self.parts: dict[str, Expr] = {}
         self.outputs = [self._output(name, a, columns) for name, a in named(stage).items()]
+        #: are rows counted, and nothing else? Their owners know how many there are
+        counted = all(o.kind == "count" for o in self.outputs)
+        self.counts_only = counted and stage.joined is None and not stage.touched
         if self.parts and stage.joined is None:
             unknown = ", ".join(dict.fromkeys(c for part in self.parts.values() for c in columns_of(part)))
             raise UsageError(

@@ -16,7 +16,7 @@ business; what is exchanged follows from the stage alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,6 +150,8 @@ class LinkShuffle:
         self._tables = tables
         assert self.stage.onto is not None
         self._check_layout(self.stage.onto, tables[self.stage.onto])
+        if self.shape.counts_only:
+            return
         joined, slots = self._joined()
         if self.program is None or not self.program.fits(joined.schema):
             dtypes = {n: c.dtype for n, c in self.residents[self.stage.rows].stretches.columns.items()}
@@ -244,13 +246,14 @@ class LinkShuffle:
 
     def exchange(self, guard: Guard) -> int:
         """Send and receive. Collective."""
-        if self.group.size == 1:
+        resident = self._begin()
+        if self.group.size == 1 or self.shape.counts_only:
             return guard.status
         if self.fresh is not None:
             out = guard.run(self._outgoing) or nothing(self.group.size)
             self._arrival = self.fresh.run(out, guard.status)
             return self._arrival.status & FAILED
-        plan = self._planned(self._begin())
+        plan = self._planned(resident)
         guard.run(self._write, plan)
         return plan.run(guard.status) & FAILED
 
@@ -292,14 +295,29 @@ class LinkShuffle:
 
     def finish(self) -> Table:
         """The outputs beside the keys of the table that rows are shuffled onto."""
-        assert self.program is not None and self.stage.onto is not None
+        assert self.stage.onto is not None
         onto = self._tables[self.stage.onto]
         if self.stage.touched:
             return self._finish_touched(onto)
+        if self.shape.counts_only:
+            return self._degrees(onto)
+        assert self.program is not None
         columns = self._merged() if self.push else self._pulled()
+        return self._onto(onto, columns, self.program.outputs)
+
+    def _degrees(self, onto: Table) -> Table:
+        """How many rows each key has: its owner was told when the rows were indexed."""
+        side, symmetric = self._target, self._begin().stage.symmetric
+        rows = side.degrees.sum(axis=0) if symmetric else side.degrees[1 if self.push else 0]
+        word = np.dtype(np.int64)
+        bounds = [Bound(o, word, word, None) for o in self.shape.outputs]
+        return self._onto(onto, [rows.copy() for _ in bounds], bounds)
+
+    def _onto(self, onto: Table, columns: list[Array], outputs: Sequence[Bound]) -> Table:
+        """Outputs by slot, as rows of the table that they are shuffled onto."""
         order = self._order_of(onto.batch[onto.layout.keys[0]])
         keys = dict(onto.batch.select(*onto.layout.keys)._columns)
-        for bound, words in zip(self.program.outputs, columns, strict=True):
+        for bound, words in zip(outputs, columns, strict=True):
             if order is not None:
                 words = np.where(order >= 0, words[order], np.array(bound.identity, words.dtype))
             keys[bound.output.name] = bound.finished(words)

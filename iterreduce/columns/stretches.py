@@ -18,62 +18,54 @@ import numpy as np
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.ragged import Array
 
-HALF, LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+
+@kernel
+def _owner(number: Any, base: Any) -> Any:
+    """The rank whose numbers begin at or before this one: the last of equal beginnings."""
+    low, high = 0, len(base) - 1
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if base[middle] <= number:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 @kernel
-def _count(codes: Any, owner_of: Any, counts: Any) -> None:
-    for c in codes:
-        counts[owner_of[np.uint64(c)]] += 1
+def _count(numbers: Any, base: Any, counts: Any) -> None:
+    for n in numbers:
+        counts[_owner(n, base)] += 1
 
 
 @kernel
-def _address(
-    first: Any, second: Any, owner_of: Any, slot_of: Any, number_of: Any, at: Any, words: Any
-) -> None:
-    half = np.uint64(32)
+def _address(first: Any, second: Any, base: Any, at: Any, words: Any, order: Any) -> None:
+    half, keep = np.uint64(32), len(order) > 0
     for i in range(len(first)):
-        a = np.uint64(first[i])
-        owner = owner_of[a]
+        owner = _owner(first[i], base)
         place = at[owner]
         at[owner] = place + 1
-        words[place] = np.int64(np.uint64(slot_of[a]) << half | np.uint64(number_of[np.uint64(second[i])]))
+        words[place] = np.int64(np.uint64(first[i] - base[owner]) << half | np.uint64(second[i]))
+        if keep:
+            order[place] = i
 
 
-@kernel
-def _order(first: Any, owner_of: Any, at: Any, order: Any) -> None:
-    for i in range(len(first)):
-        owner = owner_of[np.uint64(first[i])]
-        order[at[owner]] = i
-        at[owner] += 1
+def addressed(first: Array, second: Array, base: Array, ordered: bool) -> tuple[Array, Array, Array]:
+    """Rows by the owner of their first key: ``(words int64[n], counts int64[ranks], order)``, stable.
 
+    ``first`` and ``second``: numbers among all ranks' keys, int32 ``(n,)``; the first keys of rank ``r`` are
+    numbered from ``base[r]`` on. ``order`` lists the rows as they stand in the words, if asked for.
 
-def addressed(
-    first: Array, second: Array, owner_of: Array, slot_of: Array, number_of: Array, size: int
-) -> tuple[Array, Array]:
-    """Rows by the owner of their first key: ``(words int64[n], counts int64[size])``, stable within an owner.
-
-    ``first`` and ``second``: codes int32 ``(n,)``; of a code of the first key ``owner_of`` gives the rank and
-    ``slot_of`` the slot there, of one of the second key ``number_of`` the number among all ranks' keys.
-
-    >>> one = np.zeros(3, np.int32)
-    >>> words, counts = addressed(np.array([2, 0], np.int32), np.array([1, 1], np.int32),
-    ...     np.array([0, 0, 1], np.int32), np.array([5, 6, 7], np.uint32), np.array([8, 9], np.uint32), 2)
-    >>> [(int(w) >> 32, int(w) & 0xFFFFFFFF) for w in words], counts.tolist()
-    ([(5, 9), (7, 9)], [1, 1])
+    >>> numbers = np.array([5, 0], np.int32), np.array([8, 9], np.int32)
+    >>> words, counts, order = addressed(*numbers, np.array([0, 3, 6]), True)
+    >>> [(int(w) >> 32, int(w) & 0xFFFFFFFF) for w in words], counts.tolist(), order.tolist()
+    ([(0, 9), (2, 8)], [1, 1], [1, 0])
     """
-    counts = np.zeros(size, np.int64)
-    _count(first, owner_of, counts)
-    words = np.empty(len(first), np.int64)
-    _address(first, second, owner_of, slot_of, number_of, np.cumsum(counts) - counts, words)
-    return words, counts
-
-
-def owner_order(first: Array, owner_of: Array, counts: Array) -> Array:
-    """The order, int64 ``(n,)``, in which `addressed` puts rows."""
-    order = np.empty(len(first), np.int64)
-    _order(first, owner_of, np.cumsum(counts) - counts, order)
-    return order
+    counts = np.zeros(len(base) - 1, np.int64)
+    _count(first, base, counts)
+    words, order = np.empty(len(first), np.int64), np.empty(len(first) if ordered else 0, np.int64)
+    _address(first, second, base, np.cumsum(counts) - counts, words, order)
+    return words, counts, order
 
 
 @kernel
@@ -86,6 +78,18 @@ def _lay(words: Any, ends: Any, seconds: Any, places: Any) -> None:
         at = ends[slot]
         ends[slot] = at + 1
         seconds[at] = word & low
+        if keep:
+            places[i] = at
+
+
+@kernel
+def _lay_pairs(first: Any, second: Any, ends: Any, seconds: Any, places: Any) -> None:
+    keep = len(places) > 0
+    for i in range(len(first)):
+        slot = np.uint64(first[i])
+        at = ends[slot]
+        ends[slot] = at + 1
+        seconds[at] = second[i]
         if keep:
             places[i] = at
 
@@ -113,6 +117,13 @@ class Stretches:
         """Put rows into their stretches, their other columns with them."""
         places = np.empty(len(words) if self.columns else 0, np.int64)
         _lay(words, self._ends, self.seconds, places)
+        for name, column in self.columns.items():
+            column[places] = columns[name]
+
+    def lay_pairs(self, first: Array, second: Array, columns: dict[str, Array]) -> None:
+        """The same, where slots and second keys stand apart: int32 ``(n,)`` each."""
+        places = np.empty(len(first) if self.columns else 0, np.int64)
+        _lay_pairs(first, second, self._ends, self.seconds, places)
         for name, column in self.columns.items():
             column[places] = columns[name]
 
