@@ -1,0 +1,303 @@
+"""The order of key values: rows sorted by key, and rows dealt to ranges of keys, without comparing objects.
+
+A key becomes *parts*, a part one or more unsigned words whose order is that of the values: integers with the
+sign bit turned, floats by their bits (-0.0 is 0.0, NaN comes last), dates (NaT last), seven bytes of a text
+and, in the eighth, how many of them count, so that no text needs to know the length of others. A column with
+nulls has a part before its values that puts nulls last. Rows are sorted by the first word; only those that
+are still equal look at the next one.
+
+What it is not: a collation. Text goes by its bytes (UTF-8: by code points). Nothing here communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.hashorder import sort_words
+from iterreduce.columns.jit import kernel
+from iterreduce.columns.ordering import insertion_sort
+from iterreduce.columns.ragged import Array, Ragged
+from iterreduce.columns.routing import index_dtype
+from iterreduce.errors import UsageError
+
+SIGN = np.uint64(1 << 63)
+LAST = np.uint64(2**64 - 1)
+TEXT_BYTES = 7  # of a word; the eighth byte says how many are there, or MORE
+MORE = 8
+SHORT = 48  # rows still equal that are sorted by insertion
+LONG = 4096  # those from here on by counting
+
+
+class Part(NamedTuple):
+    """One column of words, or (``ragged``) as many words per row as its text needs.
+
+    ``mask``: the words of nulls are 0. ``at``: which element, or group of 8 bytes, of rows that are vectors.
+    """
+
+    column: Any
+    mask: Array | None = None
+    at: int | None = None
+
+    @property
+    def ragged(self) -> bool:
+        """May words follow the first?"""
+        return isinstance(self.column, Ragged)
+
+    def words(self, rows: Array | None, chunk: int = 0) -> Array:
+        """The word of each of these rows (None: all), uint64."""
+        if isinstance(self.column, Ragged):
+            lengths = len(self.column) if rows is None else len(rows)
+            out = np.empty(lengths, np.uint64)
+            chosen = np.arange(lengths) if rows is None else rows
+            _text_words(self.column.offsets, self.column.values, chosen, chunk * TEXT_BYTES, out)
+        else:
+            out = _fixed_words(self.column if rows is None else self.column[rows], self.at)
+        if self.mask is not None:
+            out[~(self.mask if rows is None else self.mask[rows])] = 0
+        return out
+
+
+def key_parts(keys: Batch, nullable: Collection[str] = ()) -> list[Part]:
+    """The parts of key columns, in their order; columns named ``nullable`` have nulls here or elsewhere.
+
+    Raises `UsageError` for columns without an order: lists, complex numbers, numbers above 8 bytes.
+    """
+    out = []
+    for name in keys.names:
+        column, mask = keys[name], keys.valid(name)
+        if mask is not None or name in nullable:
+            out.append(Part(np.zeros(len(keys), bool) if mask is None else ~mask))
+        out += [Part(column, mask, at) for at in _elements(name, column)]
+    return out
+
+
+def _elements(name: str, column: Any) -> list[int | None]:
+    """Of how many parts a column is: one, or one per element (8 bytes) of rows that are vectors."""
+    if isinstance(column, Ragged):
+        if column.kind != "list":
+            return [None]
+    elif column.dtype.kind in "biufmM" and column.dtype.itemsize <= 8:
+        if column.ndim == 1:
+            return [None]
+        width = int(np.prod(column.shape[1:]))
+        return list(range(-(-width // 8) if column.dtype == np.uint8 else width))
+    raise UsageError(
+        f'column "{name}" is of {"lists" if isinstance(column, Ragged) else column.dtype}, which have no '
+        "order here: sort by numbers, dates, bools, text or bytes"
+    )
+
+
+def _fixed_words(column: Array, at: int | None) -> Array:
+    if at is not None:
+        flat = column.reshape(len(column), -1)
+        if column.dtype == np.uint8:
+            return _byte_words(flat[:, 8 * at : 8 * at + 8])
+        column = flat[:, at]
+    kind = column.dtype.kind
+    if kind == "f":
+        out = np.empty(len(column), np.uint64)
+        floats = column.astype(np.float64)
+        _float_words(floats, floats.view(np.uint64), out)
+        return out
+    if kind in "bu":
+        return column.astype(np.uint64)
+    if kind in "mM":
+        return (column.view(np.int64).view(np.uint64) ^ SIGN) - np.uint64(1)  # NaT is the smallest number
+    return column.astype(np.int64, copy=False).view(np.uint64) ^ SIGN
+
+
+def _byte_words(cells: Array) -> Array:
+    """Up to 8 bytes per row, the first one foremost."""
+    full = np.zeros((len(cells), 8), np.uint8)
+    full[:, : cells.shape[1]] = cells
+    return full.view(">u8").reshape(-1).astype(np.uint64)
+
+
+@kernel
+def _float_words(floats: Any, bits: Any, out: Any) -> None:
+    sign, last = np.uint64(1 << 63), ~np.uint64(0)
+    for i in range(len(floats)):
+        if floats[i] != floats[i]:
+            out[i] = last
+        elif floats[i] == 0.0:
+            out[i] = sign
+        else:
+            out[i] = ~bits[i] if bits[i] & sign else bits[i] | sign
+
+
+@kernel
+def _text_words(offsets: Any, values: Any, rows: Any, skip: Any, out: Any) -> None:
+    for i in range(len(rows)):
+        at, end = offsets[rows[i]] + skip, offsets[rows[i] + 1]
+        word = np.uint64(0)
+        for k in range(7):
+            word <<= np.uint64(8)
+            if at + k < end:
+                word |= np.uint64(values[at + k])
+        left = min(max(end - at, 0), 8)
+        out[i] = word << np.uint64(8) | np.uint64(left)
+
+
+# ---------------------------------------------------------------------- sorting
+
+
+@kernel
+def _sort_runs(words: Any, rows: Any, los: Any, his: Any) -> None:
+    """Sort words, and rows with them, within each run; long runs are left as they are."""
+    for r in range(len(los)):
+        lo, hi = los[r], his[r]
+        if hi - lo <= SHORT:
+            insertion_sort(words[lo:hi], rows[lo:hi])
+        elif hi - lo < LONG:
+            order = np.argsort(words[lo:hi], kind="mergesort")
+            words[lo:hi], rows[lo:hi] = words[lo:hi][order], rows[lo:hi][order]
+
+
+def sorted_order(keys: Batch, nullable: Collection[str] = ()) -> Array | None:
+    """The stable ascending order of rows by their key columns, ``(n,)``; None where they stand in it.
+
+    Nulls come last, NaN behind all numbers. Raises `UsageError` for columns without an order.
+
+    >>> sorted_order(Batch(a=np.array([1.5, np.nan, -0.0, 0.0]))).tolist()
+    [2, 3, 0, 1]
+    >>> sorted_order(Batch(a=np.arange(5))) is None
+    True
+    """
+    n, parts = len(keys), key_parts(keys, nullable)
+    if n < 2 or not parts:
+        return None
+    order: Array | None = None
+    los, his = np.zeros(1, np.int64), np.full(1, n)
+    for part in parts:
+        waiting: list[tuple[Array, Array]] = []
+        chunk = 0
+        while len(los):
+            order, words, los, his = _refine(part, chunk, order, los, his)
+            going = (words & np.uint64(0xFF)) == MORE if part.ragged else np.zeros(len(los), bool)
+            waiting.append((los[~going], his[~going]))
+            los, his, chunk = los[going], his[going], chunk + 1
+        los, his = (np.concatenate(ends) for ends in zip(*waiting, strict=True))
+        if not len(los):
+            break
+    return order
+
+
+def _refine(
+    part: Part, chunk: int, order: Array | None, los: Array, his: Array
+) -> tuple[Array | None, Array, Array, Array]:
+    """Sort the rows of each run by the next word: the order, and the runs (word, from, to) still equal."""
+    if len(los) == 1 and order is None:
+        words, order = sort_words(part.words(None, chunk))
+        at = None
+    else:
+        sizes = his - los
+        ends = np.cumsum(sizes)
+        firsts = ends - sizes
+        at = np.arange(int(ends[-1])) + np.repeat(los - firsts, sizes)
+        words, order = _sorted_within(part, chunk, order, at, firsts, ends)
+    equal = words[1:] == words[:-1]
+    if at is not None:
+        equal[ends[:-1] - 1] = False
+    edges = np.diff(np.concatenate([[False], equal, [False]]).astype(np.int8))
+    begin, end = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    heads = words[begin]
+    return (order, heads, begin, end + 1) if at is None else (order, heads, at[begin], at[end] + 1)
+
+
+def _sorted_within(
+    part: Part, chunk: int, order: Array | None, at: Array, firsts: Array, ends: Array
+) -> tuple[Array, Array | None]:
+    rows = at if order is None else order[at]
+    words, before = part.words(rows, chunk), rows
+    rows = rows.copy()
+    _sort_runs(words, rows, firsts, ends)
+    for r in np.flatnonzero(ends - firsts >= LONG).tolist():
+        lo, hi = int(firsts[r]), int(ends[r])
+        words[lo:hi], moved = sort_words(words[lo:hi])
+        if moved is not None:
+            rows[lo:hi] = rows[lo:hi][moved]
+    if order is None:
+        if np.array_equal(rows, before):
+            return words, None
+        order = np.arange(len(part.column), dtype=index_dtype(len(part.column)))
+    order[at] = rows
+    return words, order
+
+
+# ---------------------------------------------------------------------- ranges
+
+
+@kernel
+def _below(words: Any, rows: Any, cuts: Any, first: Any, out: Any) -> None:
+    """How many cuts stand below each word; equal ones where the row is not before ``first`` of the cut."""
+    for i in range(len(words)):
+        w, lo, size = words[i], 0, len(cuts)
+        while size > 0:
+            half = size >> 1
+            if cuts[lo + half] < w:
+                lo, size = lo + half + 1, size - half - 1
+            else:
+                size = half
+        while lo < len(cuts) and cuts[lo] == w and rows[i] >= first[lo]:
+            lo += 1
+        out[i] = lo
+
+
+def ranges_of(keys: Batch, cuts: Batch, first: Array) -> Array:
+    """The range of each row, ``(n,)``: how many of the ascending ``cuts`` (rows of the same columns) are not
+    above it.
+
+    A row whose key equals that of cut ``j`` is above it from row number ``first[j]`` on, which ascends among
+    equal cuts.
+
+    >>> ranges_of(Batch(k=np.array([5, 1, 5, 9])), Batch(k=np.array([5, 7])), np.array([2, 0])).tolist()
+    [0, 0, 1, 2]
+    """
+    nullable = {n for n in keys.names if keys.valid(n) is not None or cuts.valid(n) is not None}
+    ours, theirs = key_parts(keys, nullable), key_parts(cuts, nullable)
+    size = len(cuts)
+    out = np.zeros(len(keys), np.uint8 if size < 256 else np.uint16 if size < 1 << 16 else np.int32)
+    todo: list[tuple[Array | None, int, int, int, int]] = [(None, 0, size, 0, 0)]
+    while todo and size:
+        rows, lo, hi, p, chunk = todo.pop()
+        words = ours[p].words(rows, chunk)
+        limits = theirs[p].words(np.arange(lo, hi), chunk)
+        last = p + 1 == len(ours) and not ours[p].ragged
+        found = np.empty(len(words), out.dtype)
+        numbers = np.arange(len(words)) if rows is None else rows
+        _below(words, numbers, limits, first[lo:hi] if last else np.full(hi - lo, len(keys)), found)
+        found += out.dtype.type(lo)
+        out[... if rows is None else rows] = found
+        if not last:
+            todo += _equal_ones(ours, words, limits, numbers, (lo, p, chunk), first, out)
+    return out
+
+
+def _equal_ones(
+    ours: list[Part],
+    words: Array,
+    limits: Array,
+    rows: Array,
+    where: tuple[int, int, int],
+    first: Array,
+    out: Array,
+) -> list[tuple[Array | None, int, int, int, int]]:
+    """Rows that equal some cuts in the words so far, to be looked at again beside those cuts alone."""
+    lo, p, chunk = where
+    again: list[tuple[Array | None, int, int, int, int]] = []
+    for word in np.unique(limits):
+        same = rows[words == word]
+        if not len(same):
+            continue
+        begin, end = (lo + int(np.searchsorted(limits, word, side)) for side in ("left", "right"))
+        if ours[p].ragged and int(word) & 0xFF == MORE:
+            again.append((same, begin, end, p, chunk + 1))
+        elif p + 1 < len(ours):
+            again.append((same, begin, end, p + 1, 0))
+        else:
+            out[same] = begin + np.searchsorted(first[begin:end], same, side="right")
+    return again
