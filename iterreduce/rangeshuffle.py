@@ -26,7 +26,7 @@ from iterreduce.columns import random
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
-from iterreduce.columns.sortkeys import key_parts, ranges_of, sorted_order
+from iterreduce.columns.sortkeys import key_parts, range_dtype, ranges_of, sorted_order
 from iterreduce.exchange import FAILED, OK
 from iterreduce.folding import RowSource
 from iterreduce.group import Group
@@ -70,6 +70,7 @@ class RangeShuffle(RowShuffle):
         gather = Gather(stage.rows, stage.into)
         self.samples = Samples(gather, number, group, source, self.check, draw=self._draw)
         self.cuts: Batch | None = None
+        self._in_order = False
         self._first = self._counts = np.zeros(0, np.int64)
         self._rows_of_ranks = np.zeros(group.size, np.int64)
 
@@ -113,8 +114,9 @@ class RangeShuffle(RowShuffle):
 
     def _destinations(self, keys: Batch) -> tuple[Array, Array]:
         assert self.cuts is not None
-        dest = ranges_of(keys, self.cuts, self._first)
-        self._counts = np.bincount(dest, minlength=self.group.size)
+        dest = self.scratch.array("owners", len(keys), range_dtype(len(self.cuts)))
+        _, counts = ranges_of(keys, self.cuts, self._first, dest)
+        self._counts = np.append(counts, np.zeros(self.group.size - len(counts), np.int64))
         return dest, self._counts
 
     # ------------------------------------------------------------------ exchange
@@ -144,11 +146,16 @@ class RangeShuffle(RowShuffle):
     def _finish_fresh(self) -> Batch:
         assert self.received is not None
         if sorts_by_itself(self.received, self.stage.key):
-            self.received = Batch(**{self.stage.key[0]: np.sort(self.received[self.stage.key[0]])})
+            name, numbers = self.stage.key[0], self.received[self.stage.key[0]]
+            if self.group.size == 1:
+                numbers = numbers.copy()  # what came from others is this rank's own
+            numbers.sort()
+            self.received = Batch(**{name: numbers})
+            self._in_order = True
         return super()._finish_fresh()
 
     def _final_order(self, keys: Batch) -> Array | None:
-        return sorted_order(keys)
+        return None if self._in_order else sorted_order(keys)
 
     def _plan_order(self, keys: Batch) -> tuple[Array, Array]:
         if self.group.size == 1:
@@ -161,7 +168,7 @@ class RangeShuffle(RowShuffle):
 
     def _forget(self) -> None:
         super()._forget()
-        self.cuts = None
+        self.cuts, self._in_order = None, False
         self.samples._forget()
 
 

@@ -85,7 +85,7 @@ def _in_buckets(placed: Any, rows: Any, ends: Any, most: Any, room: Any, row_roo
 
 @kernel
 def _ascending(words: Any) -> bool:
-    for i in range(1, len(words)):  # noqa: SIM110: the compiler knows no all()
+    for i in range(1, len(words)):  # noqa: SIM110 (the compiler knows no generators)
         if words[i] < words[i - 1]:
             return False
     return True

@@ -29,6 +29,7 @@ LAST = np.uint64(2**64 - 1)
 TEXT_BYTES = 7  # of a word; the eighth byte says how many are there, or MORE
 MORE = 8
 SHORT = 48  # rows still equal that are sorted by insertion
+BLOCK = 1 << 14  # rows whose words stay in cache
 LONG = 4096  # those from here on by counting
 
 
@@ -173,6 +174,8 @@ def sorted_order(keys: Batch, nullable: Collection[str] = ()) -> Array | None:
     order: Array | None = None
     los, his = np.zeros(1, np.int64), np.full(1, n)
     for part in parts:
+        if part is parts[-1] and not part.ragged:
+            return _refine(part, 0, order, los, his, last=True)[0]
         waiting: list[tuple[Array, Array]] = []
         chunk = 0
         while len(los):
@@ -187,9 +190,9 @@ def sorted_order(keys: Batch, nullable: Collection[str] = ()) -> Array | None:
 
 
 def _refine(
-    part: Part, chunk: int, order: Array | None, los: Array, his: Array
+    part: Part, chunk: int, order: Array | None, los: Array, his: Array, last: bool = False
 ) -> tuple[Array | None, Array, Array, Array]:
-    """Sort the rows of each run by the next word: the order, and the runs (word, from, to) still equal."""
+    """Sort the rows of each run by the next word: the order, and runs (word, from, to) still equal."""
     if len(los) == 1 and order is None:
         words, order = sort_words(part.words(None, chunk))
         at = None
@@ -199,6 +202,8 @@ def _refine(
         firsts = ends - sizes
         at = np.arange(int(ends[-1])) + np.repeat(los - firsts, sizes)
         words, order = _sorted_within(part, chunk, order, at, firsts, ends)
+    if last:
+        return order, words, los, his
     equal = words[1:] == words[:-1]
     if at is not None:
         equal[ends[:-1] - 1] = False
@@ -232,8 +237,11 @@ def _sorted_within(
 
 
 @kernel
-def _below(words: Any, rows: Any, cuts: Any, first: Any, out: Any) -> None:
-    """How many cuts stand below each word; equal ones where the row is not before ``first`` of the cut."""
+def _below(words: Any, rows: Any, base: Any, cuts: Any, first: Any, out: Any) -> None:
+    """How many cuts stand below each word; equal ones where the row is not before ``first`` of the cut.
+
+    ``rows`` without any: they are numbered from ``base`` on.
+    """
     for i in range(len(words)):
         w, lo, size = words[i], 0, len(cuts)
         while size > 0:
@@ -242,39 +250,57 @@ def _below(words: Any, rows: Any, cuts: Any, first: Any, out: Any) -> None:
                 lo, size = lo + half + 1, size - half - 1
             else:
                 size = half
-        while lo < len(cuts) and cuts[lo] == w and rows[i] >= first[lo]:
-            lo += 1
+        if lo < len(cuts) and cuts[lo] == w:
+            row = rows[i] if len(rows) else base + i
+            while lo < len(cuts) and cuts[lo] == w and row >= first[lo]:
+                lo += 1
         out[i] = lo
 
 
-def ranges_of(keys: Batch, cuts: Batch, first: Array) -> Array:
-    """The range of each row, ``(n,)``: how many of the ascending ``cuts`` (rows of the same columns) are not
-    above it.
+def ranges_of(keys: Batch, cuts: Batch, first: Array, out: Array | None = None) -> tuple[Array, Array]:
+    """The range of each row, ``(n,)``, and the rows of each, ``(cuts + 1,)``: how many of the ascending
+    ``cuts`` (rows of the same columns) are not above it.
 
     A row whose key equals that of cut ``j`` is above it from row number ``first[j]`` on, which ascends among
-    equal cuts.
+    equal cuts. ``out`` takes the ranges, if given.
 
-    >>> ranges_of(Batch(k=np.array([5, 1, 5, 9])), Batch(k=np.array([5, 7])), np.array([2, 0])).tolist()
-    [0, 0, 1, 2]
+    >>> keys, cuts = Batch(k=np.array([5, 1, 5, 9])), Batch(k=np.array([5, 7]))
+    >>> [part.tolist() for part in ranges_of(keys, cuts, np.array([2, 0]))]
+    [[0, 0, 1, 2], [2, 1, 1]]
     """
     nullable = {n for n in keys.names if keys.valid(n) is not None or cuts.valid(n) is not None}
-    ours, theirs = key_parts(keys, nullable), key_parts(cuts, nullable)
-    size = len(cuts)
-    out = np.zeros(len(keys), np.uint8 if size < 256 else np.uint16 if size < 1 << 16 else np.int32)
-    todo: list[tuple[Array | None, int, int, int, int]] = [(None, 0, size, 0, 0)]
-    while todo and size:
+    theirs, size = key_parts(cuts, nullable), len(cuts)
+    if out is None:
+        out = np.empty(len(keys), range_dtype(size))
+    counts = np.zeros(size + 1, np.int64)
+    for lo in range(0, len(keys), BLOCK):
+        part = keys.slice(lo, lo + BLOCK)
+        made = out[lo : lo + len(part)]
+        _ranges_of_block(key_parts(part, nullable), theirs, first - lo, made)
+        counts += np.bincount(made, minlength=size + 1)
+    return out, counts
+
+
+def range_dtype(cuts: int) -> type[np.integer[Any]]:
+    """What numbers that many ranges and one more."""
+    return np.uint8 if cuts < 256 else np.uint16 if cuts < 1 << 16 else np.int32
+
+
+def _ranges_of_block(ours: list[Part], theirs: list[Part], first: Array, out: Array) -> None:
+    todo: list[tuple[Array | None, int, int, int, int]] = [(None, 0, len(first), 0, 0)]
+    never = np.full(len(first), len(out))
+    while todo:
         rows, lo, hi, p, chunk = todo.pop()
-        words = ours[p].words(rows, chunk)
-        limits = theirs[p].words(np.arange(lo, hi), chunk)
+        words, limits = ours[p].words(rows, chunk), theirs[p].words(np.arange(lo, hi), chunk)
         last = p + 1 == len(ours) and not ours[p].ragged
-        found = np.empty(len(words), out.dtype)
-        numbers = np.arange(len(words)) if rows is None else rows
-        _below(words, numbers, limits, first[lo:hi] if last else np.full(hi - lo, len(keys)), found)
-        found += out.dtype.type(lo)
-        out[... if rows is None else rows] = found
+        found = out if rows is None else np.empty(len(words), out.dtype)
+        numbers = np.zeros(0, np.int64) if rows is None else rows
+        _below(words, numbers, 0, limits, first[lo:hi] if last else never[lo:hi], found)
+        if rows is not None:
+            out[rows] = found + out.dtype.type(lo)
         if not last:
-            todo += _equal_ones(ours, words, limits, numbers, (lo, p, chunk), first, out)
-    return out
+            rows = np.arange(len(words)) if rows is None else rows
+            todo += _equal_ones(ours, words, limits, rows, (lo, p, chunk), first, out)
 
 
 def _equal_ones(

@@ -99,8 +99,22 @@ def test_ranges_are_found_as_by_looking_at_every_cut(case: tuple[Batch, list[lis
     cuts = [order[c] for c in chosen]
     tuples = [[keyed(v) for v in row] for row in zip(*columns, strict=True)]
     wanted = [sum((tuples[c], c) <= (tuples[i], i) for c in cuts) for i in range(n)]
-    got = ranges_of(keys, keys.take(np.array(cuts, np.int64)), np.array(cuts, np.int64))
+    got, counts = ranges_of(keys, keys.take(np.array(cuts, np.int64)), np.array(cuts, np.int64))
     assert got.tolist() == wanted
+    assert counts.tolist() == [wanted.count(r) for r in range(len(cuts) + 1)]
+
+
+def test_ranges_of_more_rows_than_a_block_and_of_many_cuts() -> None:
+    random = np.random.default_rng(0)
+    keys = random.integers(0, 400, 50_000)
+    rows = np.sort(random.integers(0, 50_000, 300))
+    at = rows[np.lexsort((rows, keys[rows]))]
+    cuts = Batch(k=keys[at])
+    got, counts = ranges_of(Batch(k=keys), cuts, at)
+    place = np.empty(50_000, np.int64)
+    place[np.argsort(keys, kind="stable")] = np.arange(50_000)
+    wanted = np.searchsorted(place[at], place, side="right")
+    assert np.array_equal(got, wanted) and np.array_equal(counts, np.bincount(wanted, minlength=301))
 
 
 def shapes(n: int) -> dict[str, np.ndarray]:
