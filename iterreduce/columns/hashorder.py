@@ -25,7 +25,7 @@ CROWDED = 48  # different hashes that still share a second bucket: beyond, merge
 
 
 @kernel
-def _settle(hashes: Any, rows: Any) -> None:
+def settle(hashes: Any, rows: Any) -> None:
     """Sort few hashes, or many of which most are equal neighbours."""
     if len(hashes) > CROWDED and hashes.min() != hashes.max():
         order = np.argsort(hashes, kind="mergesort")
@@ -77,7 +77,7 @@ def _in_buckets(placed: Any, rows: Any, ends: Any, most: Any, room: Any, row_roo
         if low:
             for s in range(len(counts)):
                 if counts[s] - begin > 1:
-                    _settle(room[begin : counts[s]], row_room[begin : counts[s]])
+                    settle(room[begin : counts[s]], row_room[begin : counts[s]])
                 begin = counts[s]
         placed[lo:hi], rows[lo:hi] = room[: hi - lo], row_room[: hi - lo]
         lo = hi

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.hashorder import sort_words
+from iterreduce.columns.hashorder import settle, sort_words
 from iterreduce.columns.jit import kernel
-from iterreduce.columns.ordering import insertion_sort
 from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.routing import index_dtype
 from iterreduce.errors import UsageError
@@ -28,9 +27,8 @@ SIGN = np.uint64(1 << 63)
 LAST = np.uint64(2**64 - 1)
 TEXT_BYTES = 7  # of a word; the eighth byte says how many are there, or MORE
 MORE = 8
-SHORT = 48  # rows still equal that are sorted by insertion
 BLOCK = 1 << 14  # rows whose words stay in cache
-LONG = 4096  # those from here on by counting
+LONG = 4096  # rows still equal that are sorted by counting
 
 
 class Part(NamedTuple):
@@ -51,15 +49,19 @@ class Part(NamedTuple):
     def words(self, rows: Array | None, chunk: int = 0) -> Array:
         """The word of each of these rows (None: all), uint64."""
         if isinstance(self.column, Ragged):
-            lengths = len(self.column) if rows is None else len(rows)
-            out = np.empty(lengths, np.uint64)
-            chosen = np.arange(lengths) if rows is None else rows
+            chosen = numbers(len(self.column)) if rows is None else rows
+            out = np.empty(len(chosen), np.uint64)
             _text_words(self.column.offsets, self.column.values, chosen, chunk * TEXT_BYTES, out)
         else:
             out = _fixed_words(self.column if rows is None else self.column[rows], self.at)
         if self.mask is not None:
             out[~(self.mask if rows is None else self.mask[rows])] = 0
         return out
+
+
+def numbers(n: int) -> Array:
+    """0 to ``n``, of the dtype of row numbers (one, so that kernels are compiled for one)."""
+    return np.arange(n, dtype=index_dtype(n))
 
 
 def key_parts(keys: Batch, nullable: Collection[str] = ()) -> list[Part]:
@@ -150,12 +152,8 @@ def _text_words(offsets: Any, values: Any, rows: Any, skip: Any, out: Any) -> No
 def _sort_runs(words: Any, rows: Any, los: Any, his: Any) -> None:
     """Sort words, and rows with them, within each run; long runs are left as they are."""
     for r in range(len(los)):
-        lo, hi = los[r], his[r]
-        if hi - lo <= SHORT:
-            insertion_sort(words[lo:hi], rows[lo:hi])
-        elif hi - lo < LONG:
-            order = np.argsort(words[lo:hi], kind="mergesort")
-            words[lo:hi], rows[lo:hi] = words[lo:hi][order], rows[lo:hi][order]
+        if his[r] - los[r] < LONG:
+            settle(words[los[r] : his[r]], rows[los[r] : his[r]])
 
 
 def sorted_order(keys: Batch, nullable: Collection[str] = ()) -> Array | None:
@@ -216,9 +214,8 @@ def _refine(
 def _sorted_within(
     part: Part, chunk: int, order: Array | None, at: Array, firsts: Array, ends: Array
 ) -> tuple[Array, Array | None]:
-    rows = at if order is None else order[at]
-    words, before = part.words(rows, chunk), rows
-    rows = rows.copy()
+    rows = at.astype(index_dtype(len(part.column))) if order is None else order[at]
+    words, before = part.words(rows, chunk), rows.copy()
     _sort_runs(words, rows, firsts, ends)
     for r in np.flatnonzero(ends - firsts >= LONG).tolist():
         lo, hi = int(firsts[r]), int(ends[r])
@@ -228,7 +225,7 @@ def _sorted_within(
     if order is None:
         if np.array_equal(rows, before):
             return words, None
-        order = np.arange(len(part.column), dtype=index_dtype(len(part.column)))
+        order = numbers(len(part.column))
     order[at] = rows
     return words, order
 
@@ -237,10 +234,10 @@ def _sorted_within(
 
 
 @kernel
-def _below(words: Any, rows: Any, base: Any, cuts: Any, first: Any, out: Any) -> None:
+def _below(words: Any, rows: Any, cuts: Any, first: Any, out: Any) -> None:
     """How many cuts stand below each word; equal ones where the row is not before ``first`` of the cut.
 
-    ``rows`` without any: they are numbered from ``base`` on.
+    ``rows`` without any: they are numbered from 0 on.
     """
     for i in range(len(words)):
         w, lo, size = words[i], 0, len(cuts)
@@ -251,7 +248,7 @@ def _below(words: Any, rows: Any, base: Any, cuts: Any, first: Any, out: Any) ->
             else:
                 size = half
         if lo < len(cuts) and cuts[lo] == w:
-            row = rows[i] if len(rows) else base + i
+            row = rows[i] if len(rows) else i
             while lo < len(cuts) and cuts[lo] == w and row >= first[lo]:
                 lo += 1
         out[i] = lo
@@ -291,15 +288,15 @@ def _ranges_of_block(ours: list[Part], theirs: list[Part], first: Array, out: Ar
     never = np.full(len(first), len(out))
     while todo:
         rows, lo, hi, p, chunk = todo.pop()
-        words, limits = ours[p].words(rows, chunk), theirs[p].words(np.arange(lo, hi), chunk)
+        words, limits = ours[p].words(rows, chunk), theirs[p].words(numbers(hi)[lo:], chunk)
         last = p + 1 == len(ours) and not ours[p].ragged
         found = out if rows is None else np.empty(len(words), out.dtype)
-        numbers = np.zeros(0, np.int64) if rows is None else rows
-        _below(words, numbers, 0, limits, first[lo:hi] if last else never[lo:hi], found)
+        chosen = numbers(0) if rows is None else rows
+        _below(words, chosen, limits, first[lo:hi] if last else never[lo:hi], found)
         if rows is not None:
             out[rows] = found + out.dtype.type(lo)
         if not last:
-            rows = np.arange(len(words)) if rows is None else rows
+            rows = numbers(len(words)) if rows is None else rows
             todo += _equal_ones(ours, words, limits, rows, (lo, p, chunk), first, out)
 
 
