@@ -75,7 +75,7 @@ def key_parts(keys: Batch, nullable: Collection[str] = ()) -> list[Part]:
         if mask is not None or name in nullable:
             out.append(Part(np.zeros(len(keys), bool) if mask is None else ~mask))
         out += [Part(column, mask, at) for at in _elements(name, column)]
-    return out
+    return out or [Part(np.zeros(len(keys), bool))]  # of no columns, or vectors of nothing: all are equal
 
 
 def _elements(name: str, column: Any) -> list[int | None]:
@@ -167,7 +167,7 @@ def sorted_order(keys: Batch, nullable: Collection[str] = ()) -> Array | None:
     True
     """
     n, parts = len(keys), key_parts(keys, nullable)
-    if n < 2 or not parts:
+    if n < 2:
         return None
     order: Array | None = None
     los, his = np.zeros(1, np.int64), np.full(1, n)

@@ -198,7 +198,22 @@ def check_a_share_above_the_budget_is_an_error_on_all_ranks(group: Group) -> Non
     raised(group, MemoryBudgetError, run.run)
 
 
+def check_keys_without_values_leave_rows_as_they_stand(group: Group) -> None:
+    rows = Batch(v=np.zeros((50, 0)), x=np.arange(50))
+    for key in (("v",), ()):
+        shares = by_rank(group, once(group, {"r": local(rows, group)}, sort(*key)).batch.select("x"))
+        assert [x for part in shares for (x,) in part] == list(range(50))
+        assert max(map(len, shares)) <= 100 / group.size
+
+
+def check_a_sample_of_nothing_is_refused(group: Group) -> None:
+    error = raised(group, UsageError, lambda: pipeline({"r": Batch(k=np.zeros(1))}, sort("k", sample=0)))
+    assert "at least 1 row" in str(error)
+
+
 CHECKS: list[Check] = [
+    check_keys_without_values_leave_rows_as_they_stand,
+    check_a_sample_of_nothing_is_refused,
     check_rows_come_out_sorted_and_stable,
     check_a_sorted_table_is_gathered_in_its_order,
     check_nulls_on_one_rank_only_and_ranks_without_rows,
