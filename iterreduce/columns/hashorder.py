@@ -63,18 +63,21 @@ def _in_buckets(placed: Any, rows: Any, ends: Any, most: Any, room: Any, row_roo
         counts[:] = 0
         for i in range(lo, hi):
             counts[(placed[i] - base) >> low] += 1
-        begin = 0
+        begin, largest = 0, 0
         for s in range(len(counts)):
             held = counts[s]
             counts[s] = begin
             begin += held
+            largest = max(largest, held)
         for i in range(lo, hi):
             s = (placed[i] - base) >> low
             at = np.uint64(counts[s])
             room[at], row_room[at] = placed[i], rows[i]
             counts[s] += 1
         begin = 0
-        if low:
+        if low and largest <= CROWDED:  # then no row is far from its place
+            insertion_sort(room[: hi - lo], row_room[: hi - lo])
+        elif low:
             for s in range(len(counts)):
                 if counts[s] - begin > 1:
                     settle(room[begin : counts[s]], row_room[begin : counts[s]])
