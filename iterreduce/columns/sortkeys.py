@@ -191,7 +191,7 @@ def _refine(
     part: Part, chunk: int, order: Array | None, los: Array, his: Array, last: bool = False
 ) -> tuple[Array | None, Array, Array, Array]:
     """Sort the rows of each run by the next word: the order, and runs (word, from, to) still equal."""
-    if len(los) == 1 and order is None:
+    if order is None and his[0] - los[0] == len(part.column):
         words, order = sort_words(part.words(None, chunk))
         at = None
     else:

@@ -151,6 +151,11 @@ def test_long_runs_of_equal_first_columns_are_sorted_by_the_second() -> None:
     assert np.array_equal(sorted_order(Batch(t=texts, a=a)), np.lexsort((a, b)))
 
 
+def test_a_first_column_that_is_in_order_leaves_only_its_ties_to_the_second() -> None:
+    order = sorted_order(Batch(a=np.array([0, 0, 0, 1]), b=np.array([1, 0, 1, 0])))
+    assert order is not None and order.tolist() == [1, 0, 2, 3]
+
+
 def test_vectors_are_compared_element_by_element_and_bytes_by_eights() -> None:
     random = np.random.default_rng(0)
     for v in (random.integers(0, 3, (500, 10)).astype(np.uint8), random.integers(-2, 2, (500, 2, 2))):
