@@ -413,7 +413,7 @@ def refuse_unbuilt(loop: Loop) -> None:
     for stage in stages_of(loop):
         indexed = isinstance(stage, Shuffle) and stage.rows in indexes
         new = isinstance(stage, Lookup)
-        if new or (isinstance(stage, Shuffle) and (stage.touched or stage.route) and not indexed):
+        if new or (isinstance(stage, Shuffle) and stage.touched and not indexed):
             raise UsageError(f'{type(stage).__name__} into "{stage.into}" cannot run yet')
 
 

@@ -226,6 +226,10 @@ def _check_onto(stage: Shuffle, where: str) -> None:
         raise UsageError(f"{where}: touched and joined go with combine and onto; give both")
     if stage.route and (stage.combine is not None or stage.onto):
         raise UsageError(f"{where}: splitters route whole rows: leave out combine and onto")
+    if stage.route and not stage.route.sample >= 1:
+        raise UsageError(
+            f"{where}: Splitters({stage.route.sample}): wanted a sample of at least 1 row per rank"
+        )
 
 
 def _check_step(step: Any, tables: set[str], loop: Loop) -> None:

@@ -87,6 +87,8 @@ class RowSender:
         if self.group.size == 1:
             self.received = guard.run(self._alone)
             return guard.status
+        if self._agree_route(guard) & FAILED:
+            return FAILED
         while True:
             out = guard.run(self._outgoing) or nothing(self.group.size)
             arrival = self.fresh.first(out, guard.status)
@@ -103,6 +105,10 @@ class RowSender:
             self._agreed(arrival.headers)
             self._bring(guard, out, arrival)
             return OK  # a failure of this rank alone is told with the next exchange, or the control reduction
+
+    def _agree_route(self, guard: Guard) -> int:
+        """What must be agreed before rows can be addressed. Collective where it communicates at all."""
+        return OK
 
     def _alone(self) -> Batch:
         self._agreed(np.zeros((0, 0), np.int64))
@@ -256,7 +262,7 @@ class RowShuffle(RowSender, KeyLineage):
 
     def _addressed(self, rows: Batch) -> Outgoing:
         rows.schema.require(*self.stage.key)
-        dest, counts = owners(rows.select(*self.stage.key), self.partitions, self.scratch)
+        dest, counts = self._destinations(rows.select(*self.stage.key))
         order = self._order = send_order(dest, counts, self.scratch)
         self._starts = exclusive(counts)
         bounds = np.append(self._starts, len(rows))
@@ -268,6 +274,10 @@ class RowShuffle(RowSender, KeyLineage):
 
         extra = rows_extra(rows.schema, counts, self.group.rank)
         return Outgoing(words, counts, fill, rows.schema.digest(), self.proposal, extra)
+
+    def _destinations(self, keys: Batch) -> tuple[Array, Array]:
+        """The rank of each row, and the rows for each rank."""
+        return owners(keys, self.partitions, self.scratch)
 
     def _nothing(self) -> Outgoing:
         return nothing(self.group.size, self.proposal)
@@ -385,14 +395,22 @@ class RowShuffle(RowSender, KeyLineage):
         names, arrived = self.stage.key, self._arrived_rows
         if self.group.size == 1:
             arrived = np.array([len(rows)])
-        mine, send_rows = fine_order(self.rows.select(*names), self.partitions)
+        mine, send_rows = self._plan_order(self.rows.select(*names))
         layout = RecordLayout(rows.drop(*names).schema)
         plan = RowPlan(self.group, self.number, layout, send_rows, arrived, self.check)
         came, ends = rows.select(*names), np.append(0, np.cumsum(arrived)).tolist()
-        theirs = [fine_order(came.slice(lo, hi), self.partitions)[0] + lo for lo, hi in pairwise(ends)]
+        theirs = [self._arrival_order(came.slice(lo, hi)) + lo for lo, hi in pairwise(ends)]
         final = plan.arrivals(np.concatenate(theirs), arrived)
         body = RowPlanBody(rows.names, plan.places(mine), final if order is None else final[order], keys)
         self._pending = Pending(self.proposal, plan, body, body.nbytes + plan.nbytes)
+
+    def _plan_order(self, keys: Batch) -> tuple[Array, Array]:
+        """The order in which a plan sends this rank's rows, and the rows for each rank."""
+        return fine_order(keys, self.partitions)
+
+    def _arrival_order(self, keys: Batch) -> Array:
+        """The order in which a plan's sender sends the rows with these keys, numbered as they came."""
+        return fine_order(keys, self.partitions)[0]
 
     # ------------------------------------------------------------------ transactions
 

@@ -40,6 +40,7 @@ from iterreduce.loop import (
 )
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import BlockMap
+from iterreduce.rangeshuffle import RangeShuffle
 from iterreduce.rowshuffle import GatherRows, RowShuffle
 from iterreduce.shuffle import CombineShuffle
 from iterreduce.table import Table
@@ -102,7 +103,7 @@ class Workshop:
                 made = WithFallback(combining, by_key, stage.combine, stage.key)
         else:
             assert isinstance(stage, Shuffle)
-            made = RowShuffle(
+            made = (RowShuffle if stage.route is None else RangeShuffle)(
                 stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats
             )
         self.exchangers.append(made)
@@ -248,9 +249,12 @@ def written(write: Replace, old: Table, rows: Table, shop: Workshop) -> Table:
 def describe(table: Table) -> str:
     """Where a table's rows lie, in words."""
     keys = ", ".join(table.layout.keys)
-    return {"everywhere": "on every rank", "block": "by block of their source", "key": f"by key {keys}"}[
-        table.layout.kind
-    ]
+    return {
+        "everywhere": "on every rank",
+        "block": "by block of their source",
+        "key": f"by key {keys}",
+        "range": f"by range of {keys}",
+    }[table.layout.kind]
 
 
 def check_owned(write: Replace, old: Table, rows: Table, shop: Workshop) -> None:

@@ -17,13 +17,15 @@ import numpy as np
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array, Ragged
 
-LayoutKind = Literal["everywhere", "block", "key"]
+LayoutKind = Literal["everywhere", "block", "key", "range"]
 NO_TOKENS: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where rows live: a copy ``everywhere``, by ``block`` of the source, or by ``key`` and partition."""
+    """Where rows live: a copy ``everywhere``, by ``block`` of the source, by ``key`` and partition, or sorted
+    by ``range`` of the key.
+    """
 
     kind: LayoutKind
     keys: tuple[str, ...] = ()
@@ -36,6 +38,11 @@ BY_BLOCK = Layout("block")
 def by_key(*keys: str) -> Layout:
     """Rows live with the owner of their key's partition."""
     return Layout("key", keys)
+
+
+def by_range(*keys: str) -> Layout:
+    """Rows are sorted by key over the ranks: those of rank 0 come first."""
+    return Layout("range", keys)
 
 
 def token(*parts: object) -> int:

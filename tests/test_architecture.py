@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "total",
         "shuffle",
         "rowshuffle",
+        "rangeshuffle",
         "uncombined",
         "indexing",
         "linkprogram",

@@ -20,11 +20,12 @@ from iterreduce.columns.ragged import Array
 BUCKET_ROWS = 2048  # rows of a first bucket: 32 KiB of hashes and row numbers
 MOST_BUCKETS = 4096  # more leave the second-level cache while they are written
 SECOND_BITS = 11
+LARGE_ROWS = 1 << 16  # a first bucket beyond is sorted by itself
 CROWDED = 48  # different hashes that still share a second bucket: beyond, merge sort
 
 
 @kernel
-def _settle(hashes: Any, rows: Any) -> None:
+def settle(hashes: Any, rows: Any) -> None:
     """Sort few hashes, or many of which most are equal neighbours."""
     if len(hashes) > CROWDED and hashes.min() != hashes.max():
         order = np.argsort(hashes, kind="mergesort")
@@ -34,39 +35,63 @@ def _settle(hashes: Any, rows: Any) -> None:
 
 
 @kernel
-def _in_buckets(placed: Any, rows: Any, ends: Any, shift: Any, room: Any, row_room: Any) -> None:
-    """Sort each bucket, in place, by its next bits."""
-    bits = min(np.uint64(SECOND_BITS), shift)
-    low, mask = shift - bits, (np.uint64(1) << bits) - np.uint64(1)
+def _bits(word: Any) -> int:
+    """The bits of a number: 0 has none."""
+    n = 0
+    while word:
+        word >>= np.uint64(1)
+        n += 1
+    return n
+
+
+@kernel
+def _in_buckets(placed: Any, rows: Any, ends: Any, most: Any, room: Any, row_room: Any) -> None:
+    """Sort each bucket of at most so many rows, in place, by the foremost bits in which its words differ."""
     counts = np.empty(1 << SECOND_BITS, np.int64)
     lo = 0
     for b in range(len(ends)):
         hi = ends[b]
-        if hi - lo <= CROWDED:
-            _settle(placed[lo:hi], rows[lo:hi])
+        if hi - lo <= CROWDED or hi - lo > most:
+            if hi - lo <= CROWDED:
+                insertion_sort(placed[lo:hi], rows[lo:hi])
             lo = hi
             continue
-        base = placed[lo:hi].min() >> shift << shift if shift < 64 else np.uint64(0)
+        base, top = placed[lo], placed[lo]
+        for i in range(lo, hi):
+            base, top = min(base, placed[i]), max(top, placed[i])
+        low = np.uint64(max(0, _bits(top - base) - SECOND_BITS))
         counts[:] = 0
         for i in range(lo, hi):
-            counts[((placed[i] - base) >> low) & mask] += 1
-        begin = 0
+            counts[(placed[i] - base) >> low] += 1
+        begin, largest = 0, 0
         for s in range(len(counts)):
             held = counts[s]
             counts[s] = begin
             begin += held
+            largest = max(largest, held)
         for i in range(lo, hi):
-            s = ((placed[i] - base) >> low) & mask
+            s = (placed[i] - base) >> low
             at = np.uint64(counts[s])
             room[at], row_room[at] = placed[i], rows[i]
             counts[s] += 1
         begin = 0
-        for s in range(len(counts)):
-            if counts[s] - begin > 1:
-                _settle(room[begin : counts[s]], row_room[begin : counts[s]])
-            begin = counts[s]
+        if low and largest <= CROWDED:  # then no row is far from its place
+            insertion_sort(room[: hi - lo], row_room[: hi - lo])
+        elif low:
+            for s in range(len(counts)):
+                if counts[s] - begin > 1:
+                    settle(room[begin : counts[s]], row_room[begin : counts[s]])
+                begin = counts[s]
         placed[lo:hi], rows[lo:hi] = room[: hi - lo], row_room[: hi - lo]
         lo = hi
+
+
+@kernel
+def _ascending(words: Any) -> bool:
+    for i in range(1, len(words)):  # noqa: SIM110 (the compiler knows no generators)
+        if words[i] < words[i - 1]:
+            return False
+    return True
 
 
 def stable_order(hashes: Array) -> Array:
@@ -76,18 +101,44 @@ def stable_order(hashes: Array) -> Array:
     [2, 0, 3, 1]
     """
     n = len(hashes)
+    rows = sort_words(hashes)[1]
+    return np.arange(n, dtype=np.int32 if n < 2**31 else np.int64) if rows is None else rows
+
+
+def sort_words(words: Array) -> tuple[Array, Array | None]:
+    """Words, uint64 ``(n,)``, in ascending order, and that order: stable, int32 (int64 beyond 2^31 rows).
+
+    The order is None, and the words the same array, where they stand in it. Where many words share their
+    leading bits (skewed keys, or a few far away from the rest) their bucket is sorted like the whole.
+
+    >>> words, order = sort_words(np.array([9, 2**63, 1, 9], dtype=np.uint64))
+    >>> words.tolist() == sorted(words.tolist()), order.tolist()
+    (True, [2, 0, 3, 1])
+    """
+    n = len(words)
+    if _ascending(words):
+        return words, None
     dtype = np.int32 if n < 2**31 else np.int64
     if n < BUCKET_ROWS:
-        return np.argsort(hashes, kind="stable").astype(dtype)
+        rows = np.argsort(words, kind="stable").astype(dtype)
+        return words[rows], rows
     buckets = min(MOST_BUCKETS, 1 << (n // BUCKET_ROWS).bit_length())
-    first, last = int(hashes.min()), int(hashes.max())
+    first, last = int(words.min()), int(words.max())
     shift = max(0, (last - first).bit_length() - (buckets - 1).bit_length())
     base = first >> shift << shift
     ends = np.zeros((last - base >> shift) + 1, np.int64)
     placed, rows = np.empty(n, np.uint64), np.empty(n, dtype)
-    largest = bucket_hashes(hashes, np.uint64(base), np.uint64(shift), ends, placed, rows)
-    _in_buckets(placed, rows, ends, np.uint64(shift), np.empty(largest, np.uint64), np.empty(largest, dtype))
-    return rows
+    bucket_hashes(words, np.uint64(base), np.uint64(shift), ends, placed, rows)
+    if shift:
+        sizes = np.diff(ends, prepend=0)
+        for b in np.flatnonzero(sizes > LARGE_ROWS).tolist():
+            lo, hi = int(ends[b] - sizes[b]), int(ends[b])
+            placed[lo:hi], moved = sort_words(placed[lo:hi])
+            if moved is not None:
+                rows[lo:hi] = rows[lo:hi][moved]
+        room = min(int(sizes.max()), LARGE_ROWS)
+        _in_buckets(placed, rows, ends, LARGE_ROWS, np.empty(room, np.uint64), np.empty(room, dtype))
+    return placed, rows
 
 
 def grouping_order(keys: Batch) -> Array | None:

@@ -18,7 +18,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.driver import LoopRun
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.frontends.mapreduce import ReduceGroups
-from iterreduce.loop import Local, Loop, Replace, Shuffle, State, Superstep, Total
+from iterreduce.loop import Local, Loop, Replace, Shuffle, Splitters, State, Superstep, Total
 from tests.engine.kit import Check, Row, by_rank, int_rows, local, raised, rows_of
 
 N, MOST = 40, 4
@@ -29,6 +29,7 @@ BODY = (
     "map of the total",
     "update",
     "share-local at the end",
+    "map of the sort",
 )
 UNTIL = ("distance", "predicate")
 PLACES = (*BODY, *UNTIL)
@@ -124,7 +125,11 @@ def the_loop(group: Group, fault: Fault) -> Loop:
         fails("update")
         return s.with_columns(v=s["v"] + a["x"] + t["x"][0])
 
-    def last(s: Batch, b: Batch) -> Batch:
+    def third(r: Batch) -> Batch:
+        fails("map of the sort")
+        return r
+
+    def last(s: Batch, b: Batch, sorted_rows: Batch) -> Batch:
         fails("share-local at the end")
         return s.with_columns(v=s["v"] * 3 % 1013 + int(b["x"].sum()) * 0)
 
@@ -154,7 +159,9 @@ def the_loop(group: Group, fault: Fault) -> Loop:
             Shuffle("m2", ("k",), "b0"),
             Local(ReduceGroups(reduce, ("k",)), ("b0",), "b", "share"),
             Shuffle("r", ("k",), "planned", {"x": ir.max("x")}),
-            Local(last, ("s", "b"), "n2", "share"),
+            Local(third, ("r",), "m3"),
+            Shuffle("m3", ("x",), "sorted", route=Splitters(4)),
+            Local(last, ("s", "b", "sorted"), "n2", "share"),
             Local(lambda c: c.with_columns(i=c["i"] + 1), ("clock",), "c2"),
         ),
         (Replace("s", "n2"), Replace("clock", "c2")),
@@ -205,7 +212,7 @@ def assert_tells(error: BaseException, fault: Fault, place: str, ranks: set[int]
     )
     assert fault.how.__name__ in text, "the traceback names the user's function"
     assert (
-        "fixpoint" if place in UNTIL else "two" if place in (BODY[1], BODY[2], BODY[5]) else "one"
+        "fixpoint" if place in UNTIL else "two" if place in (BODY[1], BODY[2], *BODY[5:]) else "one"
     ) in failure.stage
     if group.rank == min(ranks):
         assert type(error.__cause__).__name__ == KINDS[fault.how]
