@@ -39,7 +39,7 @@ READABLE = frozenset(map(np.dtype, (np.float64, np.float32, np.int64, np.int32, 
 
 @dataclass(frozen=True)
 class Output:
-    """One output: values of the joined table (by name of the part), columns of the rows, and what is folded."""
+    """One output: values of the joined table (names of parts), columns of the rows, and what is folded."""
 
     name: str
     kind: str

@@ -1,4 +1,4 @@
-"""Shuffle of indexed rows: per key, aggregates of expressions over rows and a table that they are joined with.
+"""Shuffle of indexed rows: per key, aggregates of expressions over rows and a table joined with them.
 
 What the joined table alone decides is computed once per row of that table; each indexed row then takes one
 or more of those values, its own columns beside them, and is folded at once: no column of rows x anything is
@@ -99,8 +99,8 @@ class LinkShuffle:
         key, on = self.stage.key, self.stage.joined.on if self.stage.joined else None
         if len(key) != 1 or key[0] not in keys or on not in (None, *keys) or on == key[0]:
             raise UsageError(
-                f'shuffle of "{self.stage.rows}" by {", ".join(key)}, joined on {on or "nothing"}: wanted one '
-                f"of its keys {keys[0]} and {keys[1]}, and the other one to join on"
+                f'shuffle of "{self.stage.rows}" by {", ".join(key)}, joined on {on or "nothing"}: wanted '
+                f"one of its keys {keys[0]} and {keys[1]}, and the other one to join on"
             )
         self.push = key[0] == keys[1]
         if self.stage.touched and not self.push:
@@ -161,8 +161,8 @@ class LinkShuffle:
             self._fold(slots)
         elif slots is not None:
             raise UsageError(
-                f'shuffle of "{self.stage.rows}" by {self.stage.key[0]}: the table that it is joined with must '
-                "have all keys of the Index, in its order; join on the first key to use some rows only"
+                f'shuffle of "{self.stage.rows}" by {self.stage.key[0]}: the table that it is joined with '
+                "must have all keys of the Index, in its order; join on the first key to use some rows only"
             )
 
     def _joined(self) -> tuple[Batch, Array | None]:
@@ -181,8 +181,8 @@ class LinkShuffle:
     def _check_layout(self, name: str, table: Table) -> None:
         if table.layout.kind != "key" or len(table.layout.keys) != 1:
             raise UsageError(
-                f'shuffle of "{self.stage.rows}": "{name}" does not lie by one key column; make it a State with '
-                "a key, or Shuffle it by one"
+                f'shuffle of "{self.stage.rows}": "{name}" does not lie by one key column; make it a State '
+                "with a key, or Shuffle it by one"
             )
 
     def _fold(self, slots: Array | None) -> None:
@@ -380,8 +380,8 @@ class LinkShuffle:
         if self.stage.missing == "error" and absent.any():
             shown = self._target.keys.take(np.flatnonzero(absent)[:1])
             raise UsageError(
-                f'shuffle onto "{self.stage.onto}": {int(absent.sum())} keys of "{self.stage.rows}" are not in '
-                f'it, such as {shown[shown.names[0]][0]!r}; give it rows for them, or say missing="drop"'
+                f'shuffle onto "{self.stage.onto}": {int(absent.sum())} keys of "{self.stage.rows}" are not '
+                f'in it, such as {shown[shown.names[0]][0]!r}; give it rows for them, or say missing="drop"'
             )
 
     def _finish_touched(self, onto: Table) -> Table:

@@ -187,7 +187,7 @@ def finished(work: Exchanger) -> Table | dict[str, Table]:
 
 
 def computed(stage: Stage) -> dict[str, Expr]:
-    """The expressions that the stage's aggregators read, by the name of the column that holds their values."""
+    """The expressions that the stage's aggregators read, by the name of the column of their values."""
     reduce = stage.combine if isinstance(stage, Shuffle) else getattr(stage, "aggregators", None)
     return {str(a.column): a.column for a in aggregators_of(reduce) if isinstance(a.column, Expr)}
 

@@ -1,8 +1,8 @@
 """From an expression to a compiled function of one row, and folds of what arrives from other ranks.
 
 `edge_function` turns a tree into a scalar function that the loops of `iterreduce.columns.link_kernels`
-inline. A tree of one operation on two columns has a ready-made function, so that its loops come from the disk; any
-other is composed of small ones, operation by operation.
+inline. A tree of one operation on two columns has a ready-made function; any other is composed of small ones,
+operation by operation.
 
 Arithmetic follows NumPy but for its types: integers are 64 bits wide.
 """

@@ -125,7 +125,7 @@ def heard(
 
 OUTPUTS: dict[str, tuple[Aggregator, Callable[..., Any], Callable[[list[Any]], Any]]] = {
     "a sum of a column": (sum_("x"), lambda x, i, w, h: x, sum),
-    "a sum of an expression of the table": (sum_(col("x") / (col("i") + 1)), lambda x, i, w, h: x / (i + 1), sum),
+    "a sum of an expression": (sum_(col("x") / (col("i") + 1)), lambda x, i, w, h: x / (i + 1), sum),
     "a product with the edge": (sum_(col("x") * col("w")), lambda x, i, w, h: x * w, sum),
     "a smallest sum with the edge": (
         min_(col("i") + col("hops")), lambda x, i, w, h: i + h, lambda v: min(v, default=2**63 - 1)
@@ -208,7 +208,7 @@ def after_the_first_iteration_values_alone_travel(group: Group) -> None:
     edges = graph()
     made = LoopRun(program(local(edges, group), {"got": sum_("x")}, iterations=4), group, Options(check=True))
     made.run()
-    sent = [row for row in made.bytes_iterations]
+    sent = list(made.bytes_iterations)
     assert len(set(sent)) == 1
     named = int(made.shop.residents["links"].named.sum())
     assert sent[0] == 8 * named
