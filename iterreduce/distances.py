@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,20 @@ from iterreduce.table import Table, read_only
 
 PerRow = Literal["l1", "l2", "max", "changed"]
 FLOAT64 = np.dtype(np.float64)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What of a state was written in place: ``old`` and ``new`` values of those rows, side by side.
+
+    A row that came or went stands beside nothing. ``rows``: how many rows there are in all. ``before``: the
+    whole state as it was (copied when asked for).
+    """
+
+    old: Batch
+    new: Batch
+    rows: int
+    before: Callable[[], Batch]
 
 
 def side_by_side(old: Table, new: Table, columns: tuple[str, ...]) -> tuple[Batch, Batch]:
@@ -50,12 +65,12 @@ def _matched(old: Batch, new: Batch, keys: tuple[str, ...]) -> tuple[Batch, Batc
     here = at >= 0
     gone = np.ones(len(old), bool)
     gone[at[here]] = False
-    left = Batch.concat([old.take(at[here]), _nothing_like(new.take(~here), keys), old.take(gone)])
-    right = Batch.concat([new.take(here), new.take(~here), _nothing_like(old.take(gone), keys)])
+    left = Batch.concat([old.take(at[here]), nothing_like(new.take(~here), keys), old.take(gone)])
+    right = Batch.concat([new.take(here), new.take(~here), nothing_like(old.take(gone), keys)])
     return left, right
 
 
-def _nothing_like(rows: Batch, keys: tuple[str, ...]) -> Batch:
+def nothing_like(rows: Batch, keys: tuple[str, ...]) -> Batch:
     """The same keys with zeros beside them, which are marked as no values: they differ from every value."""
     values = [n for n in rows.names if n not in keys]
     zeros = {n: np.zeros_like(rows[n]) for n in values if not isinstance(rows[n], Ragged)}

@@ -30,10 +30,11 @@ from iterreduce.events import Events
 from iterreduce.exchange import FAILED, check_headers
 from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.indexing import LinkTable
+from iterreduce.inplace import IN_PLACE, KeyedState, keyed_states
+from iterreduce.laid import laid_out
 from iterreduce.loop import (
     Bounded,
     Local,
-    Lookup,
     Loop,
     Replace,
     Shuffle,
@@ -43,7 +44,6 @@ from iterreduce.loop import (
     indexes_of,
     makes,
     reads_of,
-    stages_of,
     supersteps_of,
 )  # fmt: skip
 from iterreduce.loop_cache import LoopCache
@@ -114,7 +114,9 @@ class LoopRun:
             indexes=indexes_of(loop),
         )
         self.prepare, self.body = hoisted(loop) if not naive else (loop.prepare, tuple(supersteps_of(loop)))
+        self.shop.laid = laid_out(loop)
         self._supersteps = [SuperstepRun(step, self.shop) for step in self.body]
+        self._watch_states()
         self.read: dict[int, tuple[Source, Loaded]] = {}  # an inner loop shares what was read, and adds to it
         self._frozen: dict[str, tuple[LocalSource, str]] = {}
         self._started = False
@@ -124,9 +126,16 @@ class LoopRun:
         self._watched_keys = [
             (1 << min(i, LAST_BIT), x)
             for i, x in enumerate(self.shop.exchangers)
-            if isinstance(x, CombineShuffle | RowShuffle | WithFallback)
+            if isinstance(x, CombineShuffle | RowShuffle | WithFallback | KeyedState)
         ]
         self._lay_out_control()
+
+    def _watch_states(self) -> None:
+        keys = {name: state.key for name, state in self.loop.state.items()}
+        made = keyed_states(self.body, keys, self.shop.cache, self.shop.partitions, self.group.rank)
+        self.shop.states.update(made)
+        self.shop.exchangers += made.values()
+        self._in_place = {name: state.changes for name, state in made.items()}
 
     def _lay_out_control(self) -> None:
         width = sum(r.width for r in self.loop.until.rules)
@@ -224,7 +233,7 @@ class LoopRun:
 
     def _initial(self, name: str, state: State) -> Table:
         if not state.initial:
-            return Table(Batch(), BY_BLOCK)
+            return Table(Batch(), by_key(*state.key) if state.key else BY_BLOCK)
         first = self.tables[state.initial]
         if not state.key:
             return first
@@ -314,7 +323,9 @@ class LoopRun:
 
     def _reduce_control(self, guard: Guard, tables: Mapping[str, Table]) -> None:
         """Status, wishes and stopping rules of all ranks, in one collective. Collective."""
-        found = guard.run(fixpoint.partials, self.loop.until, self.tables, tables, self.group.rank)
+        found = guard.run(
+            fixpoint.partials, self.loop.until, self.tables, tables, self.group.rank, self._in_place
+        )
         send = self._send
         send[STAGE] = self.iteration + 1
         send[STATUS] = guard.status
@@ -343,6 +354,8 @@ class LoopRun:
         for i, work in enumerate(self.shop.exchangers):
             renames.update(work.commit(bool(changed >> min(i, LAST_BIT) & 1)))
         self.tables.update({n: _renamed(t, renames) if renames else t for n, t in pending.items()})
+        for name, state in self.shop.states.items():
+            self.tables[name] = state.settled(self.tables[name])
         if self._wishes:
             self._evict_agreed()
         self.iteration += 1
@@ -407,14 +420,8 @@ def refuse_unbuilt(loop: Loop) -> None:
     if loop.feeds or loop.carry or isinstance(loop.pace, Bounded):
         raise UsageError(f'the loop "{loop.name}" has feeds, a carry or a bounded pace, which cannot run yet')
     for step in supersteps_of(loop):
-        if step.when is not None or not all(isinstance(w, Replace) for w in step.writes):
+        if step.when is not None or not all(isinstance(w, (Replace, *IN_PLACE)) for w in step.writes):
             raise UsageError(f'superstep "{step.name}" has a condition or a write that cannot run yet')
-    indexes = indexes_of(loop)
-    for stage in stages_of(loop):
-        indexed = isinstance(stage, Shuffle) and stage.rows in indexes
-        new = isinstance(stage, Lookup)
-        if new or (isinstance(stage, Shuffle) and stage.touched and not indexed):
-            raise UsageError(f'{type(stage).__name__} into "{stage.into}" cannot run yet')
 
 
 def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep, ...]]:

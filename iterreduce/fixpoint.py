@@ -15,13 +15,14 @@ import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array
-from iterreduce.distances import PerRow, asked, checked_rows, combined, row_distance, side_by_side
+from iterreduce.distances import Changes, PerRow, asked, checked_rows, combined, row_distance, side_by_side
 from iterreduce.errors import SchemaError, UsageError
 from iterreduce.table import Table
 
@@ -46,7 +47,8 @@ class Distance:
 
     ``per_row``: "l1" sum of absolute differences, "l2" Euclidean norm, "max" largest absolute difference,
     "changed" 1 where any column differs, or a function ``f(old: Batch, new: Batch) -> float64[n]`` of rows
-    that stand side by side. ``fold``: "sum" over all rows (for "l2": the root of the sum of squares, the
+    that stand side by side (of a state that is patched: of the rows written; the others count as unmoved).
+    ``fold``: "sum" over all rows (for "l2": the root of the sum of squares, the
     norm of the whole difference), "mean" of the rows (for "l2": the root mean square), or "max".
 
     >>> old, new = Batch(x=np.zeros(2)), Batch(x=np.array([3.0, 4.0]))
@@ -202,7 +204,10 @@ class NoneActive:
 
 @dataclass(frozen=True)
 class Predicate:
-    """Holds when ``function(old, new)`` is true on every rank that has rows of the state."""
+    """Holds when ``function(old, new)`` is true on every rank that has rows of the state.
+
+    It sees both versions whole; of a state that is patched, the old one is copied for it in every iteration.
+    """
 
     function: Callable[[Batch, Batch], bool]
     table: str | None = None
@@ -343,15 +348,30 @@ def distance(
     return Measure((), function, fold, table)
 
 
-def partials(until: Until, old: Mapping[str, Table], new: Mapping[str, Table], rank: int) -> list[float]:
-    """This rank's share of every rule, one list. A state everywhere is counted by rank 0 alone."""
+InPlace = Mapping[str, Callable[[Table, Table], Changes | None]]
+
+
+def partials(
+    until: Until,
+    old: Mapping[str, Table],
+    new: Mapping[str, Table],
+    rank: int,
+    in_place: InPlace = MappingProxyType({}),
+) -> list[float]:
+    """This rank's share of every rule, one list. A state everywhere is counted by rank 0 alone.
+
+    ``in_place``: how to ask what was written of states that are written in place.
+    """
     out: list[float] = []
     for rule in until.rules:
         if isinstance(rule, MaxIterations):
             continue
         assert rule.table is not None
         before, after = old[rule.table], new[rule.table]
-        if after.everywhere and rank:
+        changes = in_place[rule.table](before, after) if rule.table in in_place else None
+        if changes is not None:
+            out.extend(_partial_of_changes(rule, changes, before, after))
+        elif after.everywhere and rank:
             out.extend([0.0] * rule.width)
         elif isinstance(rule, Distance):
             rule.refuse_nulls(before.batch, after.batch)
@@ -359,6 +379,18 @@ def partials(until: Until, old: Mapping[str, Table], new: Mapping[str, Table], r
         else:
             out.extend(rule.partial(before.batch, after.batch))
     return out
+
+
+def _partial_of_changes(rule: Rule, changes: Changes, before: Table, after: Table) -> Sequence[float]:
+    """As of whole tables, from the rows that were written: the others have not moved."""
+    if isinstance(rule, Distance):
+        rule.refuse_nulls(after.batch)
+        total, _, largest = rule.partial(changes.old, changes.new)
+        return total, float(changes.rows), largest
+    if isinstance(rule, Unchanged):
+        return rule.partial(changes.old, changes.new)
+    assert not isinstance(rule, MaxIterations)
+    return rule.partial(changes.before() if isinstance(rule, Predicate) else before.batch, after.batch)
 
 
 def verdict(until: Until, gathered: Array, iteration: int) -> tuple[Outcome | None, float | None]:

@@ -29,29 +29,56 @@ class Pending:
     plan: Any
     body: Any
     nbytes: int
+    onto: tuple[int, ...] = ()
 
 
-class KeyLineage:
-    """What a shuffle knows of its keys, on every iteration of a loop run."""
+class Planner:
+    """A stage that keeps a plan: when one is worth making, when it takes effect, when it goes."""
 
-    def __init__(self, stage: Shuffle, number: int, epoch: int, cache: LoopCache, repeats: bool):
-        self.stage, self.number, self.epoch = stage, number, epoch
-        self.cache = cache
+    def __init__(self, number: int, epoch: int, cache: LoopCache, repeats: bool):
+        self.number, self.epoch, self.cache = number, epoch, cache
         self.repeats = repeats  # a stage that runs once needs no plan
-        self.keys: Batch | None = None
-        self.keys_version = 0
-        self.keys_changed = False
         self.replans = 0
         self.proposal = ABSTAIN
-        self.keeps = cache.enabled and repeats
         self.plan: Any = None
         self.plan_token = 0
         self._pending: Pending | None = None
-        self._keys_next: Batch | None = None
         self._last_proposal = 0
+
+    def _worth_a_plan(self) -> bool:
+        """Keys that changed before must be proposed twice in a row: plans for keys that change cost more."""
+        steady = self.replans == 0 or self.proposal == self._last_proposal
+        return self.repeats and steady and self.proposal > 0 and self.cache.wants(self.proposal)
+
+    def _install(self) -> None:
+        """Put the plan that this iteration made in force. Collective: every rank made one, or none did."""
+        made = self._pending
+        if made is not None:
+            self.plan, self.plan_token = made.plan, made.token
+            made.plan.connect()
+            self.cache.put(made.token, "plan", made.body, made.nbytes, self._drop_plan)
+
+    def _drop_plan(self) -> None:
+        if self.plan is not None:
+            self.cache.drop(self.plan_token)
+        self.plan, self.plan_token = None, 0
+
+
+class KeyLineage(Planner):
+    """What a shuffle knows of its keys, on every iteration of a loop run."""
+
+    def __init__(self, stage: Shuffle, number: int, epoch: int, cache: LoopCache, repeats: bool):
+        super().__init__(number, epoch, cache, repeats)
+        self.stage = stage
+        self.keys: Batch | None = None
+        self.keys_version = 0
+        self.keys_changed = False
+        self.keeps = cache.enabled and repeats
+        self._keys_next: Batch | None = None
         self._tokens_known: dict[tuple[int, ...], int] = {}
         self._version_tokens: dict[int, dict[str, int]] = {}
         self._onto_known: tuple[int, ...] = ()
+        self._plan_onto: tuple[int, ...] = ()
         self._onto_token = 1 if stage.onto is None else 0
 
     # ------------------------------------------------------------------ what is read
@@ -84,11 +111,6 @@ class KeyLineage:
         elif self.proposal != proposal:
             self.proposal = 0
         return proposal
-
-    def _worth_a_plan(self) -> bool:
-        """Keys that changed before must be proposed twice in a row: plans for keys that change cost more."""
-        steady = self.replans == 0 or self.proposal == self._last_proposal
-        return self.repeats and steady and self.proposal > 0 and self.cache.wants(self.proposal)
 
     # ------------------------------------------------------------------ what is made
 
@@ -127,15 +149,15 @@ class KeyLineage:
 
     # ------------------------------------------------------------------ the plan
 
-    def _install(self) -> None:
-        """Put the plan that this iteration made in force. Collective: every rank made one, or none did."""
-        made = self._pending
-        if made is not None:
-            self.plan, self.plan_token = made.plan, made.token
-            made.plan.connect()
-            self.cache.put(made.token, "plan", made.body, made.nbytes, self._drop_plan)
+    def _plan_body(self) -> Any:
+        """This rank's part of the plan; None where it is lost, or made for other keys of the table that rows
+        are shuffled onto (a rank without rows proposes nothing, and would not see it).
+        """
+        known = self._plan_onto == self._onto_known and 0 not in self._onto_known
+        return self.cache.get(self.plan_token) if known else None
 
-    def _drop_plan(self) -> None:
-        if self.plan is not None:
-            self.cache.drop(self.plan_token)
-        self.plan, self.plan_token = None, 0
+    def _install(self) -> None:
+        """As `Planner` says, and remember the keys of the table that rows are shuffled onto."""
+        if self._pending is not None:
+            self._plan_onto = self._pending.onto
+        super()._install()

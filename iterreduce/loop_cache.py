@@ -10,10 +10,16 @@ Plans are put in when the iteration that made them commits, so a rollback has no
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.groups import KeyIndex
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -24,6 +30,63 @@ class Entry:
     name: str
     nbytes: int
     on_evict: Callable[[], None]
+
+
+class Indexes:
+    """What was made of key columns, found by the identity of those columns: one index for all who look up
+    keys of a table.
+
+    It holds no key column: what was made of one goes with it. Ranks may hold different ones, since nothing
+    collective depends on them.
+
+    >>> import numpy as np
+    >>> indexes, keys = Indexes(), Batch(k=np.array([5, 3]))
+    >>> indexes.of(keys) is indexes.of(keys.select("k"))
+    True
+    """
+
+    def __init__(self, enabled: bool = True):
+        self.enabled = enabled
+        self._made: dict[tuple[object, ...], tuple[list[weakref.ref[Any]], Any]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(made.nbytes for _, made in self._made.values())
+
+    def of(self, keys: Batch) -> KeyIndex:
+        """The index of these keys, which must be distinct."""
+        return self.made(KeyIndex, keys)
+
+    def made(self, make: Callable[[Batch], T], keys: Batch) -> T:
+        """What ``make`` makes of these columns, once."""
+        known = self._made.get(self._name(make, keys))
+        if known is not None:
+            found: T = known[1]
+            return found
+        found = make(keys)
+        self.put(make, keys, found)
+        return found
+
+    def put(self, make: Callable[[Batch], T], keys: Batch, found: T) -> None:
+        """Keep what was made of these columns as long as they live."""
+        if not self.enabled:
+            return
+        name, kept = self._name(make, keys), self._made
+
+        def gone(_: object) -> None:
+            kept.pop(name, None)
+
+        columns = [*keys._columns.values(), *keys._valid.values()]
+        kept[name] = ([weakref.ref(column, gone) for column in columns], found)
+
+    def forget(self, keys: Batch) -> None:
+        """Drop the index of these keys."""
+        self._made.pop(self._name(KeyIndex, keys), None)
+
+    @staticmethod
+    def _name(make: Callable[..., Any], keys: Batch) -> tuple[object, ...]:
+        return (make, *map(id, keys._columns.values()), 0, *map(id, keys._valid.values()))
 
 
 class LoopCache:
@@ -38,6 +101,7 @@ class LoopCache:
     def __init__(self, budget_bytes: int | None = None, enabled: bool = True):
         self.budget_bytes, self.enabled = budget_bytes, enabled
         self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self.indexes = Indexes(enabled)
         self.barred: set[int] = set()  # evicted once: making it again would evict it again
         self.hits = self.misses = self.evictions = 0
 

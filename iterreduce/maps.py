@@ -21,7 +21,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array
 from iterreduce.errors import InUserCode, SchemaError, UsageError
 from iterreduce.loop import Context, Kernel, Local
-from iterreduce.table import BY_BLOCK, EVERYWHERE, NO_TOKENS, Layout, Table, read_only
+from iterreduce.table import BY_BLOCK, EVERYWHERE, NO_TOKENS, Layout, RowsOf, Table, read_only
 
 PIECE_BYTES = 1 << 20  # input bytes of one piece: half of an L2 cache of 2 MiB, the rest is for temporaries
 
@@ -113,13 +113,14 @@ class PieceCutter:
     def __init__(self, piece_bytes: int = PIECE_BYTES):
         self.piece_bytes = piece_bytes
         self._of: Batch | None = None
+        self._tokens: Mapping[str, int] = NO_TOKENS
         self._pieces: list[Handed] = []
 
     def pieces(self, table: Table) -> list[Handed]:
         """The table's pieces, at least one row each; none for a share without rows."""
-        if self._of is not table.batch:
+        if self._of is not table.batch or self._tokens != table.tokens:
             self._pieces = [Handed(part, table.tokens, lo) for lo, part in self._cut(table)]
-            self._of = table.batch
+            self._of, self._tokens = table.batch, table.tokens
         return self._pieces
 
     def _cut(self, table: Table) -> Iterator[tuple[int, Batch]]:
@@ -180,6 +181,11 @@ class BlockMap:
         """
         if table.everywhere or table.layout.kind != first.layout.kind:
             return [self._hand(name, table)]
+        if first.rows_of is not None and first.rows_of.lies_in(table.batch):
+            rows = first.rows_of.rows
+            return [
+                Handed(table.batch.take(rows[p.lo : p.lo + len(p.batch)]), NO_TOKENS, p.lo) for p in pieces
+            ] or [self._hand(name, table)]
         if len(table) != len(first):
             raise SchemaError(
                 f'{describe(self.stage.function)} reads "{self.stage.reads[0]}" and "{name}" side by side, '
@@ -207,12 +213,18 @@ class BlockMap:
     def share(self, tables: Mapping[str, Table], iteration: int) -> Table:
         """The map's result on the whole share."""
         stage = self.stage
-        handed = [self._hand(name, tables[name]) for name in stage.reads]
         first = tables[stage.reads[0]]
+        handed = [self._hand_beside(name, tables[name], first) for name in stage.reads]
         context = Context(iteration, first.first_row, first.rows_total)
         result = call(stage.function, context, [h.batch for h in handed])
         batch, tokens = take_back(result, [h.origin for h in handed])
         return self._placed(Table(batch, EVERYWHERE, tokens), tables)
+
+    def _hand_beside(self, name: str, table: Table, first: Table) -> Handed:
+        """The table, or those of its rows that the first table read is made of."""
+        if first.rows_of is None or table is first or not first.rows_of.lies_in(table.batch):
+            return self._hand(name, table)
+        return Handed(table.batch.take(first.rows_of.rows), NO_TOKENS)
 
     def _placed(self, result: Table, tables: Mapping[str, Table]) -> Table:
         """Where the rows of a share's result live: as the first table read that is not everywhere."""
@@ -222,7 +234,9 @@ class BlockMap:
             if like.layout.kind != "everywhere":
                 layout = like.layout if all(k in batch for k in like.layout.keys) else BY_BLOCK
                 if len(batch) == len(like.batch):
-                    return Table(batch, layout, result.tokens, like.block_starts)
+                    return Table(
+                        batch, layout, result.tokens, like.block_starts, rows_of=passed_on(like, batch)
+                    )
                 return Table(batch, layout, result.tokens, np.array([0, len(batch)]))
         return Table(batch, EVERYWHERE, result.tokens, np.array([0, len(batch)]), 0, len(batch))
 
@@ -260,8 +274,16 @@ def joined(first: Table, pieces: list[Piece]) -> Table | None:
     batch = _join(first, pieces, tokens)
     layout: Layout = first.layout if all(k in batch for k in first.layout.keys) else BY_BLOCK
     if whole:
-        return Table(batch, layout, tokens, first.block_starts)
+        return Table(batch, layout, tokens, first.block_starts, rows_of=passed_on(first, batch))
     return Table(batch, layout, NO_TOKENS, ends)
+
+
+def passed_on(first: Table, batch: Batch) -> RowsOf | None:
+    """Which rows of another table these still are: those of ``first``, if its keys were passed on."""
+    if first.rows_of is None or len(batch) != len(first):
+        return None
+    same = all(batch._columns.get(k) is first.batch[k] for k in first.layout.keys)
+    return first.rows_of if same else None
 
 
 def common_tokens(pieces: Sequence[Piece]) -> dict[str, int]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from iterreduce.agreement import Guard, settle_schemas
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.groups import KeyIndex, group_order, number_keys
+from iterreduce.columns.groups import group_order, number_keys
 from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.hashorder import grouping_order
 from iterreduce.columns.packing import pack, packed_words, unpack
@@ -201,7 +201,6 @@ class RowShuffle(RowSender, KeyLineage):
         self.partitions, self.layout = partitions, by_key(*stage.key)
         self.scratch = Scratch()
         self.plan: RowPlan | None = None
-        self._index: tuple[Batch, KeyIndex] | None = None
         self._arrived_rows = np.zeros(group.size, np.int64)
         self._begin()
 
@@ -234,7 +233,7 @@ class RowShuffle(RowSender, KeyLineage):
     def _start_plan(self) -> RowPlanBody | None:
         if self.plan is None:
             return None
-        body: RowPlanBody | None = self.cache.get(self.plan_token)
+        body: RowPlanBody | None = self._plan_body()
         self.on_plan = body is not None
         return body
 
@@ -376,9 +375,7 @@ class RowShuffle(RowSender, KeyLineage):
         assert self.stage.onto is not None
         require_keyed(self.stage, self._tables[self.stage.onto])
         onto = self._tables[self.stage.onto].batch.select(*self.stage.key)
-        if self._index is None or any(self._index[0][k] is not onto[k] for k in self.stage.key):
-            self._index = (onto, KeyIndex(onto))
-        slots = self._index[1].lookup(keys)
+        slots = self.cache.indexes.of(onto).lookup(keys)
         here = np.flatnonzero(slots >= 0)
         if len(here) == len(slots):
             return group_order(slots, len(onto))[0]
@@ -402,7 +399,7 @@ class RowShuffle(RowSender, KeyLineage):
         theirs = [self._arrival_order(came.slice(lo, hi)) + lo for lo, hi in pairwise(ends)]
         final = plan.arrivals(np.concatenate(theirs), arrived)
         body = RowPlanBody(rows.names, plan.places(mine), final if order is None else final[order], keys)
-        self._pending = Pending(self.proposal, plan, body, body.nbytes + plan.nbytes)
+        self._pending = Pending(self.proposal, plan, body, body.nbytes + plan.nbytes, self._onto_known)
 
     def _plan_order(self, keys: Batch) -> tuple[Array, Array]:
         """The order in which a plan sends this rank's rows, and the rows for each rank."""

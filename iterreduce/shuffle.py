@@ -24,6 +24,7 @@ from iterreduce.agreement import Guard, settle_schemas
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import Folded, KeyIndex, Numbered, number_keys
+from iterreduce.columns.growing import Marks
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
@@ -49,7 +50,7 @@ from iterreduce.loop import Shuffle
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import Piece
 from iterreduce.slots import Slots
-from iterreduce.table import Table, by_key
+from iterreduce.table import RowsOf, Table, by_key
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,14 @@ class PlanBody:
     numbered: Numbered
     slots: Array
     keys: Batch | None
+    touched: Array | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes on this rank."""
         return int(
-            self.codes.nbytes
+            (self.touched.nbytes if self.touched is not None else 0)
+            + self.codes.nbytes
             + self.slots.nbytes
             + self.numbered.keys.nbytes
             + self.numbered.hashes.nbytes
@@ -115,7 +118,8 @@ class CombineShuffle(KeyLineage):
         self._equal_keys: Batch | None = None  # the last object that held the keys of last time
         self._merged: tuple[Batch, Array] | None = None
         self._records: Array | None = None
-        self._index: tuple[Batch, KeyIndex] | None = None
+        self.marks = Marks()
+        self._touched: Array | None = None
         self._relearned = False
         self._parts: list[Batch] = []
         self._begin()
@@ -163,7 +167,7 @@ class CombineShuffle(KeyLineage):
     def _start_plan(self) -> PlanBody | None:
         if self.plan is None or self._relearned:
             return None
-        body: PlanBody | None = self.cache.get(self.plan_token)
+        body: PlanBody | None = self._plan_body()
         self.on_plan = body is not None
         if body is not None:
             assert self.combiner.outputs is not None
@@ -287,25 +291,42 @@ class CombineShuffle(KeyLineage):
         return self.slots.merge(self.combiner, parts)
 
     def _merge_onto(self, parts: list[Part]) -> tuple[Batch, Array]:
-        """Straight into the rows of the table: what has no row there is merged into one behind them."""
+        """Straight into the rows of the table, or into those that are touched: what has no row there is
+        merged into one behind them.
+        """
         assert self.combiner.outputs is not None
-        keys, index, directory = self._onto_keys(), self._onto_index(), self.slots.directory
-        room, strays = self._room(len(keys)), []
-        for part in parts:
-            rows = [np.empty(0, np.int64), index.lookup(part.keyed.keys)]
-            if len(part.slots):
-                assert directory is not None
-                rows[0] = directory.rows_onto(index)[part.slots]
-            rows[1][rows[1] < 0] = len(keys)
-            self.combiner.outputs.merge(room, rows[0], part.records)
-            self.combiner.outputs.merge(room, rows[1], part.keyed.records)
-            if self.stage.missing == "error" and any(int(r.max()) == len(keys) for r in rows if len(r)):
-                strays.append(part.keyed.keys.take(rows[1] == len(keys)))
-                if directory is not None:
-                    strays.append(directory.owned.keys.take(part.slots[rows[0] == len(keys)]))
-        if strays:
-            self._refuse(number_keys(Batch.concat(strays)).keys)
+        keys, n = self._onto_keys(), len(self._onto_keys())
+        rows = [r for part in parts for r in self._rows_onto(part, n)]
+        if self.stage.missing == "error":
+            self._refuse_strays(parts, rows, n)
+        if self.stage.touched:
+            self._touched = self.marks.distinct(rows, n)
+            keys, rows = keys.take(self._touched), self.marks.places(self._touched, rows, n)
+        room = self._room(len(keys))
+        for part, known, keyed in zip(parts, rows[::2], rows[1::2], strict=True):
+            self.combiner.outputs.merge(room, known, part.records)
+            self.combiner.outputs.merge(room, keyed, part.keyed.records)
         return keys, room[:-1]
+
+    def _rows_onto(self, part: Part, n: int) -> tuple[Array, Array]:
+        """The rows of the table for what came by slot, and for what came with its key; ``n`` for none."""
+        index, directory = self._onto_index(), self.slots.directory
+        keyed = index.lookup(part.keyed.keys)
+        keyed[keyed < 0] = n
+        if not len(part.slots):
+            return np.empty(0, np.int64), keyed
+        assert directory is not None
+        return directory.rows_onto(index)[part.slots], keyed
+
+    def _refuse_strays(self, parts: list[Part], rows: list[Array], n: int) -> None:
+        if not any(int(r.max()) == n for r in rows if len(r)):
+            return
+        strays, directory = [], self.slots.directory
+        for part, known, keyed in zip(parts, rows[::2], rows[1::2], strict=True):
+            strays.append(part.keyed.keys.take(keyed == n))
+            if directory is not None:
+                strays.append(directory.owned.keys.take(part.slots[known == n]))
+        self._refuse(number_keys(Batch.concat(strays)).keys)
 
     # ------------------------------------------------------------------ local work, after the exchange
 
@@ -316,8 +337,9 @@ class CombineShuffle(KeyLineage):
     def _finish_planned(self) -> Table:
         body: PlanBody = self.cache.get(self.plan_token)
         assert self.plan is not None and self.combiner.outputs is not None
+        self._touched = body.touched
         keys = body.keys if body.keys is not None else self._onto_keys()
-        if self.group.size == 1 and body.keys is not None:
+        if self.group.size == 1 and self.stage.onto is None:
             records = self.plan.received[self.plan.gap :]
         else:
             records = self._room(len(keys))
@@ -362,10 +384,7 @@ class CombineShuffle(KeyLineage):
         return self._tables[self.stage.onto].batch.select(*self.stage.key)
 
     def _onto_index(self) -> KeyIndex:
-        onto = self._onto_keys()
-        if self._index is None or any(self._index[0][k] is not onto[k] for k in self.stage.key):
-            self._index = (onto, KeyIndex(onto))
-        return self._index[1]
+        return self.cache.indexes.of(self._onto_keys())
 
     def _refuse(self, strays: Batch) -> None:
         shown = ", ".join(f"{k}={_plain(strays[k][0])!r}" for k in strays.names)
@@ -377,6 +396,8 @@ class CombineShuffle(KeyLineage):
     def _table(self, batch: Batch) -> Table:
         if self.stage.onto is not None:
             onto = self._tables[self.stage.onto]
+            if self._touched is not None:
+                return Table(batch, onto.layout, rows_of=RowsOf(self._onto_keys(), self._touched))
             tokens = {k: onto.tokens[k] for k in self.stage.key if k in onto.tokens}
             return Table(batch, onto.layout if onto.layout.kind == "key" else self.layout, tokens)
         return Table(batch, self.layout, self._made_tokens())
@@ -396,13 +417,19 @@ class CombineShuffle(KeyLineage):
         )
         index = self._onto_index() if self.stage.onto else KeyIndex(keys)
         slots = [index.lookup(part) for part in self._parts]
-        if self.stage.onto:
+        if self._touched is not None:
+            slots = self.marks.places(self._touched, slots, len(index))
+        elif self.stage.onto:
             slots = [np.where(s < 0, len(keys), s) for s in slots]
-        out_keys = None if self.stage.onto else keys
+        out_keys = None if self.stage.onto and self._touched is None else keys
         body = PlanBody(
-            plan.shifted(numbered.codes), numbered, plan.received_slots(slots, len(keys)), out_keys
+            plan.shifted(numbered.codes),
+            numbered,
+            plan.received_slots(slots, len(keys)),
+            out_keys,
+            self._touched,
         )
-        self._pending = Pending(self.proposal, plan, body, body.nbytes)
+        self._pending = Pending(self.proposal, plan, body, body.nbytes, self._onto_known)
 
     # ------------------------------------------------------------------ transactions
 
@@ -423,6 +450,7 @@ class CombineShuffle(KeyLineage):
 
     def _forget(self) -> None:
         self._forget_keys()
+        self._touched = None
         self._pending, self._parts, self._key_parts, self._merged = None, [], [], None
 
     def _drop_plan(self) -> None:

@@ -25,11 +25,15 @@ from iterreduce.events import Events
 from iterreduce.exchange import FAILED
 from iterreduce.folding import RowSource
 from iterreduce.indexing import IndexRows, Resident
+from iterreduce.inplace import IN_PLACE, KeyedState, detached
+from iterreduce.laid import Laid, lay_out
 from iterreduce.linkshuffle import LinkShuffle
+from iterreduce.lookup import LookupRows
 from iterreduce.loop import (
     Gather,
     Index,
     Local,
+    Lookup,
     Replace,
     Shuffle,
     Stage,
@@ -47,7 +51,9 @@ from iterreduce.table import Table
 from iterreduce.total import TotalRows
 from iterreduce.uncombined import WithFallback, may_need_rows
 
-Exchanger = CombineShuffle | RowShuffle | TotalRows | GatherRows | WithFallback | IndexRows | LinkShuffle
+Exchanger = (
+    CombineShuffle | RowShuffle | TotalRows | GatherRows | WithFallback | IndexRows | LinkShuffle | LookupRows
+)
 
 
 @dataclass
@@ -63,12 +69,14 @@ class Workshop:
     repeats: bool = True
     keep: bool = True
     stages: int = 0
-    exchangers: list[Exchanger] = field(default_factory=list)
+    exchangers: list[Exchanger | KeyedState] = field(default_factory=list)
     residents: dict[str, Resident] = field(default_factory=dict)
     indexes: frozenset[str] = frozenset()
+    states: dict[str, KeyedState] = field(default_factory=dict)
+    laid: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def exchanger(self, stage: Stage, source: RowSource) -> Exchanger:
-        """The stage at work, under the next stage number."""
+    def exchanger(self, stage: Stage, source: RowSource, laid: Laid) -> Exchanger:
+        """The stage at work, under the next stage number; ``laid``: how tables lie."""
         self.stages += 1
         common = (stage_number(self.stages, stage), self.group, source)
         if isinstance(stage, Total):
@@ -90,6 +98,11 @@ class Workshop:
             )
         elif isinstance(stage, Shuffle) and stage.rows in self.indexes:
             made = LinkShuffle(stage, common[0], self.group, self.residents, self.check, self.limit_bytes)
+        elif isinstance(stage, Lookup):
+            made = LookupRows(
+                stage, common[0], self.group, self.cache, self.partitions, laid, self.check, self.limit_bytes,
+                self.repeats,
+            )  # fmt: skip
         elif isinstance(stage, Gather):
             made = GatherRows(stage, *common, self.check, self.limit_bytes)
         elif isinstance(stage, Shuffle) and stage.combine is not None:
@@ -128,6 +141,7 @@ class SuperstepRun:
         self.actions: list[tuple[str, Stage, BlockMap | Exchanger]] = []
         fused = fused_maps(step.stages, {*kept, *(w.rows for w in step.writes)})
         maps: dict[str, BlockMap] = {}
+        laid = dict(shop.laid)
         for stage in step.stages:
             label = f"{step.name}: {type(stage).__name__} into {stage.into}"
             if isinstance(stage, Local):
@@ -142,7 +156,8 @@ class SuperstepRun:
                     shop.group.size,
                     computed(stage),
                 )
-                self.actions.append((label, stage, shop.exchanger(stage, source)))
+                self.actions.append((label, stage, shop.exchanger(stage, source, laid)))
+            lay_out(stage, laid)
 
     def run(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
         """Run the stages; returns the tables written. Collective. Raises the same error on all ranks."""
@@ -174,11 +189,15 @@ class SuperstepRun:
         return seen
 
     def _writes(self, seen: Mapping[str, Table]) -> dict[str, Table]:
-        return {
-            w.table: written(w, seen[w.table], seen[w.rows], self.shop)
-            for w in self.step.writes
-            if isinstance(w, Replace)
-        }
+        known = self.shop.states
+        rows = [detached(seen[w.rows], known) for w in self.step.writes]
+        out: dict[str, Table] = {}
+        for w, given in zip(self.step.writes, rows, strict=True):
+            if isinstance(w, Replace):
+                out[w.table] = written(w, seen[w.table], given, self.shop)
+            elif isinstance(w, IN_PLACE) and w.table in known:
+                out[w.table] = known[w.table].write(w, out.get(w.table, seen[w.table]), given)
+        return out
 
 
 def finished(work: Exchanger) -> Table | dict[str, Table]:
@@ -227,7 +246,7 @@ def fused_maps(stages: Iterable[Stage], kept: set[str]) -> set[str]:
     for stage in stages:
         if isinstance(stage, Local) and stage.into not in kept:
             by = readers.get(stage.into, [])
-            if len(by) == 1 and not isinstance(by[0], Local | Index) and by[0].rows == stage.into:
+            if len(by) == 1 and not isinstance(by[0], Local | Index | Lookup) and by[0].rows == stage.into:
                 out.add(stage.into)
     return out
 
@@ -262,7 +281,7 @@ def check_owned(write: Replace, old: Table, rows: Table, shop: Workshop) -> None
     keys = old.layout.keys
     for key in keys:
         rows.batch[key]  # names what is missing
-    if all(rows.batch[k] is old.batch[k] for k in keys) or (
+    if all(rows.batch[k] is old.batch._columns.get(k) for k in keys) or (
         rows.layout == old.layout and all(k in rows.tokens for k in keys)
     ):
         return

@@ -60,14 +60,31 @@ def column_tokens(of: int, batch: Batch) -> dict[str, int]:
     return {name: token(of, name) for name in batch.names if batch.valid(name) is None}
 
 
+@dataclass(frozen=True)
+class RowsOf:
+    """Which rows of another table, that with these key columns, stand in a table: int64 row numbers."""
+
+    keys: Batch
+    rows: Array
+
+    def lies_in(self, batch: Batch) -> bool:
+        """Are these the rows of that batch? (Its key columns are the same objects.)"""
+        return all(batch._columns.get(n) is c for n, c in self.keys._columns.items())
+
+    def slice(self, lo: int, hi: int) -> RowsOf:
+        """The rows from ``lo`` to ``hi``."""
+        return RowsOf(self.keys, self.rows[lo:hi])
+
+
 @dataclass(slots=True)  # a value, though not frozen: freezing costs 1 us per table and iteration
 class Table:
-    """A rank's share of a named set of rows. A value: never changed after it is made.
+    """A rank's share of a named set of rows. A value: never changed after it is made, but for the columns of
+    a state that is written in place (see `iterreduce.inplace`), which show the state as it is now.
 
     ``block_starts`` (int64, blocks + 1) are the local row numbers where canonical blocks begin;
     ``first_row`` is the global number of the first local row and ``rows_total`` the rows of all ranks, where
     the layout knows them. ``tokens`` maps column names to lineage tokens; ``version`` counts its
-    replacements.
+    replacements. ``rows_of``: the rows of another table that these are.
     """
 
     batch: Batch
@@ -77,6 +94,7 @@ class Table:
     first_row: int = 0
     rows_total: int = -1
     version: int = 0
+    rows_of: RowsOf | None = None
 
     def __len__(self) -> int:
         return len(self.batch)

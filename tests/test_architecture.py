@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("table",),
     ("exchange",),
     ("distances", "fixpoint"),
-    ("stages", "loop"),
+    ("stages", "loop", "laid"),
     ("loop_cache",),
     (
         "maps",
@@ -45,6 +45,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "indexing",
         "linkprogram",
         "linkshuffle",
+        "answers",
+        "lookup",
+        "inplace",
         "superstep",
         "driver",
         "run",

@@ -51,6 +51,43 @@ def _write_matches(rows: Any, left: Any, right: Any) -> int:
     return at
 
 
+class KeyRows:
+    """The rows of each key of a table, for finding them again and again; keys may stand in several rows.
+
+    >>> known = KeyRows(Batch(k=np.array([1, 3, 3])))
+    >>> found = known.find(Batch(k=np.array([3, 9])))
+    >>> [rows.tolist() for rows in known.pairs(found)]
+    [[0, 0], [1, 2]]
+    """
+
+    def __init__(self, keys: Batch):
+        self.index, codes = arrivals(keys)
+        self.unique = len(self.index) == len(keys)
+        self._order: Array = np.empty(0, np.int64)
+        self._offsets: Array = self._order
+        if not self.unique:
+            self._order, self._offsets = group_order(codes, len(self.index))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.index.nbytes + self._order.nbytes + self._offsets.nbytes
+
+    def find(self, keys: Batch, nulls_match: bool = False) -> Array:
+        """The number of each row's key, int64, -1 where it is absent."""
+        found = self.index.lookup(keys)
+        return found if nulls_match else _without_nulls(found, keys)
+
+    def pairs(self, found: Array, keep_left: bool = False) -> tuple[Array, Array]:
+        """``(rows asked, rows here)`` of equal keys, as `join_rows` gives them, in time for each pair."""
+        if self.unique:  # every key stands once, so its number is its row
+            return _join_unique(found, keep_left)
+        pairs = _count_pairs(found, self._offsets, int(keep_left))
+        rows, partners = np.empty(pairs, np.int64), np.empty(pairs, np.int64)
+        _write_pairs(found, self._offsets, self._order, keep_left, rows, partners)
+        return rows, partners
+
+
 def join_rows(
     left: Batch, right: Batch, *, keep_left: bool = False, nulls_match: bool = False
 ) -> tuple[Array, Array]:
@@ -64,17 +101,8 @@ def join_rows(
     >>> a.tolist(), b.tolist()
     ([0, 0, 1], [1, 2, 0])
     """
-    index, codes = arrivals(right)
-    matches = index.lookup(left)
-    if not nulls_match:
-        matches = _without_nulls(matches, left)
-    if len(index) == len(right):  # every right key stands once, so its number is its row
-        return _join_unique(matches, keep_left)
-    order, offsets = group_order(codes, len(index))
-    pairs = _count_pairs(matches, offsets, int(keep_left))
-    rows, partners = np.empty(pairs, np.int64), np.empty(pairs, np.int64)
-    _write_pairs(matches, offsets, order, keep_left, rows, partners)
-    return rows, partners
+    known = KeyRows(right)
+    return known.pairs(known.find(left, nulls_match), keep_left)
 
 
 def _without_nulls(codes: Array, keys: Batch) -> Array:

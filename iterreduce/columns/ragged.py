@@ -31,7 +31,7 @@ class Ragged:
     (['to', 'be', ''], [2, 2, 0])
     """
 
-    __slots__ = ("kind", "offsets", "values")
+    __slots__ = ("__weakref__", "kind", "offsets", "values")
 
     def __init__(self, offsets: Array, values: Array, kind: RaggedKind = "bytes"):
         if offsets.dtype != np.int64 or offsets.ndim != 1 or len(offsets) == 0:

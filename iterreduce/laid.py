@@ -1,0 +1,49 @@
+"""How tables lie, as far as the loop alone tells: by which key, or everywhere.
+
+What a stage decides before its exchange must not depend on what a rank sees. A `Table` has its layout too,
+but on a rank where something failed there may be none. Nothing here runs or communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from iterreduce.columns.batch import Batch
+from iterreduce.loop import Gather, Local, Lookup, Loop, Shuffle, Stage, Total
+
+Laid = Mapping[str, tuple[str, ...]]  # table -> the key by which it lies; () is everywhere; others: unknown
+
+
+def laid_out(loop: Loop) -> dict[str, tuple[str, ...]]:
+    """How tables lie, whatever user code does: alike on all ranks, being read from the loop alone."""
+    out: dict[str, tuple[str, ...]] = {n: () for n, s in loop.sources.items() if isinstance(s, Batch)}
+    for stage in loop.prepare:
+        lay_out(stage, out)
+    for name, state in loop.state.items():
+        if state.key or state.initial in out:
+            out[name] = state.key or out[state.initial]
+    return out
+
+
+def lay_out(stage: Stage, laid: dict[str, tuple[str, ...]]) -> None:
+    """Add what a stage makes: where user code may have changed keys, nothing is known."""
+    laid.pop(stage.into, None)
+    copies = isinstance(stage, Local) and all(laid.get(n) == () for n in stage.reads)
+    if copies or isinstance(stage, Total | Gather):
+        laid[stage.into] = ()
+    elif isinstance(stage, Shuffle) and stage.route is None:
+        laid[stage.into] = stage.key
+    elif isinstance(stage, Lookup) and stage.rows in laid:
+        laid[stage.into] = laid[stage.rows]
+
+
+def lies_here(stage: Lookup, laid: Laid) -> bool:
+    """Need nothing travel? The table is everywhere, or rows and table lie by the same key."""
+    table = laid.get(stage.table)
+    return table == () or lies_beside(stage, laid)
+
+
+def lies_beside(stage: Lookup, laid: Laid) -> bool:
+    """Do rows and table lie by the same key?"""
+    table = laid.get(stage.table, ())
+    return laid.get(stage.rows) == stage.key and len(table) == len(stage.key)

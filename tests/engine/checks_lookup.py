@@ -1,0 +1,434 @@
+"""Columns of a keyed table beside rows that name its keys: from wherever the table lies, fresh and planned.
+
+The oracle is a dictionary, or a list of rows per key, asked row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+import iterreduce as ir
+from iterreduce.collectives import Group
+from iterreduce.columns.batch import Batch
+from iterreduce.driver import LoopRun
+from iterreduce.fixpoint import MaxIterations, Until
+from iterreduce.lookup import LookupRows
+from iterreduce.loop import (
+    Insert,
+    Local,
+    Lookup,
+    Loop,
+    Patch,
+    Replace,
+    Shuffle,
+    State,
+    Superstep,
+    Write,
+)
+from tests.engine.kit import Check, Row, all_on, local, once, raised, rows_here, rows_of, started
+
+N = 70
+Missing = Literal["error", "drop", "null", "only"]
+MISSING: tuple[Missing, ...] = ("drop", "null", "only")
+
+
+def asking(n: int = N, keys: int = 30, seed: int = 1) -> Batch:
+    """Rows that name keys, some often: id int64, k int64."""
+    return Batch(id=np.arange(n), k=np.random.default_rng(seed).integers(0, keys, n))
+
+
+def items(keys: Sequence[int] = range(0, 30, 2), shift: float = 0.0) -> Batch:
+    """A keyed table: k int64, f float64, v float64[2]."""
+    k = np.array(list(keys), np.int64)
+    return Batch(k=k, f=k * 10.0 + shift, v=np.stack([k + shift, -k], 1).reshape(len(k), 2))
+
+
+def wanted(rows: Batch, table: Batch, key: str, columns: Sequence[str], missing: Missing) -> list[Row]:
+    known: dict[Any, list[Row]] = {}
+    picked = rows_here(table.select(*columns)) if columns else [()] * len(table)
+    for (k,), values in zip(rows_here(table.select(key)), picked, strict=True):
+        known.setdefault(k, []).append(values)
+    out: list[Row] = []
+    for row, (k,) in zip(rows_here(rows), rows_here(rows.select(key)), strict=True):
+        found = known.get(k, []) if k is not None else []
+        if missing == "only":
+            out += [row] * (not found)
+        elif found:
+            out += [row + values for values in found]
+        elif missing == "null":
+            out.append(row + (None,) * len(columns))
+    return out
+
+
+def looked(
+    group: Group,
+    rows: Any,
+    table: Any,
+    missing: Missing,
+    *,
+    key: tuple[str, ...] = ("k",),
+    columns: Any = ("f", "v"),
+    names: tuple[str, str] = ("rows", "byk"),
+) -> list[Row]:
+    stages = (
+        Shuffle("table", key, "byk"),
+        Lookup(names[0], key, names[1], columns, "looked", missing),
+    )
+    return rows_of(group, once(group, {"rows": rows, "table": table}, *stages))
+
+
+def check_rows_anywhere_find_their_keys(group: Group) -> None:
+    rows, table = asking(), items()
+    for missing in MISSING:
+        right = wanted(rows, table, "k", ("f", "v"), missing)
+        for ends in (None, all_on(group, N, 0), all_on(group, N, group.size - 1)):
+            got = looked(group, local(rows, group, ends), local(table, group), missing)
+            assert got == right, (missing, ends)
+        assert looked(group, rows, local(table, group), missing) == right, "rows everywhere"
+        got = looked(group, local(rows, group), table, missing, names=("rows", "table"))
+        assert got == right, "a table everywhere"
+        assert looked(group, rows, table, missing, names=("rows", "table")) == right, "both everywhere"
+    known = asking().with_columns(k=asking()["k"] // 2 * 2)
+    got = looked(group, local(known, group), local(table, group), "error")
+    assert got == wanted(known, table, "k", ("f", "v"), "error")
+
+
+def check_rows_beside_their_table_need_nobody(group: Group) -> None:
+    """Also where the table has several rows of a key: rows order, then table order."""
+    rows, one = asking(), items()
+    many = Batch(k=np.arange(60) % 17, f=np.arange(60.0), v=np.ones((60, 2)))
+    for table in (one, many):
+        for missing in MISSING:
+            stages = (
+                Shuffle("rows", ("k",), "rk"),
+                Shuffle("table", ("k",), "tk"),
+                Lookup("rk", ("k",), "tk", ("f", "v"), "looked", missing),
+            )
+            sources = {"rows": local(rows, group), "table": local(table, group)}
+            got = rows_of(group, once(group, sources, *stages))
+            lies = once(group, sources, stages[0])
+            ordered = Batch(id=np.array([r[0] for r in rows_of(group, lies)]))
+            ordered = ordered.with_columns(k=rows["k"][ordered["id"]])
+            assert got == wanted(ordered, table, "k", ("f", "v"), missing)
+
+
+def check_keys_and_values_of_any_kind(group: Group) -> None:
+    words = [f"w{i}" for i in range(12)]
+    random = np.random.default_rng(3)
+    chosen = random.integers(0, 16, 40)
+    rows = Batch(id=np.arange(40), k=[f"w{i}" for i in chosen]).with_valid(k=chosen != 3)
+    table = Batch(k=words, t=[w * (i % 3) for i, w in enumerate(words)], n=np.arange(12.0))
+    table = table.with_valid(n=np.arange(12) % 4 != 1)
+    two = Batch(id=np.arange(40), k=chosen, j=chosen % 3)
+    pairs = Batch(k=np.arange(12), j=np.arange(12) % 3, f=np.arange(12) * 0.5)
+    for missing in MISSING:
+        got = looked(group, local(rows, group), local(table, group), missing, columns=("t", "n"))
+        assert got == wanted(rows, table, "k", ("t", "n"), missing)
+        got = looked(group, local(two, group), local(pairs, group), missing, key=("k", "j"), columns=("f",))
+        assert got == wanted(two, pairs, "k", ("f",), missing)
+        floats = asking().with_columns(k=asking()["k"] * 0.5)
+        table_f = items().with_columns(k=items()["k"] * 0.5)
+        got = looked(group, local(floats, group), local(table_f, group), missing)
+        assert got == wanted(floats, table_f, "k", ("f", "v"), missing)
+
+
+def check_no_rows_at_all(group: Group) -> None:
+    for missing in MISSING:
+        assert looked(group, local(asking(0), group), local(items(), group), missing) == []
+        got = looked(group, local(asking(5), group), local(items(()), group), missing)
+        assert got == wanted(asking(5), items(()), "k", ("f", "v"), missing), (missing, got)
+
+
+# ---------------------------------------------------------------------- in a loop
+
+
+def double(s: Batch) -> Batch:
+    return s.with_columns(f=s["f"] * 2 + 1, v=s["v"] + 1)
+
+
+def loop_of(
+    group: Group,
+    rows: Any,
+    missing: Missing = "null",
+    table: Batch | None = None,
+    change: Callable[[Batch], Batch] = double,
+    write: Callable[[str, str], Write] = Replace,
+    columns: tuple[str, ...] = ("f", "v"),
+    most: int = 6,
+) -> Loop:
+    """Every iteration: look up what the table holds, then change the table."""
+    step = Superstep(
+        "step",
+        (
+            Lookup("rows", ("k",), "s", columns, "found", missing),
+            Local(change, ("s",), "next"),
+            Shuffle("next", ("k",), "owned"),
+        ),
+        (Replace("seen", "found"), write("s", "owned")),
+    )
+    sources = {"rows": rows, "first": local(items() if table is None else table, group)}
+    state = {"s": State("first", ("k",)), "seen": State("rows")}
+    return Loop("lookups", sources, state, (step,), Until((MaxIterations(most),)), "s")
+
+
+def work_of(run: LoopRun) -> LookupRows:
+    return next(w for w in run.shop.exchangers if isinstance(w, LookupRows))
+
+
+def after(table: Batch, iterations: int) -> Batch:
+    for _ in range(iterations):
+        table = double(table)
+    return table
+
+
+def check_values_alone_travel_once_keys_are_known(group: Group) -> None:
+    for missing in MISSING:
+        for ends in (None, all_on(group, N, group.size - 1)):
+            for write in (Replace, Patch):
+                run = started(
+                    loop_of(group, local(asking(), group, ends), missing, write=write), group, check=True
+                )
+                for i in range(4):
+                    run.advance()
+                    right = wanted(asking(), after(items(), i), "k", ("f", "v"), missing)
+                    assert rows_of(group, run.tables["seen"]) == right, (missing, ends, write, i)
+                assert work_of(run).planned or group.size == 1
+
+
+def check_rows_everywhere_and_naive(group: Group) -> None:
+    for rows in (asking(), local(asking(), group)):
+        for options in ({}, {"naive": True}, {"memory_bytes": 60}):
+            run = started(loop_of(group, rows), group, **options)
+            for i in range(3):
+                run.advance()
+                right = wanted(asking(), after(items(), i), "k", ("f", "v"), "null")
+                assert rows_of(group, run.tables["seen"]) == right
+
+
+def check_text_is_looked_up_in_every_iteration(group: Group) -> None:
+    table = items().with_columns(t=[f"t{k}" for k in items()["k"].tolist()])
+    run = started(loop_of(group, local(asking(), group), table=table, columns=("t", "f")), group)
+    for i in range(3):
+        run.advance()
+        assert rows_of(group, run.tables["seen"]) == wanted(
+            asking(), after(table, i), "k", ("t", "f"), "null"
+        )
+    assert not work_of(run).planned, "text has no plan"
+
+
+def check_a_lost_plan_is_made_again(group: Group) -> None:
+    if group.size == 1:
+        return
+    for victim in (0, group.size - 1):
+        run = started(loop_of(group, local(asking(), group), write=Patch), group, check=True)
+        run.advance()
+        run.advance()
+        work = work_of(run)
+        assert work.planned
+        if group.rank == victim:
+            run.shop.cache.lose(work.plan_token)
+        for i, planned in ((2, False), (3, True), (4, True)):
+            run.advance()
+            assert work.planned is planned
+            right = wanted(asking(), after(items(), i), "k", ("f", "v"), "null")
+            assert rows_of(group, run.tables["seen"]) == right
+
+
+def check_a_key_inserted_on_one_rank_voids_the_plan_on_all(group: Group) -> None:
+    def grow(s: Batch) -> Batch:
+        if runs[0].iteration != 2:
+            return s.take(np.zeros(0, np.int64))
+        return s.take(s["k"] == 4).with_columns(k=np.full(int((s["k"] == 4).sum()), 7))
+
+    runs: list[LoopRun] = []
+    run = started(loop_of(group, local(asking(), group), change=grow, write=Insert), group, check=True)
+    runs.append(run)
+    seven = items().take(items()["k"] == 4).with_columns(k=np.array([7]))
+    for i in range(6):
+        run.advance()
+        table = Batch.concat([items(), seven]) if i > 2 else items()
+        right = wanted(asking(), table, "k", ("f", "v"), "null")
+        assert rows_of(group, run.tables["seen"]) == right, i
+        assert group.size == 1 or work_of(run).planned is (i in (1, 2, 5)), i
+
+
+def check_missing_and_wrong_keys_are_errors(group: Group) -> None:
+    rows, table = local(asking(), group), local(items(), group)
+    error = str(raised(group, ir.UsageError, lambda: looked(group, rows, table, "error")))
+    assert "Lookup" in error and '"byk" does not have, such as k=' in error and 'missing="drop"' in error
+    twice = local(Batch.concat([items(), items()]), group)
+    error = str(raised(group, ir.UsageError, lambda: looked(group, rows, twice, "drop")))
+    assert "several rows" in error or "must be distinct" in error
+    error = str(
+        raised(group, ir.UsageError, lambda: looked(group, rows, table, "drop", names=("rows", "table")))
+    )
+    assert "does not lie by a key" in error
+    both = local(asking().with_columns(f=np.zeros(N)), group)
+    assert "both have a column" in str(
+        raised(group, ir.SchemaError, lambda: looked(group, both, table, "drop"))
+    )
+    error = str(raised(group, ir.SchemaError, lambda: looked(group, rows, table, "drop", columns=("g",))))
+    assert '"g"' in error
+    text = local(Batch(id=np.arange(9), k=list("abcdefghi")), group)
+    assert "never compare equal" in str(
+        raised(group, ir.SchemaError, lambda: looked(group, text, table, "drop"))
+    )
+
+
+def check_a_failure_around_a_lookup_is_everybodys(group: Group) -> None:
+    """In the map before it and in the one after it, fresh and planned, on one rank."""
+    for place in ("before", "after"):
+        for iteration in (1, 3):
+            clock = {"i": 0, "on": 1}
+
+            def fails(here: str, place: str = place, iteration: int = iteration, clock: Any = clock) -> None:
+                clock["i"] += here == "before"
+                if clock["on"] and place == here and clock["i"] == iteration and group.rank == group.size - 1:
+                    raise ValueError("no luck")
+
+            def first(r: Batch, fails: Any = fails) -> Batch:
+                fails("before")
+                return r
+
+            def last(f: Batch, fails: Any = fails) -> Batch:
+                fails("after")
+                return f
+
+            step = Superstep(
+                "step",
+                (
+                    Local(first, ("rows",), "m", "share"),
+                    Lookup("m", ("k",), "s", ("f", "v"), "found", "null"),
+                    Local(last, ("found",), "out", "share"),
+                    Local(double, ("s",), "next"),
+                    Shuffle("next", ("k",), "owned"),
+                ),
+                (Replace("seen", "out"), Patch("s", "owned")),
+            )
+            sources = {"rows": local(asking(), group), "first": local(items(), group)}
+            state = {"s": State("first", ("k",)), "seen": State("rows")}
+            run = started(Loop("fails", sources, state, (step,), Until((MaxIterations(5),)), "s"), group)
+            for _ in range(iteration - 1):
+                run.advance()
+            raised(group, ir.UserCodeError, run.advance)
+            clock["on"] = 0
+            for i in range(iteration - 1, 5):
+                run.advance()
+                right = wanted(asking(), after(items(), i), "k", ("f", "v"), "null")
+                assert rows_of(group, run.tables["seen"]) == right
+
+
+# ---------------------------------------------------------------------- programs
+
+
+def check_descendants(group: Group) -> None:
+    """HaLoop's A11: all that descend from a node of a 3-ary tree, by a join and a set difference."""
+    n, root = 400, 2
+    child = np.arange(1, n)
+    tree = Batch(parent=(child - 1) // 3, child=child)
+    join = Superstep(
+        "join",
+        (
+            Lookup("frontier", ("node",), "byparent", ("child",), "pairs", "drop"),
+            Local(lambda p: Batch(node=p["child"], level=p["level"] + 1), ("pairs",), "nodes"),
+            Shuffle("nodes", ("node",), "found here", {"level": ir.min("level")}),
+        ),
+        (Replace("kids", "found here"),),
+    )
+    dedupe = Superstep(
+        "dedupe",
+        (Lookup("kids", ("node",), "found", (), "new", "only"),),
+        (Insert("found", "new"), Replace("frontier", "new")),
+    )
+    loop = Loop(
+        "descendants",
+        {"tree": local(tree, group), "root": Batch(node=np.array([root]), level=np.array([0]))},
+        {
+            "found": State("root", ("node",)),
+            "frontier": State("root", ("node",)),
+            "kids": State("root", ("node",)),
+        },
+        (join, dedupe),
+        Until((ir.Empty("frontier"), MaxIterations(50))),
+        "found",
+        prepare=(Shuffle("tree", ("parent",), "byparent"),),
+    )
+    levels, edge = {root: 0}, [root]
+    while edge:
+        kids = [c for p in edge for c in range(3 * p + 1, 3 * p + 4) if c < n]
+        levels |= {c: levels[(c - 1) // 3] + 1 for c in kids}
+        edge = kids
+    for options in ({}, {"naive": True}, {"check": True}):
+        run = started(loop, group, **options)
+        assert run.run() is ir.Outcome.EMPTY
+        assert sorted(rows_of(group, run.tables["found"])) == sorted(levels.items())
+        assert run.iteration == max(levels.values()) + 1
+
+
+def solved(by: str, other: str) -> Callable[[Batch, Batch], Batch]:
+    """Least squares for each row of the second table from the ratings beside it."""
+
+    def solve(ratings: Batch, rows: Batch) -> Batch:
+        out = rows["f"].copy()
+        for i, key in enumerate(rows[by].tolist()):
+            here = ratings[by] == key
+            g, r = ratings[f"{other}_f"][here], ratings["r"][here]
+            out[i] = np.linalg.solve(g.T @ g + 0.1 * np.eye(g.shape[1]), g.T @ r)
+        return rows.with_columns(f=out)
+
+    return solve
+
+
+def check_alternating_least_squares(group: Group) -> None:
+    """Two states that look each other up; factors equal those of a loop over dense arrays."""
+    users, things, d = 12, 9, 3
+    random = np.random.default_rng(5)
+    pairs = np.array([(u, t) for u in range(users) for t in range(things) if random.random() < 0.5])
+    ratings = Batch(user=pairs[:, 0], item=pairs[:, 1], r=random.random(len(pairs)))
+    u0, t0 = random.random((users, d)), random.random((things, d))
+
+    def half(by: str, other: str) -> Superstep:
+        return Superstep(
+            by,
+            (
+                Local(lambda s: Batch(**{other: s[other], f"{other}_f": s["f"]}), (f"{other}s",), "factors"),
+                Shuffle("factors", (other,), "theirs"),
+                Lookup(f"by {by}", (other,), "theirs", (f"{other}_f",), "beside"),
+                Local(solved(by, other), ("beside", f"{by}s"), "solved", "share"),
+                Local(lambda new: new, ("solved",), "lying", "share"),
+                Shuffle("lying", (by,), "new"),
+            ),
+            (Patch(f"{by}s", "new"),),
+        )
+
+    loop = Loop(
+        "als",
+        {
+            "ratings": local(ratings, group),
+            "u": local(Batch(user=np.arange(users), f=u0), group),
+            "t": local(Batch(item=np.arange(things), f=t0), group),
+        },
+        {"users": State("u", ("user",)), "items": State("t", ("item",))},
+        (half("user", "item"), half("item", "user")),
+        Until((MaxIterations(4),)),
+        "users",
+        prepare=(Shuffle("ratings", ("user",), "by user"), Shuffle("ratings", ("item",), "by item")),
+    )
+    run = started(loop, group)
+    run.run()
+    u, t = u0.copy(), t0.copy()
+    for _ in range(4):
+        for side, other, mine, theirs in ((u, t, 0, 1), (t, u, 1, 0)):
+            for k in range(len(side)):
+                here = pairs[:, mine] == k
+                g, r = other[pairs[here, theirs]], ratings["r"][here]
+                side[k] = np.linalg.solve(g.T @ g + 0.1 * np.eye(d), g.T @ r)
+    got = sorted(rows_of(group, run.tables["users"]))
+    assert [k for k, _ in got] == list(range(users))
+    np.testing.assert_allclose(np.array([f for _, f in got]), u, rtol=1e-9)
+
+
+CHECKS: list[Check] = [check for name, check in list(globals().items()) if name.startswith("check_")]

@@ -1,0 +1,16 @@
+"""Tables written in place, on threads as ranks: see `checks_writes`."""
+
+from __future__ import annotations
+
+import pytest
+
+from iterreduce.testing import run_ranks
+from tests.engine import checks_writes
+from tests.engine.kit import Check
+
+
+@pytest.mark.parametrize(
+    "check", checks_writes.CHECKS, ids=lambda check: check.__name__.removeprefix("check_")
+)
+def test_writes(check: Check, ranks: int) -> None:
+    run_ranks(ranks, check, timeout=120)
