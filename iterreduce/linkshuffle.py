@@ -42,7 +42,7 @@ from iterreduce.indexing import GAP, Resident, Side
 from iterreduce.linkprogram import Bound, Program, Shape
 from iterreduce.rowrounds import Shelf
 from iterreduce.stages import Shuffle
-from iterreduce.table import Table
+from iterreduce.table import RowsOf, Table
 
 
 class LinkExchange(PlannedExchange):
@@ -401,7 +401,17 @@ class LinkShuffle:
         made = dict(keys._columns)
         for bound, words in zip(self.program.outputs, self._own, strict=True):
             made[bound.output.name] = bound.finished(words[slots])
-        return Table(Batch._trusted(made, {}, len(slots)), onto.layout)
+        made_of = RowsOf(onto.batch.select(*onto.layout.keys), self._rows_at(onto, slots))
+        return Table(Batch._trusted(made, {}, len(slots)), onto.layout, rows_of=made_of)
+
+    def _rows_at(self, onto: Table, slots: Array) -> Array:
+        """The rows of the table that stand for these slots."""
+        order = self._order_of(onto.batch[onto.layout.keys[0]])
+        if order is None:
+            return slots.astype(np.int64)
+        row_of = np.full(len(self._target.keys), -1)
+        row_of[order[order >= 0]] = np.flatnonzero(order >= 0)
+        return row_of[slots]
 
     def _came(self, j: int, bound: Bound) -> list[tuple[Array, Array]]:
         """Slots and values of output ``j`` from each rank."""
