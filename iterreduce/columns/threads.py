@@ -13,6 +13,8 @@ the GIL (`iterreduce.columns.jit`), or a few lines of NumPy around one.
 
 How it can go wrong: a job of less than some 50 us is slower on two threads than on one; `Pool.parts` cuts
 rows no finer than its caller's grain. A function that calls `run` again, on whatever thread, is run inline.
+Waking a core that sleeps takes 50 to 100 us on a virtual machine, as long as a whole job; so a thread that
+waits looks for work a while, without the GIL and giving its core to whoever wants it, before it sleeps.
 
 Kernels deep in the engine, and `nearest` in user code, find the pool of the run by `current`: it is a
 property of the run's thread, so ranks that are threads of one process have one each.
@@ -28,10 +30,47 @@ from itertools import count
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import numpy as np
+
+from iterreduce.columns.jit import kernel, yield_core
 from iterreduce.errors import UsageError
 
 R = TypeVar("R")
 Range = tuple[int, int]
+
+LOOKS = 1500
+"""How often a waiting thread looks before it sleeps: about 0.3 ms, the time between two pieces of a map."""
+GRACE = 40
+"""Looks that a helper lets pass once it is called, 8 us: the caller still has the GIL, until it is in its own
+range, and who finds the GIL taken falls asleep."""
+
+
+@kernel
+def _look_for_work(flag: Any, seen: Any, at_rest: Any, me: Any, looks: Any) -> None:
+    """Wait, but not for long, until the flag is no longer what it was."""
+    at_rest[me] = 1  # said here, where this thread has given up the GIL: who waits for it goes on at once
+    for _ in range(looks):
+        if flag[0] != seen:
+            break
+        yield_core()
+    for _ in range(GRACE):
+        yield_core()
+
+
+@kernel
+def _look_for_rest(at_rest: Any, looks: Any) -> None:
+    """Wait, but not for long, until all others rest."""
+    for _ in range(looks):
+        if at_rest.all():
+            return
+        yield_core()
+
+
+def cores() -> frozenset[int]:
+    """The cores that this process may run on, by number."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 class _Job:
@@ -54,12 +93,13 @@ class _Job:
             except BaseException as error:
                 self.errors[i] = error
 
-    def help(self) -> None:
+    def help(self, at_rest: Any, me: int) -> None:
         """`work`, on a thread of the pool; one that comes too late does nothing."""
         with self._lock:
             if self._closed:
                 return
             self._inside += 1
+            at_rest[me] = 0
         self.work()
         self._leave()
 
@@ -69,11 +109,13 @@ class _Job:
             if self._closed and not self._inside:
                 self._all_left.release()
 
-    def close(self) -> None:
+    def close(self, at_rest: Any, looks: int) -> None:
         """Wait until no thread is inside, also if interrupted: they write into arrays of the caller."""
         with self._lock:
             self._closed = True
             waiting = self._inside > 0
+        if looks:
+            _look_for_rest(at_rest, looks)
         interrupted = None
         while waiting:
             try:
@@ -84,18 +126,39 @@ class _Job:
             raise interrupted
 
 
-def _serve(jobs: SimpleQueue[_Job | None]) -> None:
+class _Desk:
+    """Where jobs are called out, and who rests; ``looks`` 0: where threads outnumber cores, all just sleep."""
+
+    def __init__(self, threads: int):
+        self.looks = LOOKS if threads <= len(cores()) else 0
+        self.at_rest = np.ones(threads - 1, np.int64)
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._flag = np.zeros(1, np.int64)
+
+    def call(self, job: _Job | None, helpers: int) -> None:
+        for _ in range(helpers):
+            self._jobs.put(job)
+        self._flag[0] += 1
+
+    def next_job(self, me: int) -> _Job | None:
+        seen = self._flag[0]
+        if self.looks and self._jobs.empty():
+            _look_for_work(self._flag, seen, self.at_rest, me, self.looks)
+        self.at_rest[me] = 1
+        return self._jobs.get()
+
+
+def _serve(desk: _Desk, me: int) -> None:
     """The life of a thread of a pool; it holds no job, and so no arrays, while it waits."""
-    job = jobs.get()
+    job = desk.next_job(me)
     while job is not None:
-        job.help()
+        job.help(desk.at_rest, me)
         job = None
-        job = jobs.get()
+        job = desk.next_job(me)
 
 
-def _dismiss(jobs: SimpleQueue[_Job | None], threads: list[threading.Thread]) -> None:
-    for _ in threads:
-        jobs.put(None)
+def _dismiss(desk: _Desk, helpers: list[threading.Thread]) -> None:
+    desk.call(None, len(helpers))
 
 
 class Pool:
@@ -112,10 +175,10 @@ class Pool:
         if threads < 1:
             raise UsageError(f"a pool of {threads} threads; wanted 1 or more")
         self.threads = threads
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._desk = _Desk(threads)
         self._helpers: list[threading.Thread] = []
         self._busy = False
-        self._dismissed = weakref.finalize(self, _dismiss, self._jobs, self._helpers)
+        self._dismissed = weakref.finalize(self, _dismiss, self._desk, self._helpers)
 
     def run(self, function: Callable[[int, int], R], ranges: Sequence[Range]) -> list[R]:
         """Call ``function(lo, hi)`` for every range; what it returned, in the order of the ranges.
@@ -125,14 +188,14 @@ class Pool:
         """
         if self.threads == 1 or len(ranges) < 2 or self._busy:
             return [function(lo, hi) for lo, hi in ranges]
-        job = _Job(function, ranges)
+        job, desk = _Job(function, ranges), self._desk
         self._busy = True
         try:
             self._call_helpers(job, min(self.threads, len(ranges)) - 1)
             job.work()
         finally:
             try:
-                job.close()
+                job.close(desk.at_rest, desk.looks)
             finally:
                 self._busy = False
         if job.errors:
@@ -141,12 +204,12 @@ class Pool:
 
     def _call_helpers(self, job: _Job, wanted: int) -> None:
         while len(self._helpers) < wanted and self._dismissed.alive:
-            name = f"iterreduce pool {len(self._helpers) + 1}"
-            helper = threading.Thread(target=_serve, args=(self._jobs,), name=name, daemon=True)
+            me = len(self._helpers)
+            name = f"iterreduce pool {me + 1}"
+            helper = threading.Thread(target=_serve, args=(self._desk, me), name=name, daemon=True)
             helper.start()
             self._helpers.append(helper)
-        for _ in range(min(wanted, len(self._helpers))):
-            self._jobs.put(job)
+        self._desk.call(job, min(wanted, len(self._helpers)))
 
     def parts(self, rows: int, grain: int, multiple: int = 1) -> list[Range]:
         """Equal ranges of so many rows: one for each thread, none of less than ``grain`` rows.
@@ -216,10 +279,3 @@ class using:
 
     def __exit__(self, *error: object) -> None:
         _here.pool = self._before
-
-
-def cores() -> frozenset[int]:
-    """The cores that this process may run on, by number."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
