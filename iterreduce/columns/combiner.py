@@ -13,14 +13,16 @@ knows of no ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from iterreduce.columns import hashing
+from iterreduce.columns.accumulators import Count, Words
 from iterreduce.columns.aggregators import Output
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.fused import fused_sum
@@ -28,15 +30,19 @@ from iterreduce.columns.hashing import hash_words, key_words, unhash_words
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.keycodec import KeyBytes, decode_keys, is_word_key
 from iterreduce.columns.keystore import KeyStore
-from iterreduce.columns.keytable import OrderedTable
+from iterreduce.columns.keytable import ALL_HASHES, OrderedTable
 from iterreduce.columns.numbering import estimate_distinct, is_dense, keys_of_words
 from iterreduce.columns.ordering import hash_order
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
+from iterreduce.columns.threads import ALONE, current
 from iterreduce.errors import UsageError
 
 PIECE = 4096  # rows between slots and accumulators: 32 KB of hashes, slots and each value column
+LEAST_PARTED = 1 << 14  # rows that are worth waking threads for: 0.2 ms
 ADDRESS_KINDS = "biumM"  # keys whose words can be addresses
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -142,10 +148,14 @@ def _records(store: Array, rows: Array, width: int) -> Array:
 
 
 class HashedStore:
-    """Keys of a single number, in a table in hash order that also holds the records."""
+    """Keys of a single number, in a table in hash order that also holds the records.
 
-    def __init__(self, schema: Schema, outputs: Sequence[Output]):
+    A store for a part of all hashes is given all rows, and passes over those of other parts.
+    """
+
+    def __init__(self, schema: Schema, outputs: Sequence[Output], part: tuple[int, int] = ALL_HASHES):
         self.schema, self.name, self.layout = schema, next(iter(schema)), Layout(outputs, 1)
+        self.part, self._share = part, (ALL_HASHES[1] + 1) // (part[1] - part[0] + 1)
         self.table = OrderedTable(self.layout.width, self.layout.fill)
         self.fused = fused_sum(outputs)
         self._hashes, self._slots = np.empty(PIECE, np.uint64), np.empty(PIECE, np.int64)
@@ -160,20 +170,34 @@ class HashedStore:
     def add(self, keys: Batch, rows: Batch) -> int:
         column, valid = keys[self.name], keys.valid(self.name)
         if not self.table.homes:
-            sample = column[:: max(1, len(column) // PIECE)]
-            self.table.reserve(estimate_distinct(column), hash_words(key_words(sample)))
+            sample = hash_words(key_words(column[:: max(1, len(column) // PIECE)]))
+            self.table.reserve(self._distinct(column), sample[self._mine(sample)])
         fused = (
             self.fused
             if self.fused is not None and valid is None and self.fused.takes(column, rows)
             else None
         )
-        lo = 0 if fused is None else fused.add_hashed(self.table, key_words(column), rows, 0)
+        lo = 0 if fused is None else fused.add_hashed(self.table, key_words(column), rows, 0, self.part)
         while lo < len(rows):
             hi = min(lo + PIECE, len(rows))
-            words, mask = key_words(column[lo:hi]), None if valid is None else valid[lo:hi]
-            self._add_piece(hash_words(words, self._hashes[: hi - lo]), mask, rows.slice(lo, hi), column[hi:])
-            lo = hi if fused is None else fused.add_hashed(self.table, key_words(column), rows, hi)
+            hashes = hash_words(key_words(column[lo:hi]), self._hashes[: hi - lo])
+            mask, piece = None if valid is None else valid[lo:hi], rows.slice(lo, hi)
+            if self.part != ALL_HASHES:
+                at = np.flatnonzero(
+                    self._mine(hashes if mask is None else np.where(mask, hashes, hashing.NULL_HASH))
+                )
+                hashes, mask, piece = hashes[at], None if mask is None else mask[at], piece.take(at)
+            self._add_piece(hashes, mask, piece, column[hi:])
+            lo = hi if fused is None else fused.add_hashed(self.table, key_words(column), rows, hi, self.part)
         return len(rows)
+
+    def _mine(self, hashes: Array) -> Array:
+        """Which hashes lie in this store's part."""
+        return hashes - np.uint64(self.part[0]) <= np.uint64(self.part[1] - self.part[0])
+
+    def _distinct(self, column: Array) -> int:
+        """About how many keys of this part a column has."""
+        return estimate_distinct(column) // self._share
 
     def _add_piece(self, hashes: Array, valid: Array | None, rows: Batch, rest: Array) -> None:
         """Any piece, whatever stands in its way; ``rest``: the keys that come after it."""
@@ -186,7 +210,7 @@ class HashedStore:
             self.layout.update(self.table.words, slots[:now], rows.slice(done, done + now))
             done, hashes, slots = done + now, hashes[now:], slots[now:]
             valid = None if valid is None else valid[now:]
-            self.table.make_room(hashes, estimate_distinct(rest))
+            self.table.make_room(hashes, self._distinct(rest))
 
     def merge(self, part: Folded) -> int:
         n, valid = len(part), part.keys.valid(self.name)
@@ -205,6 +229,45 @@ class HashedStore:
     def result(self) -> Folded:
         hashes, records, null_at = self.table.contents()
         return Folded(hashes, keys_of_words(self.schema, unhash_words(hashes), null_at), records)
+
+
+class PartedStore:
+    """Stores for equal parts of all hashes, each filled by one thread; the bits are those of one store."""
+
+    def __init__(self, schema: Schema, outputs: Sequence[Output], parts: int):
+        cuts = [2**64 * p // parts for p in range(parts + 1)]
+        self.stores = [HashedStore(schema, outputs, (lo, hi - 1)) for lo, hi in pairwise(cuts)]
+        self._firsts = np.array(cuts[1:-1], np.uint64)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(store.nbytes for store in self.stores)
+
+    def clear(self) -> None:
+        self._each(lambda store, p: store.clear())
+
+    def _each(self, work: Callable[[HashedStore, int], R], rows: int = LEAST_PARTED) -> list[R]:
+        """Call ``work`` for every store, on threads if there are that many rows."""
+        ranges = [(p, p + 1) for p in range(len(self.stores))]
+        pool = current() if rows >= LEAST_PARTED else ALONE
+        return pool.run(lambda p, _: work(self.stores[p], p), ranges)
+
+    def add(self, keys: Batch, rows: Batch) -> int:
+        self._each(lambda store, p: store.add(keys, rows), len(rows))
+        return len(rows)
+
+    def merge(self, part: Folded) -> int:
+        ends = [0, *np.searchsorted(part.hashes, self._firsts).tolist(), len(part)]
+        self._each(lambda store, p: store.merge(part.slice(ends[p], ends[p + 1])), len(part))
+        return len(part)
+
+    def result(self) -> Folded:
+        parts = self._each(lambda store, p: store.result())
+        return Folded(
+            np.concatenate([p.hashes for p in parts]),
+            Batch.concat([p.keys for p in parts]),
+            np.concatenate([p.records for p in parts]),
+        )
 
 
 @kernel
@@ -403,9 +466,7 @@ class Fold:
             return
         if self._store is None:
             self._store = (
-                HashedStore(self.key_schema, self.outputs)
-                if self._word
-                else GeneralStore(self.key_schema, self.outputs)
+                self._by_hash(len(part)) if self._word else GeneralStore(self.key_schema, self.outputs)
             )
         done = self._store.merge(part)
         if done < len(part):
@@ -422,6 +483,17 @@ class Fold:
             low, high = min(low, span[0]), max(high, span[1])
         if is_dense(low, high, len(column)) and is_dense(low, high, estimate_distinct(column)):
             return AddressedStore(self.key_schema, self.outputs, low, high)
+        return self._by_hash(len(column))
+
+    def _by_hash(self, rows: int) -> Store:
+        """In parts, if there are threads to fill them and no function of a user is called there."""
+        parts = current().threads
+        if (
+            parts > 1
+            and rows >= LEAST_PARTED
+            and all(isinstance(o.bound, Words | Count) for o in self.outputs)
+        ):
+            return PartedStore(self.key_schema, self.outputs, parts)
         return HashedStore(self.key_schema, self.outputs)
 
     def _replace(self, keys: Batch) -> None:
