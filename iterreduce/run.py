@@ -18,6 +18,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashing import hash_keys, hash_words
 from iterreduce.columns.schema import never_null
 from iterreduce.columns.threads import using
+from iterreduce.cores import one_blas_thread
 from iterreduce.driver import LoopRun
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Outcome
@@ -67,7 +68,7 @@ def run_loop(
     run = LoopRun(loop, group, options, events)
     run.tell("run.start", name=loop.name, rank=group.rank, size=group.size, max_iterations=limit)
     try:
-        with using(run.pool):
+        with using(run.pool), one_blas_thread():
             outcome = run.run()
             run.finish()
             result = _result(run, outcome, time.perf_counter() - started, group.traffic.payload_bytes - sent)

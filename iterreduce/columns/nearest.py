@@ -87,7 +87,7 @@ def nearest(points: Array, centroids: Array, *, distance: bool = False) -> Array
             measure(x[lo:hi], c, labels[lo:hi], distances[lo:hi])
 
     pool = current()
-    pool.run(label, pool.parts(len(x), 1 + GRAIN // c.size, TILE))
+    pool.run(label, pool.parts(len(x), GRAIN // (c.size + 1), TILE))
     return (labels, distances) if distance else labels
 
 

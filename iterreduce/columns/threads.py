@@ -127,7 +127,7 @@ class _Job:
 
 
 class _Desk:
-    """Where jobs are called out, and who rests; with more threads than cores ``looks`` is 0: all just sleep."""
+    """Where jobs are called out, and who rests; with more threads than cores ``looks`` is 0: all sleep."""
 
     def __init__(self, threads: int):
         self.looks = LOOKS if threads <= len(cores()) else 0
