@@ -73,6 +73,15 @@ def cores() -> frozenset[int]:
     return frozenset(range(os.cpu_count() or 1))
 
 
+def _crowded() -> bool:
+    """Whether this node has much more to run than cores: then a core that looks for work takes it from others,
+    and loses it for milliseconds."""
+    try:
+        return os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+    except OSError:
+        return False
+
+
 class _Job:
     """A function and its ranges, with what came of each; threads come and go while ranges are left."""
 
@@ -127,10 +136,10 @@ class _Job:
 
 
 class _Desk:
-    """Where jobs are called out, and who rests; with more threads than cores ``looks`` is 0: all sleep."""
+    """Where jobs are called out, and who rests; where cores are wanted by others ``looks`` is 0: all sleep."""
 
     def __init__(self, threads: int):
-        self.looks = LOOKS if threads <= len(cores()) else 0
+        self.looks = LOOKS if threads <= len(cores()) and not _crowded() else 0
         self.at_rest = np.ones(threads - 1, np.int64)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._flag = np.zeros(1, np.int64)
