@@ -74,8 +74,7 @@ def cores() -> frozenset[int]:
 
 
 def _crowded() -> bool:
-    """Whether this node has much more to run than cores: then a core that looks for work takes it from others,
-    and loses it for milliseconds."""
+    """Whether this node has more to run than cores: who looks for work then loses its core for a while."""
     try:
         return os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
     except OSError:
@@ -136,7 +135,7 @@ class _Job:
 
 
 class _Desk:
-    """Where jobs are called out, and who rests; where cores are wanted by others ``looks`` is 0: all sleep."""
+    """Where jobs are called out, and who rests; where others want the cores, ``looks`` is 0: all sleep."""
 
     def __init__(self, threads: int):
         self.looks = LOOKS if threads <= len(cores()) and not _crowded() else 0
