@@ -102,14 +102,17 @@ class Clock:
         return taken
 
 
-def serve(folder: Path, app: Callable[[], Any], clock: Clock, results: Callable[[Any], Any]) -> None:
+def serve(
+    folder: Path, app: Callable[[], Any], clock: Clock, results: Callable[[Any], Any], threads: int = 1
+) -> None:
     """Be one of the ranks: run the loop of ``app()`` turn by turn. ``results`` makes JSON of the driver."""
     import iterreduce as ir
     from iterreduce.collectives import group_for, world
+    from iterreduce.options import Options
 
     launched = any(name in os.environ for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"))
     group = world() if launched else group_for(None)
-    run = ir.LoopRun(app().to_loop(), group)
+    run = ir.LoopRun(app().to_loop(), group, Options(threads=threads))
     began = time.perf_counter()
     run.start()
     loaded = time.perf_counter() - began

@@ -285,6 +285,7 @@ def _write_summary(
             request.app.name,
             peaks,
             {"iterreduce": __version__, "mpi": group.library},
+            threads=result.threads,
             iterations=result.iterations,
             outcome=result.outcome.name,
             residual=result.residual,

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.combiner import FoldedRows
 from iterreduce.columns.groups import Folded, KeyIndex, number_keys
 from iterreduce.columns.keylist import KeyList
 from iterreduce.columns.numbering import code_dtype
 from iterreduce.columns.packing import pack, packed_words
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
+from iterreduce.columns.stores import FoldedRows
 from iterreduce.exchange import Outgoing
 from iterreduce.folding import RECORDS, Combiner, Outputs
 

@@ -25,6 +25,8 @@ from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.numbering import number_keys
 from iterreduce.columns.partition import PARTITIONS, PartitionMap
+from iterreduce.columns.threads import current, using
+from iterreduce.cores import pool_for
 from iterreduce.errors import UsageError
 from iterreduce.events import Events
 from iterreduce.exchange import FAILED, check_headers
@@ -90,6 +92,7 @@ class LoopRun:
         refuse_unbuilt(loop)
         self.loop, self.group = loop, group
         self.options, self.events = options or Options(), events or Events()
+        self.pool = pool_for(group, self.options.threads)
         self.iteration = 0
         self.residual: float | None = None
         self.outcome: Outcome | None = None
@@ -153,9 +156,10 @@ class LoopRun:
         if self._started:
             return
         before = self.group.traffic.payload_bytes
-        self._prepare(self.tables)
-        for name, state in self.loop.state.items():
-            self.tables[name] = self._initial(name, state)
+        with using(self.pool):
+            self._prepare(self.tables)
+            for name, state in self.loop.state.items():
+                self.tables[name] = self._initial(name, state)
         self._started = True
         self.bytes_invariants = self.group.traffic.payload_bytes - before
 
@@ -285,7 +289,8 @@ class LoopRun:
         started = time.perf_counter()
         sent = self.group.traffic.payload_bytes
         try:
-            pending = self._iterate()
+            with using(self.pool):
+                pending = self._iterate()
         except BaseException as error:
             self._roll_back(error)
             raise
@@ -405,8 +410,14 @@ class LoopRun:
 
     def finish(self) -> None:
         """Run the stages that follow the last iteration; their results join ``tables``. Collective."""
-        self._run_stages(self.loop.finish, self.tables, "finish")
+        with using(self.pool):
+            self._run_stages(self.loop.finish, self.tables, "finish")
         self.settle()
+
+    def close(self) -> None:
+        """End the run's threads; it can go on without them."""
+        if self.pool is not current():  # a run within a run works on that one's threads
+            self.pool.close()
 
     def settle(self) -> None:
         """Raise on all ranks what a watcher raised on one since the last collective. Collective."""

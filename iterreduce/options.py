@@ -42,6 +42,7 @@ class Options:
     quiet: bool = False
     memory_bytes: int | None = None
     partitions: int = 1024
+    threads: int | None = None
     start_timeout: float = 120.0
 
 
@@ -167,6 +168,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("memory", SIZE, "memory budget of each rank", field="memory_bytes"),
     Setting("partitions", COUNT, "logical partitions of the key space, at least the number of ranks"),
+    Setting("threads", COUNT, "threads of each rank; not set: its share of the cores of its node"),
     Setting("quiet", SWITCH, "no progress"),
     Setting(
         "start_timeout",

@@ -17,6 +17,8 @@ from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashing import hash_keys, hash_words
 from iterreduce.columns.schema import never_null
+from iterreduce.columns.threads import using
+from iterreduce.cores import one_blas_thread
 from iterreduce.driver import LoopRun
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Outcome
@@ -46,6 +48,7 @@ class Result:
     bytes_exchanged: dict[str, Any] = field(default_factory=dict)
     result_sha256: str = ""
     memory_bytes: dict[str, int] = field(default_factory=dict)
+    threads: int = 1
 
     def __getitem__(self, column: str) -> Any:
         """A column of this rank's share."""
@@ -65,9 +68,10 @@ def run_loop(
     run = LoopRun(loop, group, options, events)
     run.tell("run.start", name=loop.name, rank=group.rank, size=group.size, max_iterations=limit)
     try:
-        outcome = run.run()
-        run.finish()
-        result = _result(run, outcome, time.perf_counter() - started, group.traffic.payload_bytes - sent)
+        with using(run.pool), one_blas_thread():
+            outcome = run.run()
+            run.finish()
+            result = _result(run, outcome, time.perf_counter() - started, group.traffic.payload_bytes - sent)
     except BaseException:
         run.tell(
             "run.end",
@@ -77,6 +81,8 @@ def run_loop(
             seconds=time.perf_counter() - started,
         )
         raise
+    finally:
+        run.close()
     run.tell(
         "run.end",
         outcome=outcome.name,
@@ -108,6 +114,7 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         bytes_exchanged={"invariants": run.bytes_invariants, "per_iteration": per_iteration, "total": sent},
         result_sha256=digest(table, run.group),
         memory_bytes={**run.loaded, **run.shop.cache.report()},
+        threads=run.pool.threads,
     )
 
 

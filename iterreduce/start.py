@@ -1,8 +1,8 @@
 """What a process of the command line sets up before NumPy or Numba is loaded.
 
-Threads of the linear algebra library are switched off: ranks are the unit of parallel work here. Compiled
-kernels get a directory of their own. Library use does none of this: the host program's environment is its
-own.
+Threads of the linear algebra library are switched off: ranks, and our own threads (`iterreduce.cores` says
+why), are the units of parallel work here. Compiled kernels get a directory of their own. Library use does
+none of this: the host program's environment is its own.
 
 Compiled kernels lie in a private directory of the node's own temporary directory, never in a home that many
 nodes share, nor in the installation, which may be read-only. All ranks of a node use the same one: what is

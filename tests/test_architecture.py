@@ -21,7 +21,7 @@ MOST_LINES = 500
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("version", "errors", "events", "options", "memory"),
     ("columns",),
-    ("words", "group", "collectives"),
+    ("words", "group", "collectives", "cores"),
     ("storage", "sources"),
     ("table",),
     ("exchange",),

@@ -16,10 +16,11 @@ import numpy as np
 
 from iterreduce.columns.aggregators import MAX, MEAN, MIN, SUM, Aggregator
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.combiner import Fold, Folded
+from iterreduce.columns.combiner import Fold
 from iterreduce.columns.numbering import KeyIndex, Numbered, code_dtype, number_keys
 from iterreduce.columns.ordering import bucket_order, group_order, hash_order
 from iterreduce.columns.ragged import Array
+from iterreduce.columns.stores import Folded
 
 __all__ = [
     "Fold",

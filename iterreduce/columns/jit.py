@@ -22,6 +22,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
+from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 
 P = ParamSpec("P")
@@ -33,6 +34,9 @@ LONGEST_WAIT_SECONDS = 120.0
 REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}
 """Float flags that let additions be regrouped (one binary regroups always alike), but keep NaN and infinity.
 """
+
+yield_core = types.ExternalFunction("sched_yield", types.int32())
+"""For kernels that wait: let another thread have this core. Also makes the compiler read memory again."""
 
 
 def _compile(function: Callable[P, R], **options: object) -> Callable[P, R]:

@@ -8,7 +8,8 @@ The definition, which every path below keeps to the bit: the distance of row x t
     D = ((x[0] - c[0])**2 + (x[1] - c[1])**2) + ...      in float64, in this order,
 
 and the label is the smallest number whose D is smallest. So a label depends on its row and on the centroids
-alone, never on the block that the row came in, nor on the number of ranks, nor on a BLAS.
+alone, never on the block that the row came in, nor on the number of ranks or threads, nor on a BLAS. Threads
+of the run take a range of rows each.
 
 Most rows never meet that formula. Scores in float32 tell the best centroid from the second best where their
 gap is wider than twice the error of a score; only the other rows (about 1 in 10,000) are decided in float64.
@@ -39,6 +40,7 @@ from iterreduce.columns.nearest_kernels import (
     settle,
 )
 from iterreduce.columns.ragged import Array
+from iterreduce.columns.threads import current
 from iterreduce.errors import SchemaError
 
 CHUNK = 256
@@ -47,6 +49,8 @@ BLAS_COLUMNS = 48
 """Columns from which a matrix product per tile is worth its 5 us of Python: 1.2 x faster at 64 columns."""
 MAX_COLUMNS = 16_000
 """Above it the error of float32 sums grows past 2**-10, which the bound's slack does not cover."""
+GRAIN = 1 << 20
+"""Products of a range that is worth a thread of its own: 50 us."""
 
 
 @overload
@@ -75,12 +79,16 @@ def nearest(points: Array, centroids: Array, *, distance: bool = False) -> Array
     x, c = _rows("points", points), _rows("centroids", centroids).astype(np.float64, copy=False)
     _check_shapes(x, c)
     labels = np.empty(len(x), np.int64)
-    _label(x, c, labels)
-    if not distance:
-        return labels
-    distances = np.empty(len(x))
-    measure(x, c, labels, distances)
-    return labels, distances
+    distances = np.empty(len(x) if distance else 0)
+
+    def label(lo: int, hi: int) -> None:
+        _label(x[lo:hi], c, labels[lo:hi])
+        if distance:
+            measure(x[lo:hi], c, labels[lo:hi], distances[lo:hi])
+
+    pool = current()
+    pool.run(label, pool.parts(len(x), GRAIN // (c.size + 1), TILE))
+    return (labels, distances) if distance else labels
 
 
 def _rows(name: str, values: Any) -> Array:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iterreduce.columns import combiner, hashing, keytable
+from iterreduce.columns import hashing, keytable, stores
 from iterreduce.columns.aggregators import (
     COUNT,
     MAX,
@@ -23,10 +23,11 @@ from iterreduce.columns.aggregators import (
     count,
 )
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.combiner import AddressedStore, Fold, Folded, GeneralStore, HashedStore
+from iterreduce.columns.combiner import Fold
 from iterreduce.columns.groups import number_keys
 from iterreduce.columns.hashing import hash_keys, hash_words, unhash_words
 from iterreduce.columns.schema import Field, Schema
+from iterreduce.columns.stores import AddressedStore, Folded, GeneralStore, HashedStore
 from iterreduce.errors import SchemaError, UsageError
 from tests.columns.key_cases import NULL_TWIN, ONES_KEY, by_case, by_small, python_rows, rng, weak
 
@@ -277,7 +278,7 @@ def test_the_fused_loop_and_the_general_way_give_the_same_bits(monkeypatch):
             fused = folded_in_pieces(rows, ("k",), reduce, [11, 40_000])
             assert fused._store.fused is not None
             with monkeypatch.context() as patch:
-                patch.setattr(combiner, "fused_sum", lambda outputs: None)
+                patch.setattr(stores, "fused_sum", lambda outputs: None)
                 general = folded_in_pieces(rows, ("k",), reduce, [11, 40_000])
             assert same(fused.result(), general.result())
 
