@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ class Resident:
     _pushed: Links | None = None
     _pulled: Links | None = None
 
-    @property
+    @cached_property
     def own_at(self) -> int:
         """The place of this rank's first own key."""
         return int(self.named.sum()) + GAP * len(self.named)

@@ -28,6 +28,7 @@ from iterreduce.columns.linkfold import Touched, merge_into
 from iterreduce.columns.links import Links
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field
+from iterreduce.columns.threads import current
 from iterreduce.errors import UsageError
 from iterreduce.exchange import (
     FAILED,
@@ -216,7 +217,7 @@ class LinkShuffle:
     def _dense(links: Links, bound: Bound, values: Mapping[str, Array], out: Array) -> None:
         output = bound.output
         states = [values[part] for part in output.parts]
-        links.dense(output.combine, states, out, bound.function, output.columns)
+        links.dense(output.combine, states, out, bound.function, output.columns, pool=current())
 
     @staticmethod
     def _sparse(
@@ -225,7 +226,14 @@ class LinkShuffle:
         output = bound.output
         states = [values[part] for part in output.parts]
         return links.sparse(
-            output.combine, frontier, states, out, bound.function, output.columns, aligned=True
+            output.combine,
+            frontier,
+            states,
+            out,
+            bound.function,
+            output.columns,
+            aligned=True,
+            pool=current(),
         )
 
     def _fold_touched(self, links: Links, frontier: Array | None, values: dict[str, Array]) -> None:

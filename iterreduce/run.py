@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashing import hash_keys, hash_words
+from iterreduce.columns.ordering import hash_order
 from iterreduce.columns.schema import never_null
 from iterreduce.columns.threads import using
 from iterreduce.cores import one_blas_thread
@@ -95,7 +96,7 @@ def run_loop(
 
 
 def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result:
-    table, clock = run.tables[run.loop.result], run.clock
+    table, clock = canonical(run.tables[run.loop.result]), run.clock
     per_iteration = run.bytes_iterations
     return Result(
         outcome=outcome,
@@ -116,6 +117,19 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         memory_bytes={**run.loaded, **run.shop.cache.report()},
         threads=run.pool.threads,
     )
+
+
+def canonical(table: Table) -> Table:
+    """Rows by key in the order of their hashes, so that a result does not tell how many ranks made it.
+
+    Within a run they may stand in any order that pays, such as that of the numbers of an `Index`.
+    """
+    if table.layout.kind != "key":
+        return table
+    hashes = hash_keys(table.batch.select(*table.layout.keys))
+    if len(hashes) < 2 or not (hashes[1:] < hashes[:-1]).any():
+        return table
+    return replace(table, batch=table.batch.take(hash_order(hashes)))
 
 
 def _values(run: LoopRun) -> dict[str, float | int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from iterreduce.collectives import Group
+from iterreduce.collectives import Group, SoloGroup
 from iterreduce.columns.aggregators import Aggregator, any_, count, max_, min_, sum_
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.expressions import col, where
@@ -19,7 +19,9 @@ from iterreduce.errors import DisagreementError, SchemaError, UsageError
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.loop import Index, Joined, Local, Loop, Replace, Shuffle, State, Superstep
 from iterreduce.options import Options
-from tests.engine.kit import Check, local, raised, rows_of, share
+from iterreduce.run import run_loop
+from iterreduce.sources import LocalSource
+from tests.engine.kit import Check, local, raised, rows_here, rows_of, share
 
 N, VERTICES = 120, 23
 Rows = list[tuple[Any, ...]]
@@ -214,6 +216,14 @@ def after_the_first_iteration_values_alone_travel(group: Group) -> None:
     assert sent[0] == 8 * named
 
 
+def results_do_not_tell_how_many_ranks_there_were(group: Group) -> None:
+    edges = graph("text")
+    loop = program(local(edges, group), {"got": count()})
+    rows = rows_of(group, run_loop(loop, group))
+    alone = run_loop(program(LocalSource(edges), {"got": count()}), SoloGroup())
+    assert rows == rows_here(alone.batch)
+
+
 def an_error_on_one_rank_is_raised_on_all(group: Group) -> None:
     def broken(heard: Batch, pages: Batch) -> Batch:
         raise ValueError("broken")
@@ -226,7 +236,7 @@ def an_error_on_one_rank_is_raised_on_all(group: Group) -> None:
 
 def keys_of_two_types_are_refused(group: Group) -> None:
     rows = share(Batch(src=np.arange(6), dst=np.arange(6.0)), group)
-    error = raised(group, SchemaError, lambda: run(group, program(_source(rows), {"got": count()})))
+    error = raised(group, SchemaError, lambda: run(group, program(LocalSource(rows), {"got": count()})))
     assert '"src" is int64 and "dst" is float64' in str(error)
 
 
@@ -236,18 +246,12 @@ def ranks_with_other_columns_are_refused(group: Group) -> None:
     rows = Batch(src=np.arange(3), dst=np.arange(3))
     if group.rank == 1:
         rows = rows.with_columns(w=np.ones(3))
-    raised(group, DisagreementError, lambda: run(group, program(_source(rows), {"got": count()})))
+    raised(group, DisagreementError, lambda: run(group, program(LocalSource(rows), {"got": count()})))
 
 
 def a_wrong_key_is_named(group: Group) -> None:
     loop = program(local(graph(), group), {"got": count()}, key="w")
     assert "src and dst" in str(raised(group, UsageError, lambda: run(group, loop)))
-
-
-def _source(rows: Batch) -> Any:
-    from iterreduce.sources import LocalSource
-
-    return LocalSource(rows)
 
 
 CHECKS: dict[str, Check] = {
@@ -262,6 +266,7 @@ CHECKS: dict[str, Check] = {
         other_keys_join_the_table,
         rows_without_a_joined_table_are_folded_alone,
         no_rows_at_all_make_no_pages,
+        results_do_not_tell_how_many_ranks_there_were,
         naive_runs_give_the_same,
         after_the_first_iteration_values_alone_travel,
         an_error_on_one_rank_is_raised_on_all,
