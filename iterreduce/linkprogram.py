@@ -46,6 +46,7 @@ class Output:
     rest: Expr
     parts: tuple[str, ...]
     columns: tuple[str, ...]
+    order_free: bool = False
 
     @property
     def combine(self) -> str:
@@ -62,6 +63,7 @@ class Shape:
         #: are rows counted, and nothing else? Their owners know how many there are
         counted = all(o.kind == "count" for o in self.outputs)
         self.counts_only = counted and stage.joined is None and not stage.touched
+        self.order_free = any(o.order_free and o.kind == "sum" for o in self.outputs)
         if self.parts and stage.joined is None:
             unknown = ", ".join(dict.fromkeys(c for part in self.parts.values() for c in columns_of(part)))
             raise UsageError(
@@ -84,7 +86,9 @@ class Shape:
                 f"columns of the rows; at most {MOST_VALUES} of each fit: compute some of them beforehand"
             )
         function = edge_order(rest, tuple(found), taken)
-        return Output(name, aggregator.kind, function, tuple(renamed[k] for k in found), taken)
+        parts = tuple(renamed[k] for k in found)
+        order_free = getattr(aggregator, "adds", "in order") != "in order"
+        return Output(name, aggregator.kind, function, parts, taken, order_free)
 
 
 def edge_order(rest: Expr, parts: tuple[str, ...], columns: tuple[str, ...]) -> Expr:
@@ -130,6 +134,16 @@ def _tree(name: str, aggregator: Aggregator) -> Expr:
     return apply("not_equal", tree, 0) if aggregator.kind in ("any", "all") else tree
 
 
+def identity_of(combine: str, word: np.dtype[Any]) -> float | int:
+    """What a fold of no rows gives."""
+    if combine == "sum":
+        return 0
+    low = combine == "max"
+    if word.kind == "f":
+        return -np.inf if low else np.inf
+    return int(np.iinfo(np.int64).min if low else np.iinfo(np.int64).max)
+
+
 @dataclass(frozen=True)
 class Bound:
     """An output and its types: that of a value, of the words that are folded, and the compiled function."""
@@ -142,17 +156,14 @@ class Bound:
     @property
     def identity(self) -> float | int:
         """What no value gives."""
-        if self.output.combine == "sum":
-            return 0
-        low = self.output.combine == "max"
-        if self.word.kind == "f":
-            return -np.inf if low else np.inf
-        return int(np.iinfo(np.int64).min if low else np.iinfo(np.int64).max)
+        return identity_of(self.output.combine, self.word)
 
     def finished(self, words: Array) -> Array:
         """The words as values; those that no row reached are the identity of the values' type."""
         if self.output.kind in ("any", "all"):
             return np.clip(words, 0, 1).astype(bool)
+        if self.output.order_free and self.word.kind == "f":  # one zero, one NaN
+            words = np.where(np.isnan(words), np.nan, words + 0.0)
         if self.dtype == words.dtype:
             return words
         if self.dtype.kind in "iu":

@@ -28,7 +28,6 @@ from iterreduce.columns.linkfold import Touched, merge_into
 from iterreduce.columns.links import Links
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field
-from iterreduce.columns.threads import current
 from iterreduce.errors import UsageError
 from iterreduce.exchange import (
     FAILED,
@@ -40,6 +39,8 @@ from iterreduce.exchange import (
     nothing,
 )
 from iterreduce.indexing import GAP, Resident, Side
+from iterreduce.linkgrids import Grids, walk
+from iterreduce.linklanes import Lane, exact, finished, is_exact, plain
 from iterreduce.linkprogram import Bound, Program, Shape
 from iterreduce.rowrounds import Shelf
 from iterreduce.stages import Shuffle
@@ -88,6 +89,10 @@ class LinkShuffle:
         self.resident: Resident | None = None
         self._places: list[Array] = []
         self._values: dict[str, Array] = {}
+        self._came_values: dict[str, Array] = {}
+        self._starts: tuple[Array | None, dict[str, Array]] = (None, {})
+        self._folded: list[Lane] = []
+        self._lanes_of: list[int] = []
 
     # ------------------------------------------------------------------ what all ranks know alike
 
@@ -116,6 +121,11 @@ class LinkShuffle:
         self._slots: tuple[Any, Array | None] = (None, None)
         self._order: tuple[Any, Array | None] = (None, None)
         self._touched: list[Touched] = []
+        self._scratch: list[Array] = []
+        self._own: list[Array] = []
+        side = self._target
+        rows = side.degrees.sum(axis=0) if resident.stage.symmetric else side.degrees[int(self.push)]
+        self._grids = Grids(self.group, self.shape, int(rows.max(initial=1)))
         return resident
 
     @property
@@ -130,11 +140,10 @@ class LinkShuffle:
         assert self.resident is not None
         return self.resident.second if self.push else self.resident.first
 
-    def _planned(self, resident: Resident) -> LinkExchange:
-        """The exchange of values, made when it is first needed. Collective then."""
-        if self._exchange is None:
+    def _planned(self, resident: Resident, width: int) -> LinkExchange:
+        """The exchange of this many words per place, made when it is first needed. Collective then."""
+        if self._exchange is None or self._exchange.width != max(1, width):
             asked = np.array([len(slots) for slots in resident.asked], np.int64)
-            width = len(self.shape.outputs if self.push else self.shape.parts)
             sent, received = (resident.named, asked) if self.push else (asked, resident.named)
             some = min(1, width)
             self._exchange = LinkExchange(
@@ -159,7 +168,9 @@ class LinkShuffle:
             self.program = Program(self.shape, dtypes, joined.schema)
         self._values = self.program.values(joined._columns, len(joined))
         if self.push:
-            self._fold(slots)
+            self._starts = self._frontier(slots, self.residents[self.stage.rows].pushed().n_sources)
+            if not self.shape.order_free:
+                self._fold()
         elif slots is not None:
             raise UsageError(
                 f'shuffle of "{self.stage.rows}" by {self.stage.key[0]}: the table that it is joined with '
@@ -186,84 +197,93 @@ class LinkShuffle:
                 "with a key, or Shuffle it by one"
             )
 
-    def _fold(self, slots: Array | None) -> None:
-        """All outputs, by place."""
-        assert self.resident is not None and self.program is not None
-        links = self.resident.pushed()
-        frontier, values = self._frontier(slots, links.n_sources)
-        if self.stage.touched:
-            self._fold_touched(links, frontier, values)
-            return
-        self._places = [
-            self.shelf.new(self.resident.places, Field("fixed", b.word)) for b in self.program.outputs
-        ]
-        for bound, out in zip(self.program.outputs, self._places, strict=True):
-            if frontier is None:
-                self._dense(links, bound, values, out)
-            else:
-                out.fill(bound.identity)
-                self._sparse(links, bound, frontier, values, out)
-
     def _frontier(self, slots: Array | None, starts: int) -> tuple[Array | None, dict[str, Array]]:
         """The slots that rows start from, with the values beside them; None: all, by slot."""
-        if slots is None:
+        if slots is None and not self.stage.touched:
             return None, self._values
+        if slots is None:
+            return np.arange(starts), {name: v[:starts] for name, v in self._values.items()}
         chosen = np.flatnonzero((slots >= 0) & (slots < starts))
         if len(chosen) == len(slots):
             return slots, self._values
         return slots[chosen], {name: v[chosen] for name, v in self._values.items()}
 
-    @staticmethod
-    def _dense(links: Links, bound: Bound, values: Mapping[str, Array], out: Array) -> None:
-        output = bound.output
-        states = [values[part] for part in output.parts]
-        links.dense(output.combine, states, out, bound.function, output.columns, pool=current())
+    def _lanes(self, values: Mapping[str, Array], rows: int) -> list[Lane]:
+        """What is folded for all outputs; ``self._lanes_of`` says which lanes are whose."""
+        assert self.program is not None
+        made = [
+            exact(bound, values, self._grids.of[i], rows) if is_exact(bound) else plain(bound, values)
+            for i, bound in enumerate(self.program.outputs)
+        ]
+        self._lanes_of = [len(lanes) for lanes in made]
+        self._folded = [lane for lanes in made for lane in lanes]
+        return self._folded
 
-    @staticmethod
-    def _sparse(
-        links: Links, bound: Bound, frontier: Array, values: Mapping[str, Array], out: Array
-    ) -> Array:
-        output = bound.output
-        states = [values[part] for part in output.parts]
-        return links.sparse(
-            output.combine,
-            frontier,
-            states,
-            out,
-            bound.function,
-            output.columns,
-            aligned=True,
-            pool=current(),
-        )
+    def _fold(self) -> None:
+        """Push: all lanes, by place."""
+        assert self.resident is not None
+        links, (frontier, values) = self.resident.pushed(), self._starts
+        lanes = self._lanes(values, links.n_sources if frontier is None else len(frontier))
+        if self.stage.touched:
+            self._fold_touched(links, frontier, lanes)
+            return
+        self._places = [self.shelf.new(self.resident.places, Field("fixed", lane.word)) for lane in lanes]
+        for lane, out in zip(lanes, self._places, strict=True):
+            if frontier is not None:
+                out.fill(lane.identity)
+            walk(links, lane, frontier, out)
 
-    def _fold_touched(self, links: Links, frontier: Array | None, values: dict[str, Array]) -> None:
+    def _fold_touched(self, links: Links, frontier: Array | None, lanes: list[Lane]) -> None:
         """The places that were reached, and their values in ``_scratch``."""
-        assert self.resident is not None and self.program is not None
-        if frontier is None:
-            frontier = np.arange(links.n_sources)
-            values = {name: v[: links.n_sources] for name, v in values.items()}
-        if not self._touched:
-            rows = len(self._target.keys)
-            self._touched = [Touched(rows) for _ in self.program.outputs]
-            self._scratch = [np.empty(self.resident.places, b.word) for b in self.program.outputs]
-            self._own = [np.empty(rows, b.word) for b in self.program.outputs]
-        for bound, out in zip(self.program.outputs, self._scratch, strict=True):
-            self._reached = self._sparse(links, bound, frontier, values, out)
+        assert self.resident is not None
+        rows = len(self._target.keys)
+        while len(self._touched) < len(lanes):
+            self._touched.append(Touched(rows))
+        if [lane.word for lane in lanes] != [out.dtype for out in self._scratch]:
+            self._scratch = [np.empty(self.resident.places, lane.word) for lane in lanes]
+            self._own = [np.empty(rows, lane.word) for lane in lanes]
+        for lane, out in zip(lanes, self._scratch, strict=True):
+            self._reached = walk(links, lane, frontier, out)
+
+    def _outputs(self, words: list[Array]) -> list[Array]:
+        """One column of words for each output, from those of its lanes."""
+        assert self.program is not None
+        if not self.shape.order_free:
+            return words
+        out, at = [], 0
+        for i, n in enumerate(self._lanes_of):
+            lanes = words[at : at + n]
+            out.append(lanes[0] if n == 1 else finished(lanes, self._grids.of[i]))
+            at += n
+        return out
 
     # ------------------------------------------------------------------ the exchange
 
     def exchange(self, guard: Guard) -> int:
         """Send and receive. Collective."""
         resident = self._begin()
-        if self.group.size == 1 or self.shape.counts_only:
+        if self.shape.counts_only:
             return guard.status
+        if self.push and self.shape.order_free:
+            self._grids.agree(guard, self.program, resident.pushed(), *self._starts)
+            guard.run(self._fold)
+        if self.group.size == 1:
+            return self._after(guard, resident, guard.status)
         if self.fresh is not None:
             out = guard.run(self._outgoing) or nothing(self.group.size)
             self._arrival = self.fresh.run(out, guard.status)
             return self._arrival.status & FAILED
-        plan = self._planned(resident)
+        plan = self._planned(resident, self._grids.lanes() if self.push else len(self.shape.parts))
         guard.run(self._write, plan)
-        return plan.run(guard.status) & FAILED
+        return self._after(guard, resident, plan.run(guard.status) & FAILED)
+
+    def _after(self, guard: Guard, resident: Resident, status: int) -> int:
+        """Pull: values have come; an order-free sum of them needs its grid. Collective then."""
+        if status & FAILED or self.push or not self.shape.order_free:
+            return status
+        values = guard.run(self._pulled_values) or {}
+        self._grids.agree(guard, self.program, guard.run(resident.pulled), None, values)
+        return guard.status
 
     def _write(self, plan: LinkExchange) -> None:
         """Fill the send buffer."""
@@ -310,7 +330,7 @@ class LinkShuffle:
         if self.shape.counts_only:
             return self._degrees(onto)
         assert self.program is not None
-        columns = self._merged() if self.push else self._pulled()
+        columns = self._outputs(self._merged() if self.push else self._pulled())
         return self._onto(onto, columns, self.program.outputs)
 
     def _degrees(self, onto: Table) -> Table:
@@ -334,26 +354,33 @@ class LinkShuffle:
 
     def _merged(self) -> list[Array]:
         """Push: what this rank folded for its own keys, and what came for them, in rank order."""
-        assert self.program is not None and self.resident is not None
+        assert self.resident is not None
         own = [out[self.resident.own_at :] for out in self._places]
         self._places = []
-        if self._exchange is None:
+        if self.group.size == 1:
             return own
+        assert self._exchange is not None
         for rank, slots in enumerate(self.resident.asked):
             if len(slots):
                 came = self._exchange.arrived(rank)
-                for j, bound in enumerate(self.program.outputs):
-                    merge_into(bound.output.combine, own[j], slots, came[:, j].view(bound.word))
+                for j, lane in enumerate(self._folded):
+                    merge_into(lane.combine, own[j], slots, came[:, j].view(lane.word))
         return own
+
+    def _pulled_values(self) -> dict[str, Array]:
+        """Pull: the parts by place."""
+        if not self._came_values:
+            parts = enumerate(self._values.items())
+            self._came_values = {name: self._by_place(j, value) for j, (name, value) in parts}
+        return self._came_values
 
     def _pulled(self) -> list[Array]:
         """Pull: the rows of each key folded over the values that came, and this rank's own."""
-        assert self.program is not None and self.resident is not None
-        values = {name: self._by_place(j, value) for j, (name, value) in enumerate(self._values.items())}
+        assert self.resident is not None
         links, out = self.resident.pulled(), []
-        for bound in self.program.outputs:
-            words = self.shelf.new(links.n_targets, Field("fixed", bound.word))
-            self._dense(links, bound, values, words)
+        for lane in self._lanes(self._pulled_values(), links.n_sources):
+            words = self.shelf.new(links.n_targets, Field("fixed", lane.word))
+            walk(links, lane, None, words)
             out.append(words)
         return out
 
@@ -398,17 +425,18 @@ class LinkShuffle:
         own_at = self.resident.own_at
         near = self._reached[np.searchsorted(self._reached, own_at) :]
         own = near - own_at
-        for j, bound in enumerate(self.program.outputs):
+        for j, lane in enumerate(self._folded):
             seen, into = self._touched[j], self._own[j]
             seen.begin()
-            seen.merge(bound.output.combine, into, own, self._scratch[j][near])
-            for slots, values in self._came(j, bound):
-                seen.merge(bound.output.combine, into, slots, values)
+            seen.merge(lane.combine, into, own, self._scratch[j][near])
+            for slots, values in self._came(j, lane):
+                seen.merge(lane.combine, into, slots, values)
         slots = self._touched[0].slots()
         keys = self._target.keys.take(slots).rename(**{self._target.keys.names[0]: onto.layout.keys[0]})
         made = dict(keys._columns)
-        for bound, words in zip(self.program.outputs, self._own, strict=True):
-            made[bound.output.name] = bound.finished(words[slots])
+        columns = self._outputs([words[slots] for words in self._own])
+        for bound, words in zip(self.program.outputs, columns, strict=True):
+            made[bound.output.name] = bound.finished(words)
         made_of = RowsOf(onto.batch.select(*onto.layout.keys), self._rows_at(onto, slots))
         return Table(Batch._trusted(made, {}, len(slots)), onto.layout, rows_of=made_of)
 
@@ -421,8 +449,8 @@ class LinkShuffle:
         row_of[order[order >= 0]] = np.flatnonzero(order >= 0)
         return row_of[slots]
 
-    def _came(self, j: int, bound: Bound) -> list[tuple[Array, Array]]:
-        """Slots and values of output ``j`` from each rank."""
+    def _came(self, j: int, lane: Lane) -> list[tuple[Array, Array]]:
+        """Slots and values of lane ``j`` from each rank."""
         assert self.resident is not None
         if self.group.size == 1:
             return []
@@ -430,7 +458,7 @@ class LinkShuffle:
         rows = self._arrival.headers[:, ROWS].tolist()
         for rank, (segment, n) in enumerate(zip(self._arrival.segments(), rows, strict=True)):
             numbers = segment[width * n :].view(np.int32)[:n]
-            values = segment[j * n : (j + 1) * n].view(bound.word)
+            values = segment[j * n : (j + 1) * n].view(lane.word)
             out.append((self.resident.asked[rank][numbers], values))
         return out
 
@@ -443,7 +471,7 @@ class LinkShuffle:
 
     def rollback(self) -> None:
         """The iteration never was, or is over."""
-        self._places, self._values = [], {}
+        self._places, self._values, self._came_values = [], {}, {}
         self.shelf.trim()
 
 

@@ -44,6 +44,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "uncombined",
         "indexing",
         "linkprogram",
+        "linklanes",
+        "linkgrids",
         "linkshuffle",
         "answers",
         "lookup",

@@ -18,7 +18,7 @@ import numpy as np
 
 from iterreduce.columns.expressions import Apply, Column, Constant, Expr
 from iterreduce.columns.jit import kernel
-from iterreduce.columns.link_kernels import COMBINES
+from iterreduce.columns.link_kernels import COMBINES, EDGE_FUNCTIONS
 from iterreduce.columns.ragged import Array
 from iterreduce.errors import UsageError
 
@@ -228,3 +228,117 @@ class Touched:
         if self._found * 16 > len(self._marks):
             return np.flatnonzero(self._marks == np.uint32(self._mark)).astype(np.int32)
         return np.sort(self._list[: self._found])
+
+
+# ---------------------------------------------------------------------- sums that no order changes
+
+
+@cache
+def _function(edge: Any) -> Any:
+    return EDGE_FUNCTIONS[edge] if isinstance(edge, str) else edge
+
+
+@cache
+def limb_function(edge: Any, low: bool, bits: int) -> Any:
+    """The edge function's value on a grid, as an integer: its first argument is the grid's lines per unit.
+
+    ``low``: what is left between two lines, on a grid that is ``2**bits`` times finer. What is not finite
+    counts as nothing; see `sign_function`.
+    """
+    value, finer = _function(edge), 2.0**bits
+
+    @kernel
+    def high_limb(*values: Any) -> Any:
+        v = value(*values[1:]) * values[0]
+        return np.int64(np.rint(v)) if np.isfinite(v) else np.int64(0)
+
+    @kernel
+    def low_limb(*values: Any) -> Any:
+        v = value(*values[1:]) * values[0]
+        return np.int64(np.rint((v - np.rint(v)) * finer)) if np.isfinite(v) else np.int64(0)
+
+    return low_limb if low else high_limb
+
+
+@cache
+def sign_function(edge: Any, negative: bool) -> Any:
+    """1 where the value is infinite with this sign, or not a number; else 0."""
+    value, infinite = _function(edge), -np.inf if negative else np.inf
+
+    @kernel
+    def sign(*values: Any) -> Any:
+        v = value(*values)
+        return np.int64(1) if v == infinite or v != v else np.int64(0)
+
+    return sign
+
+
+@cache
+def size_function(edge: Any, finite: bool) -> Any:
+    """The absolute value; infinity for NaN, or, if ``finite``, 0 for what is not finite."""
+    value, other = _function(edge), 0.0 if finite else np.inf
+
+    @kernel
+    def size(*values: Any) -> Any:
+        v = abs(np.float64(value(*values)))
+        return v if np.isfinite(v) else other
+
+    return size
+
+
+@kernel
+def _largest(values: Any) -> Any:
+    """The largest finite absolute value, and whether any is not finite."""
+    largest, special = 0.0, False
+    for v in values:
+        size = abs(np.float64(v))
+        if not np.isfinite(size):
+            special = True
+        elif size > largest:
+            largest = size
+    return largest, special
+
+
+def largest_of(values: Array) -> tuple[float, bool]:
+    """The largest finite absolute value, and whether any is not finite.
+
+    >>> largest_of(np.array([1.0, -3.0, np.nan]))
+    (3.0, True)
+    """
+    largest, special = _largest(values)
+    return float(largest), bool(special)
+
+
+@kernel
+def _limbs(values: Any, lines: Any, finer: Any, high: Any, low: Any) -> None:
+    for i in range(len(values)):
+        v = values[i] * lines
+        near = np.rint(v)
+        if np.isfinite(v):
+            high[i], low[i] = np.int64(near), np.int64(np.rint((v - near) * finer))
+        else:
+            high[i], low[i] = 0, 0
+
+
+def limbs(values: Array, lines: float, bits: int) -> tuple[Array, Array]:
+    """Values on a grid of ``lines`` per unit, and what is left on one ``2**bits`` times finer: int64 each.
+
+    >>> [limb.tolist() for limb in limbs(np.array([0.75, -2.5]), 2.0, 4)]
+    [[2, -5], [-8, 0]]
+    """
+    high, low = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
+    _limbs(values, lines, 2.0**bits, high, low)
+    return high, low
+
+
+@kernel
+def _joined(high: Any, low: Any, unit: Any, fine: Any, out: Any) -> None:
+    for i in range(len(high)):
+        out[i] = np.float64(high[i]) * unit + np.float64(low[i]) * fine
+
+
+def joined(high: Array, low: Array, lines: float, bits: int) -> Array:
+    """The sums that two columns of summed limbs stand for: float64 ``(n,)``."""
+    out = np.empty(len(high))
+    _joined(high, low, 1.0 / lines, 1.0 / lines * 2.0**-bits, out)
+    return out

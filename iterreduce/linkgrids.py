@@ -1,0 +1,103 @@
+"""How ranks agree on the grids of order-free sums of indexed rows, and one fold of them.
+
+The largest addend decides a grid (see `iterreduce.linklanes`); one small reduction tells all ranks the
+largest of any. It is made in every iteration of a stage that has such a sum, whatever happened on a rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from iterreduce.agreement import Guard
+from iterreduce.columns.linkfold import largest_of
+from iterreduce.columns.links import Links
+from iterreduce.columns.ragged import Array
+from iterreduce.columns.threads import current
+from iterreduce.group import Group
+from iterreduce.linklanes import (
+    LEAST_EXPONENT,
+    Grid,
+    Lane,
+    bits_for,
+    exponent_of,
+    is_exact,
+    reads_state_alone,
+    sizes,
+)
+from iterreduce.linkprogram import Bound, Program, Shape
+
+
+class Grids:
+    """The grids of one stage: ``of[i]`` for output ``i``; ``addends``: the most rows of a key here."""
+
+    def __init__(self, group: Group, shape: Shape, addends: int):
+        self.group, self.shape, self._addends = group, shape, addends
+        self.of: list[Grid] = []
+        self._bits: int | None = None
+
+    def lanes(self) -> int:
+        """How many words travel for a place: known to all ranks alike."""
+        if not self.of:
+            return len(self.shape.outputs)
+        sums = [o.order_free and o.kind == "sum" for o in self.shape.outputs]
+        return sum(grid.lanes if exact else 1 for grid, exact in zip(self.of, sums, strict=True))
+
+    def agree(
+        self,
+        guard: Guard,
+        program: Any,
+        links: Any,
+        frontier: Array | None,
+        values: Mapping[str, Array],
+    ) -> None:
+        """The grid of every order-free sum, from the largest addend of any rank. Collective."""
+        if self._bits is None:
+            self._bits = bits_for(self.group.agree_max(self._addends))
+        said = np.full((len(self.shape.outputs), 3), (LEAST_EXPONENT, 0, 0), np.int64)
+        guard.run(measure, said, program, links, frontier, values)
+        self.group.allreduce(said.reshape(-1), "max")
+        self.of = [Grid(int(e), bool(special), self._bits, bool(some)) for e, special, some in said]
+
+
+def measure(
+    said: Array, program: Program, links: Links, frontier: Array | None, values: Mapping[str, Array]
+) -> None:
+    """What this rank says of each output: exponent, whether an addend is not finite, whether it is a sum of
+    floats at all.
+    """
+    for i, bound in enumerate(program.outputs):
+        if is_exact(bound):
+            largest, special = _largest(bound, links, frontier, values)
+            said[i] = exponent_of(largest), int(special), 1
+
+
+def _largest(
+    bound: Bound, links: Links, frontier: Array | None, values: Mapping[str, Array]
+) -> tuple[float, bool]:
+    """The largest finite addend on this rank, and whether one is not finite."""
+    if reads_state_alone(bound):
+        return largest_of(values[bound.output.parts[0]][: links.n_sources])
+    largest = _over_rows(bound, links, frontier, values, finite=False)
+    if math.isfinite(largest):
+        return largest, False
+    return _over_rows(bound, links, frontier, values, finite=True), True
+
+
+def _over_rows(
+    bound: Bound, links: Links, frontier: Array | None, values: Mapping[str, Array], finite: bool
+) -> float:
+    out = np.full(links.n_targets, -np.inf)
+    reached = walk(links, sizes(bound, values, finite), frontier, out)
+    return float((out if frontier is None else out[reached]).max(initial=0.0))
+
+
+def walk(links: Links, lane: Lane, frontier: Array | None, out: Array) -> Array:
+    """Fold one lane over all rows, or over those that start from the frontier; what was reached."""
+    given: Any = (lane.combine, lane.states, out, lane.function, lane.columns)
+    if frontier is None:
+        return links.dense(*given, pool=current())
+    return links.sparse(given[0], frontier, *given[1:], aligned=True, pool=current())
