@@ -322,7 +322,7 @@ def check_a_failure_around_a_lookup_is_everybodys(group: Group) -> None:
 
 
 def check_a_rank_that_failed_before_a_lookup_knows_whether_others_talk(group: Group) -> None:
-    """The table is made, everywhere, by the map that fails; rows lie beside another; a third one is asked for."""
+    """The table is made, everywhere, by the map that fails; rows lie beside another; a third is asked for."""
     clock = {"on": True}
 
     def copies(t: Batch) -> Batch:
