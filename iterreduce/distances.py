@@ -28,13 +28,14 @@ class Changes:
     """What of a state was written in place: ``old`` and ``new`` values of those rows, side by side.
 
     A row that came or went stands beside nothing. ``rows``: how many rows there are in all. ``before``: the
-    whole state as it was (copied when asked for).
+    whole state as it was (copied when asked for). ``active``: how many rows of a column are not zero.
     """
 
     old: Batch
     new: Batch
     rows: int
     before: Callable[[], Batch]
+    active: Callable[[str], int]
 
 
 def side_by_side(old: Table, new: Table, columns: tuple[str, ...]) -> tuple[Batch, Batch]:

@@ -389,6 +389,8 @@ def _partial_of_changes(rule: Rule, changes: Changes, before: Table, after: Tabl
         return total, float(changes.rows), largest
     if isinstance(rule, Unchanged):
         return rule.partial(changes.old, changes.new)
+    if isinstance(rule, NoneActive):
+        return (float(changes.active(rule.column)),)
     assert not isinstance(rule, MaxIterations)
     return rule.partial(changes.before() if isinstance(rule, Predicate) else before.batch, after.batch)
 

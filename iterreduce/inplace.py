@@ -76,6 +76,8 @@ class KeyedState:
         self._before: dict[str, Held] | None = None  # of the last commit, while something is written
         self._log: list[Undo] = []
         self._written: list[Array] = []  # rows, as numbered now
+        self._counts: dict[str, tuple[Column, int]] = {}  # rows that are not zero, at the last commit
+        self._counted: dict[str, tuple[Column, int]] = {}
         self._structural = 0  # writes of this iteration that may change keys, alike on all ranks
         self._rows_before = 0
         self._reordered = False  # row numbers of the last commit are void
@@ -302,7 +304,7 @@ class KeyedState:
             return None
         if self._reordered or any(n not in new.batch for n in self.key) or not self._continues(old, new):
             before, after = side_by_side(Table(self._old(old.batch), old.layout), new, new.batch.names)
-            return Changes(before, after, len(after), lambda: self._old(old.batch))
+            return self._changes(old, new, before, after, len(after))
         n = self._rows_before
         rows = np.unique(np.concatenate([np.empty(0, np.int64), *self._written]))
         rows = rows[rows < n]
@@ -312,7 +314,20 @@ class KeyedState:
             after = Batch.concat([after, added]) if n else added
             gap = nothing_like(added, self.key)
             before = Batch.concat([before, gap]) if n else gap
-        return Changes(before, after, len(new), lambda: self._old(old.batch))
+        return self._changes(old, new, before, after, len(new))
+
+    def _changes(self, old: Table, new: Table, before: Batch, after: Batch, rows: int) -> Changes:
+        def active(name: str) -> int:
+            """From the count of the last commit, if that is known."""
+            column, (of, count) = new.batch[name], self._counts.get(name, (None, 0))
+            if of is not None and of is old.batch._columns.get(name):
+                count += int(np.count_nonzero(after[name])) - int(np.count_nonzero(before[name]))
+            else:
+                count = int(np.count_nonzero(column))
+            self._counted[name] = column, count
+            return count
+
+        return Changes(before, after, rows, lambda: self._old(old.batch), active)
 
     def _continues(self, old: Table, new: Table) -> bool:
         """Is the new table the old one, written in place? (No Replace came between.)"""
@@ -341,7 +356,9 @@ class KeyedState:
     def commit(self, changed: bool) -> dict[int, int]:
         """The iteration stands; ``changed``: rows came or went on any rank."""
         self._raised = changed
+        self._counts.update(self._counted)
         self._log, self._written, self._before = [], [], None
+        self._counted = {}
         self.keys_changed = self._reordered = False
         return {}
 
@@ -362,6 +379,7 @@ class KeyedState:
         if self._before is not None:
             self._held = self._before
         self._log, self._written, self._before, self._structural = [], [], None, 0
+        self._counted = {}
         self.keys_changed = self._reordered = self._raised = False
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from iterreduce.columns.batch import Batch
-from iterreduce.loop import Gather, Local, Lookup, Loop, Shuffle, Stage, Total
+from iterreduce.loop import Gather, Index, Local, Lookup, Loop, Shuffle, Stage, Total
 
 Laid = Mapping[str, tuple[str, ...]]  # table -> the key by which it lies; () is everywhere; others: unknown
 
@@ -28,6 +28,8 @@ def laid_out(loop: Loop) -> dict[str, tuple[str, ...]]:
 def lay_out(stage: Stage, laid: dict[str, tuple[str, ...]]) -> None:
     """Add what a stage makes: where user code may have changed keys, nothing is known."""
     laid.pop(stage.into, None)
+    if isinstance(stage, Index):
+        laid.update({table: (stage.names[table],) for table in stage.keys.values()})
     copies = isinstance(stage, Local) and all(laid.get(n) == () for n in stage.reads)
     if copies or isinstance(stage, Total | Gather):
         laid[stage.into] = ()

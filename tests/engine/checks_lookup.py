@@ -321,6 +321,69 @@ def check_a_failure_around_a_lookup_is_everybodys(group: Group) -> None:
                 assert rows_of(group, run.tables["seen"]) == right
 
 
+def check_a_rank_that_failed_before_a_lookup_knows_whether_others_talk(group: Group) -> None:
+    """The table is made, everywhere, by the map that fails; rows lie beside another; a third is asked for."""
+    clock = {"on": True}
+
+    def copies(t: Batch) -> Batch:
+        if clock["on"] and group.rank == group.size - 1:
+            raise ValueError("no luck")
+        return t.rename(f="g").drop("v")
+
+    step = Superstep(
+        "step",
+        (
+            Local(copies, ("small",), "made", "share"),
+            Lookup("rows", ("k",), "made", ("g",), "one", "null"),
+            Lookup("byk", ("k",), "s", ("f",), "two", "null"),
+            Lookup("one", ("k",), "s", ("f",), "three", "null"),
+        ),
+        (Replace("seen", "three"), Replace("there", "two")),
+    )
+    sources = {"rows": local(asking(), group), "first": local(items(), group), "small": items()}
+    state = {"s": State("first", ("k",)), "seen": State("rows"), "there": State("byk")}
+    loop = Loop(
+        "talks", sources, state, (step,), Until((MaxIterations(3),)), "s", (Shuffle("rows", ("k",), "byk"),)
+    )
+    run = started(loop, group, check=True)
+    raised(group, ir.UserCodeError, run.advance)
+    clock["on"] = False
+    run.run()
+    right = wanted(asking(), items(), "k", ("f",), "null")
+    both = [(i, k, f, f) for i, k, f in right]
+    assert rows_of(group, run.tables["seen"]) == both
+    assert sorted(rows_of(group, run.tables["there"])) == right
+
+
+def check_what_travels(group: Group) -> None:
+    """Beside the table nothing; planned the values alone, each once for a rank however often it is named."""
+    if group.size == 1:
+        return
+    rows = asking().take(np.repeat(np.arange(N), 20))
+    beside = Lookup("byk", ("k",), "s", ("f",), "found", "null")
+    apart = Lookup("rows", ("k",), "s", ("f",), "found", "null")
+    sent = {}
+    for name, stage in (
+        ("beside", beside),
+        ("apart", apart),
+        ("nothing", Local(lambda r: r, ("byk",), "found")),
+    ):
+        seen = State("byk" if stage is not apart else "rows")
+        step = Superstep("step", (stage,), (Replace("seen", "found"),))
+        sources = {"rows": local(rows, group), "first": local(items(), group)}
+        loop = Loop(
+            "travels", sources, {"s": State("first", ("k",)), "seen": seen}, (step,),
+            Until((MaxIterations(4),)), "seen", (Shuffle("rows", ("k",), "byk"),),
+        )  # fmt: skip
+        run = started(loop, group)
+        run.run()
+        sent[name] = run.bytes_iterations[-1]
+    assert sent["beside"] == sent["nothing"]
+    table = len({k for k in rows["k"].tolist() if k % 2 == 0})
+    heads = 64 * group.size
+    assert sent["apart"] - sent["nothing"] <= 8 * table * group.size + 2 * heads
+
+
 # ---------------------------------------------------------------------- programs
 
 

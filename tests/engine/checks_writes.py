@@ -210,6 +210,7 @@ def moved(old: Mapping[int, Sequence[Any]], new: Mapping[int, Sequence[Any]]) ->
         "changed": float(changed),
         "unchanged": float(some),
         "empty": float(len(new)),
+        "active": float(sum(1 for row in new.values() if row[0])),
     }
 
 
@@ -220,6 +221,7 @@ def check_distances_come_from_what_was_written(group: Group) -> None:
         "max": ir.linf("x") <= 0.0,
         "changed": ir.changed("x") <= 0.0,
         "empty": ir.Empty(),
+        "active": ir.NoneActive("x"),
         "unchanged": ir.Unchanged(),
     }
     for seed in range(2):
