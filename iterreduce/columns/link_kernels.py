@@ -285,13 +285,13 @@ def along(edge: EdgeFunction, combine: str, k: int, m: int, aligned: bool) -> An
         hi: Any,
     ) -> int:
         one, mine = np.uint64(1), touched[lo:]
-        low, high, found = np.uint64(lo), np.uint64(hi), np.uint64(0)
+        low, wide, found = np.uint64(lo), np.uint64(hi - lo), np.uint64(0)
         for i in range(np.uint64(len(frontier))):
             s = np.uint64(frontier[i])
             x = source_row(states, i if aligned else s)
             for e in range(np.uint64(offsets[s]), np.uint64(offsets[s + one])):
                 t = np.uint64(targets[e])
-                if t < low or t >= high:
+                if t - low >= wide:
                     continue
                 v = edge(*(x + edge_row(columns, e)))
                 if stamps[t] == stamp:
