@@ -28,6 +28,7 @@ from iterreduce.columns.link_kernels import (
     MOST_COLUMNS,
     EdgeFunction,
     along,
+    along_some,
     over_blocks,
     over_pieces,
 )
@@ -269,26 +270,24 @@ class Links:
         _check_slots("frontier", frontier, self.n_sources)
         frontier = _frozen(frontier)
         stamp, touched = self._next_stamp(), self._touched
-        loop = along(function, combine, len(xs), len(columns), aligned)
+        operation = function, combine, len(xs), len(columns), aligned
         ws = tuple(rows.columns[name] for name in columns)
-        given = frontier, xs, ws, rows.offsets, rows.targets, out, identity(combine, out.dtype)
+        zero = identity(combine, out.dtype)
+        given = frontier, xs, ws, rows.offsets, rows.targets, out, zero, self._stamps, stamp, touched
 
-        def push(lo: int, hi: int) -> Range:
-            found = loop(*given, self._stamps, stamp, touched, lo, hi)
+        def push_some(lo: int, hi: int) -> Range:
+            found = along_some(*operation)(*given, lo, hi)
             self._put_in_order(stamp, lo, hi, found)
             return lo, found
 
-        return _close_up(touched, self._on_threads(pool, push, frontier))
-
-    def _on_threads(
-        self, pool: Pool | None, push: Callable[[int, int], Range], frontier: Array
-    ) -> list[Range]:
         threads = 1
         if pool is not None and pool.threads > 1:
             threads = min(pool.threads, self.edges_of(frontier) // SPARSE_GRAIN)
-        if threads < 2 or pool is None:
-            return [push(0, self.n_targets)]
-        return pool.run(push, self._cut(threads, 1))
+        if pool is not None and threads > 1:
+            return _close_up(touched, pool.run(push_some, self._cut(threads, 1)))
+        found = along(*operation)(*given)
+        self._put_in_order(stamp, 0, self.n_targets, found)
+        return touched[:found]
 
     def _next_stamp(self) -> Any:
         if len(self._touched) < self.n_targets:
