@@ -28,10 +28,12 @@ from iterreduce.columns.link_kernels import (
     MOST_COLUMNS,
     EdgeFunction,
     along,
+    along_some,
     over_blocks,
     over_pieces,
 )
 from iterreduce.columns.link_layout import Blocks, Pieces, Rows, in_degrees, lay_out
+from iterreduce.columns.link_rows import RowsBuilder
 from iterreduce.columns.ragged import Array
 from iterreduce.errors import UsageError
 
@@ -48,43 +50,6 @@ class Pool(Protocol):
     threads: int
 
     def run(self, function: Callable[[int, int], Any], ranges: Sequence[Range]) -> list[Any]: ...
-
-
-@kernel
-def _place(sources: Any, targets: Any, place: Any, n_targets: Any, out: Any) -> int:
-    """Write a chunk's targets behind those that their sources have; the first row that does not fit, or how
-    many there are. A source with too many edges is seen at the end, unless they leave the array."""
-    n_sources, edges = np.uint64(len(place)), np.uint64(len(out))
-    for i in range(len(sources)):
-        s, t = np.uint64(sources[i]), np.uint64(targets[i])
-        if s >= n_sources or t >= n_targets:
-            return i
-        at = np.uint64(place[s])
-        if at >= edges:
-            return i
-        out[at] = t
-        place[s] = at + np.uint64(1)
-    return len(sources)
-
-
-@kernel
-def _places(sources: Any, place: Any, at: Any) -> None:
-    """Where `_place` will write each row of a chunk, if all sources fit; ``place`` is left as it was."""
-    for i in range(len(sources)):
-        s = np.uint64(sources[i])
-        if s < np.uint64(len(place)):
-            at[i] = place[s]
-            place[s] += 1
-    for i in range(len(sources)):
-        s = np.uint64(sources[i])
-        if s < np.uint64(len(place)):
-            place[s] -= 1
-
-
-@kernel
-def _write_column(column: Any, at: Any, out: Any) -> None:
-    for i in range(len(at)):
-        out[np.uint64(at[i])] = column[i]
 
 
 @kernel
@@ -106,12 +71,8 @@ def _edges_of(offsets: Any, frontier: Any) -> int:
     return edges
 
 
-class LinksBuilder:
-    """Takes edges chunk by chunk, where it is known how many leave each source.
-
-    ``out_degrees`` is an integer array of shape ``(n_sources,)``; ``columns`` gives the dtype of each edge
-    column. Edges of a source stay in the order in which they came. Memory: what is built, 8 bytes per source,
-    and a chunk.
+class LinksBuilder(RowsBuilder):
+    """Takes edges chunk by chunk, where it is known how many leave each source; see `RowsBuilder`.
 
     >>> builder = LinksBuilder(2, 3, np.array([2, 1]), {"w": np.dtype(np.float64)})
     >>> builder.add(np.array([1, 0]), np.array([2, 2]), {"w": np.array([0.5, 1.0])})
@@ -120,72 +81,9 @@ class LinksBuilder:
     3
     """
 
-    def __init__(
-        self,
-        n_sources: int,
-        n_targets: int,
-        out_degrees: Array,
-        columns: Mapping[str, np.dtype[Any]] | None = None,
-    ) -> None:
-        if len(out_degrees) != n_sources or not (0 <= n_targets < 2**31 and n_sources < 2**31):
-            raise UsageError(
-                f"links of {n_sources} sources, {len(out_degrees)} out-degrees, {n_targets} targets: "
-                "wanted a degree per source, and fewer than 2^31 of both on a rank"
-            )
-        offsets = np.zeros(n_sources + 1, np.int64)
-        np.cumsum(out_degrees, out=offsets[1:])
-        edges = int(offsets[-1])
-        data = {name: np.empty(edges, dtype) for name, dtype in (columns or {}).items()}
-        self._rows = Rows(offsets, np.empty(edges, np.uint32), data, n_targets)
-        self._place = offsets[:-1].copy()
-        self._at = np.empty(0, np.int64)
-        self._added = 0
-
-    def add(self, sources: Array, targets: Array, columns: Mapping[str, Array] | None = None) -> None:
-        """Take edges: integer arrays of shape ``(n,)``, with one array of that shape per edge column."""
-        columns = columns or {}
-        if {len(sources), len(targets), *map(len, columns.values())} != {len(sources)} or (
-            columns.keys() != self._rows.columns.keys()
-        ):
-            raise UsageError(
-                f"edges with {len(sources)} sources, {len(targets)} targets and columns "
-                f"{ {n: len(c) for n, c in columns.items()} }: wanted equal lengths, columns "
-                f"{list(self._rows.columns)}"
-            )
-        rows, at = self._rows, self._places(sources) if columns else None
-        done = _place(sources, targets, self._place, np.uint64(rows.n_targets), rows.targets)
-        if done < len(sources):
-            raise UsageError(self._misfit(int(sources[done]), int(targets[done])))
-        for name, column in columns.items():
-            _write_column(column, at, rows.columns[name])
-        self._added += done
-
-    def _places(self, sources: Array) -> Array:
-        if len(self._at) < len(sources):
-            self._at = np.empty(len(sources), np.int64)
-        at = self._at[: len(sources)]
-        _places(sources, self._place, at)
-        return at
-
-    def _misfit(self, source: int, target: int) -> str:
-        rows = self._rows
-        if not 0 <= source < len(self._place) or not 0 <= target < rows.n_targets:
-            return (
-                f"edge {source} -> {target}: wanted a source below {len(self._place)} and a target below "
-                f"{rows.n_targets}"
-            )
-        return f"source {source} has more edges than its out-degree says"
-
     def finish(self) -> Links:
         """The links; the builder is used up."""
-        if self._added != len(self._rows.targets):
-            raise UsageError(
-                f"{self._added} edges came, out-degrees promised {len(self._rows.targets)}: add them all"
-            )
-        differ = np.flatnonzero(self._place != self._rows.offsets[1:])
-        if len(differ):
-            raise UsageError(f"source {differ[0]} has not as many edges as its out-degree says")
-        return Links(self._rows)
+        return Links(self.rows())
 
 
 class Links:
@@ -205,7 +103,7 @@ class Links:
         self._rows: Rows | None = rows
         self._layout: Pieces | Blocks | None = None
         self._counts: Array | None = None
-        self._parts: dict[int, list[Range]] = {}
+        self._parts: dict[tuple[int, int], list[Range]] = {}
         self._stamps, self._touched = np.empty(0, np.uint16), np.empty(0, np.int32)
         self._stamp = 0
         self.n_sources, self.n_targets = len(rows.offsets) - 1, rows.n_targets
@@ -227,7 +125,7 @@ class Links:
         degrees = np.bincount(sources, minlength=n_sources)
         builder = LinksBuilder(n_sources, n_targets, degrees, {name: c.dtype for name, c in columns.items()})
         builder.add(sources, targets, columns)
-        return cls(builder.finish()._by_source())
+        return cls(builder.rows())
 
     @property
     def nbytes(self) -> int:
@@ -265,19 +163,24 @@ class Links:
         self.prepare()
         self._rows = None
 
+    def edges_of(self, frontier: Array) -> int:
+        """How many edges leave these sources: what `sparse` costs."""
+        return int(_edges_of(self._by_source().offsets, frontier))
+
     def parts(self, n: int) -> list[Range]:
         """At most n ranges of targets with about equal numbers of edges, for `dense` on n threads."""
-        if n not in self._parts:
-            self._parts[n] = self._cut(n, self.prepare()._layout.grain)  # type: ignore[union-attr]
-        return self._parts[n]
+        return self._cut(n, self.prepare()._layout.grain)  # type: ignore[union-attr]
 
     def _cut(self, n: int, grain: int) -> list[Range]:
-        work = np.cumsum(self.counts + 1)
-        whole = int(work[-1]) if len(work) else 0
-        cuts = np.searchsorted(work, [whole * p // n for p in range(n)]) // grain * grain
-        starts = np.unique(cuts).tolist()
-        ends = [*starts[1:], self.n_targets]
-        return [(lo, hi) for lo, hi in zip(starts, ends, strict=True) if lo < hi]
+        """Ranges that begin at multiples of ``grain``."""
+        if (n, grain) not in self._parts:
+            work = np.cumsum(self.counts + 1)
+            whole = int(work[-1]) if len(work) else 0
+            cuts = np.searchsorted(work, [whole * p // n for p in range(n)]) // grain * grain
+            starts = np.unique(cuts).tolist()
+            ends = [*starts[1:], self.n_targets]
+            self._parts[n, grain] = [(lo, hi) for lo, hi in zip(starts, ends, strict=True) if lo < hi]
+        return self._parts[n, grain]
 
     def dense(
         self,
@@ -365,27 +268,26 @@ class Links:
             combine, states, out, edge, columns, len(frontier) if aligned else self.n_sources
         )
         _check_slots("frontier", frontier, self.n_sources)
+        frontier = _frozen(frontier)
         stamp, touched = self._next_stamp(), self._touched
-        loop = along(function, combine, len(xs), len(columns), aligned)
+        operation = function, combine, len(xs), len(columns), aligned
         ws = tuple(rows.columns[name] for name in columns)
-        given = frontier, xs, ws, rows.offsets, rows.targets, out, identity(combine, out.dtype)
+        zero = identity(combine, out.dtype)
+        given = frontier, xs, ws, rows.offsets, rows.targets, out, zero, self._stamps, stamp, touched
 
-        def push(lo: int, hi: int) -> Range:
-            found = loop(*given, self._stamps, stamp, touched, lo, hi)
+        def push_some(lo: int, hi: int) -> Range:
+            found = along_some(*operation)(*given, lo, hi)
             self._put_in_order(stamp, lo, hi, found)
             return lo, found
 
-        return _close_up(touched, self._on_threads(pool, push, rows, frontier))
-
-    def _on_threads(
-        self, pool: Pool | None, push: Callable[[int, int], Range], rows: Rows, frontier: Array
-    ) -> list[Range]:
         threads = 1
         if pool is not None and pool.threads > 1:
-            threads = min(pool.threads, int(_edges_of(rows.offsets, frontier)) // SPARSE_GRAIN)
-        if threads < 2 or pool is None:
-            return [push(0, self.n_targets)]
-        return pool.run(push, self.parts(threads))
+            threads = min(pool.threads, self.edges_of(frontier) // SPARSE_GRAIN)
+        if pool is not None and threads > 1:
+            return _close_up(touched, pool.run(push_some, self._cut(threads, 1)))
+        found = along(*operation)(*given)
+        self._put_in_order(stamp, 0, self.n_targets, found)
+        return touched[:found]
 
     def _next_stamp(self) -> Any:
         if len(self._touched) < self.n_targets:
