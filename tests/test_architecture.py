@@ -48,6 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "answers",
         "lookup",
         "inplace",
+        "reproducible",
         "superstep",
         "driver",
         "run",

@@ -79,9 +79,8 @@ for all rows."""
 class Aggregator:
     """A named monoid, and the column that it reads.
 
-    ``column`` is a name or an expression (`iterreduce.columns.expressions`); None stands for "the column of
-    the same name as the result" (for COUNT: rows, whatever they
-    hold).
+    ``column`` is a name or an expression (`iterreduce.columns.expressions`). None stands for "the column of
+    the same name as the result" (for COUNT: rows, whatever they hold).
 
     >>> SUM, mean("x"), argmin("id", by="distance").inputs
     (sum, mean("x"), ('id', 'distance'))
