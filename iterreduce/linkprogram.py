@@ -46,6 +46,7 @@ class Output:
     rest: Expr
     parts: tuple[str, ...]
     columns: tuple[str, ...]
+    order_free: bool = False
 
     @property
     def combine(self) -> str:
@@ -84,7 +85,8 @@ class Shape:
                 f"columns of the rows; at most {MOST_VALUES} of each fit: compute some of them beforehand"
             )
         function = edge_order(rest, tuple(found), taken)
-        return Output(name, aggregator.kind, function, tuple(renamed[k] for k in found), taken)
+        parts, order_free = tuple(renamed[k] for k in found), aggregator.adds != "in order"
+        return Output(name, aggregator.kind, function, parts, taken, order_free)
 
 
 def edge_order(rest: Expr, parts: tuple[str, ...], columns: tuple[str, ...]) -> Expr:
@@ -153,6 +155,8 @@ class Bound:
         """The words as values; those that no row reached are the identity of the values' type."""
         if self.output.kind in ("any", "all"):
             return np.clip(words, 0, 1).astype(bool)
+        if self.output.order_free and self.word.kind == "f":  # one zero, one NaN
+            words = np.where(np.isnan(words), np.nan, words + 0.0)
         if self.dtype == words.dtype:
             return words
         if self.dtype.kind in "iu":
@@ -196,6 +200,11 @@ class Program:
         if dtype.kind not in "biuf" or dtype.itemsize > 8 or dtype == np.uint64:
             raise SchemaError(f'output "{output.name}": {output.kind} of {dtype}; wanted numbers')
         word = np.dtype(np.float64 if dtype.kind == "f" else np.int64)
+        if output.order_free and output.combine == "sum" and word.kind == "f":
+            raise UsageError(
+                f'output "{output.name}": floats of indexed rows are not yet added in a way that no number of '
+                "ranks changes; in a reproducible run make the values by a Local and Shuffle its rows"
+            )
         result = (
             word
             if output.kind in ("sum", "count")
