@@ -70,8 +70,8 @@ def _check_onto(stage: Shuffle) -> None:
         defined = aggregator.definition
         if stage.onto and defined is not None and defined.dtype == "float64":
             raise UsageError(
-                f'the aggregator {aggregator.name} into "{stage.into}" adds floats in its own way, so a reproducible '
-                "run folds whole rows, which cannot be done onto a table: shuffle without onto"
+                f'the aggregator {aggregator.name} into "{stage.into}" adds floats in its own way, so a '
+                "reproducible run folds whole rows, which cannot be done onto a table: shuffle without onto"
             )
 
 

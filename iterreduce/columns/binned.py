@@ -99,18 +99,18 @@ def _fits(records: Any, c: Any, at: Any, stride: Any, value: Any) -> Any:
 
 
 @kernel
-def add_scalar(records: Any, c: Any, at: Any, one: Any, value: Any) -> None:
-    """Add a value to a scalar sum of three limbs."""
+def add_scalar(records: Any, c: Any, at: Any, stride: Any, value: Any) -> None:
+    """Add a value to a sum of three limbs, the common case first."""
     x = np.float64(value)
-    scaled = top_bin(records, c, at, one) * BITS
+    scaled = top_bin(records, c, at, stride) * BITS
     size = np.float64(x).view(np.int64) & MAGNITUDE
     if size >= (scaled + LIFT) << 52 or scaled >= SLOW_BIN * BITS:
-        put(records, c, at, one, LIMBS, x)
+        put(records, c, at, stride, LIMBS, x)
         return
     constant = (scaled + 1) << 52 | HALF
     for j in range(LIMBS):
         s = x + np.int64(constant).view(np.float64)
-        records[c, at + np.uint64(j)] += (np.float64(s).view(np.int64) - constant) << SHIFT
+        records[c, at + np.uint64(j) * stride] += (np.float64(s).view(np.int64) - constant) << SHIFT
         x -= s - np.int64(constant).view(np.float64)
         constant -= BITS << 52
 
@@ -221,57 +221,66 @@ def sum_binned_rows(records: Any, offset: Any, codes: Any, values: Any) -> None:
 
 
 @kernel
-def _unpack(records: Any, offset: Any, c: Any, magic: Any) -> None:
-    """The first constant of each sum of a record, as bits; 0 where values take the slow way."""
+def _unpack(records: Any, offset: Any, c: Any, magic: Any, ends: Any) -> None:
+    """The constant of each sum of a record, as bits, and the largest value that it cuts; 0 and 0 where values
+    take the long way.
+    """
     width = magic.shape[1]
     at, stride = np.uint64(offset), np.uint64(width)
     for j in range(width):
         held = top_bin(records, c, at + np.uint64(j), stride)
-        magic[c, j] = (held * BITS + 1) << 52 | HALF if 0 < held < SLOW_BIN else 0
+        known = 0 < held < SLOW_BIN
+        magic[c, j] = (held * BITS + 1) << 52 | HALF if known else 0
+        ends[c, j] = np.int64(((held * BITS + LIFT) << 52) - 1 if known else 0).view(np.float64)
 
 
 @kernel
-def _flush(records: Any, offset: Any, c: Any, sums: Any) -> None:
-    """Add what was collected for a record, and forget it."""
-    for j in range(sums.shape[1]):
-        records[c, offset + j] += sums[c, j] << SHIFT
-        sums[c, j] = 0
+def _flush(records: Any, offset: Any, c: Any, magic: Any, sums: Any, rows: Any) -> None:
+    """Add what was collected for a record, and forget it: the bits of each value's sum with a constant."""
+    width = magic.shape[1]
+    for k in range(LIMBS):
+        for j in range(width):
+            constant = magic[c, j] - (k * BITS << 52)
+            records[c, offset + k * width + j] += (sums[c, k * width + j] - rows[c] * constant) << SHIFT
+            sums[c, k * width + j] = 0
+    rows[c] = 0
 
 
 @kernel
-def sum_binned_often(records: Any, offset: Any, codes: Any, values: Any, magic: Any, sums: Any) -> None:
+def sum_binned_often(
+    records: Any, offset: Any, codes: Any, values: Any, magic: Any, ends: Any, sums: Any, rows: Any
+) -> None:
     """`sum_binned_rows` for records that get many rows each: their limbs are collected unpacked.
 
-    ``magic`` int64 of shape ``(records, width)`` and ``sums`` int64 ``(records, 3 width)``, all 0, are
-    scratch.
+    Scratch: ``magic`` int64 and ``ends`` float64 of shape ``(records, width)``, ``sums`` int64 ``(records, 3
+    width)`` and ``rows`` int64 ``(records,)``, these two all 0.
     """
-    width = values.shape[1]
-    stride, at = np.uint64(width), np.uint64(offset)
+    stride, at = np.uint64(values.shape[1]), np.uint64(offset)
     two = stride + stride
     for g in range(len(records)):
-        _unpack(records, offset, g, magic)
+        _unpack(records, offset, g, magic, ends)
     for i in range(codes.size):
-        c, misfits = np.uint64(codes[i]), False
+        c, outside = np.uint64(codes[i]), False
+        for j in range(stride):
+            outside |= not abs(np.float64(values[i, j])) <= ends[c, j]
+        if outside:
+            _flush(records, offset, c, magic, sums, rows)
+            for j in range(stride):
+                add_scalar(records, c, at + j, stride, values[i, j])
+            _unpack(records, offset, c, magic, ends)
+            continue
+        rows[c] += 1
         for j in range(stride):
             x, constant = np.float64(values[i, j]), magic[c, j]
-            fits = np.float64(x).view(np.int64) & MAGNITUDE < constant + (((LIFT - 1) << 52) - HALF)
-            misfits |= not fits
-            x = x if fits else np.float64(0.0)
             s = x + np.int64(constant).view(np.float64)
-            sums[c, j] += np.float64(s).view(np.int64) - constant
+            sums[c, j] += np.float64(s).view(np.int64)
             x -= s - np.int64(constant).view(np.float64)
             constant -= BITS << 52
             s = x + np.int64(constant).view(np.float64)
-            sums[c, stride + j] += np.float64(s).view(np.int64) - constant
+            sums[c, stride + j] += np.float64(s).view(np.int64)
             x -= s - np.int64(constant).view(np.float64)
             constant -= BITS << 52
-            sums[c, two + j] += np.float64(x + np.int64(constant).view(np.float64)).view(np.int64) - constant
-        if misfits:
-            _flush(records, offset, c, sums)
-            for j in range(stride):
-                size = np.float64(values[i, j]).view(np.int64) & MAGNITUDE
-                if not size < magic[c, j] + (((LIFT - 1) << 52) - HALF):
-                    put(records, c, at + j, stride, LIMBS, values[i, j])
-            _unpack(records, offset, c, magic)
+            s = x + np.int64(constant).view(np.float64)
+            sums[c, two + j] += np.float64(s).view(np.int64)
     for g in range(len(records)):
-        _flush(records, offset, g, sums)
+        _flush(records, offset, g, magic, sums, rows)

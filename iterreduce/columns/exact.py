@@ -74,7 +74,7 @@ class OrderFreeSum(OrderFree):
 
     def __init__(self, field: Field) -> None:
         require(field, self.name, "biufc", "numbers and bools")
-        loops = Loops(sum_scalars, sum_rows, binned_records.merge_binned)
+        loops = Loops(binned.sum_binned, sum_rows, binned_records.merge_binned)
         super().__init__(field, loops, binned.LIMBS, self.mean or field.nullable)
         out = np.dtype("c16" if field.dtype.kind == "c" else "f8")
         self.field_out = Field("fixed", out, field.shape, field.nullable)
@@ -120,20 +120,13 @@ class OrderFreeVariance(OrderFree):
         return without_nulls(column, counts > self.ddof) if self.nullable else (column, None)
 
 
-def sum_scalars(records: Array, offset: int, codes: Array, values: Array) -> None:
-    """Sums of scalars, by the kernel that suits the number of records."""
-    if _often(records, codes):
-        sum_rows(records, offset, codes, values.reshape(-1, 1))
-    else:
-        binned.sum_binned(records, offset, codes, values)
-
-
 def sum_rows(records: Array, offset: int, codes: Array, values: Array) -> None:
     """Sums of vectors, by the kernel that suits the number of records."""
     if _often(records, codes):
         shape = len(records), values.shape[1]
-        collected = np.zeros((shape[0], binned.LIMBS * shape[1]), np.int64)
-        binned.sum_binned_often(records, offset, codes, values, np.empty(shape, np.int64), collected)
+        constants, ends = np.empty(shape, np.int64), np.empty(shape)
+        sums, rows = np.zeros((shape[0], binned.LIMBS * shape[1]), np.int64), np.zeros(shape[0], np.int64)
+        binned.sum_binned_often(records, offset, codes, values, constants, ends, sums, rows)
     else:
         binned.sum_binned_rows(records, offset, codes, values)
 
