@@ -290,6 +290,7 @@ def _write_summary(
             outcome=result.outcome.name,
             residual=result.residual,
             result_sha256=result.result_sha256,
+            reproducible=result.reproducible,
             seconds=seconds,
             seconds_per_iteration=spread(result.seconds_per_iteration),
             bytes_exchanged=add_up(exchanged),

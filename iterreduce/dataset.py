@@ -227,6 +227,7 @@ class Inputs:
                 (rows,),
                 f"{name} (chosen)",
                 cut="share",
+                rank_free=True,
             ),
             Gather(f"{name} (chosen)", name),
         ]

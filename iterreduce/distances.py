@@ -131,11 +131,13 @@ def _null_changed(name: str, per_row: str, old: Batch, new: Batch) -> Array:
 
 
 def combined(per_row: PerRow, parts: Sequence[Array]) -> Array:
-    stack = np.stack(parts)
-    if per_row == "l2":
-        stack = np.sqrt((stack * stack).sum(axis=0, keepdims=True))
-    rows: Array = stack.sum(axis=0) if per_row == "l1" else stack.max(axis=0)
-    return rows
+    if per_row != "l1" and per_row != "l2":
+        largest: Array = np.maximum.reduce(list(parts))
+        return largest
+    rows = np.zeros(len(parts[0]))
+    for part in parts:  # one after the other: np.sum adds a single row in another order than many
+        rows += part * part if per_row == "l2" else part
+    return np.sqrt(rows, out=rows) if per_row == "l2" else rows
 
 
 def asked(function: Callable[[Batch, Batch], Any], old: Batch, new: Batch) -> Any:

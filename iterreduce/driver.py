@@ -51,9 +51,11 @@ from iterreduce.loop import (
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import refuse_in_user_code
 from iterreduce.options import Options
+from iterreduce.reproducible import reproducible
 from iterreduce.rowshuffle import RowShuffle
 from iterreduce.shuffle import CombineShuffle
 from iterreduce.sources.blocks import Loaded, Source, load
+from iterreduce.sources.borders import in_global_blocks
 from iterreduce.sources.local import LocalSource
 from iterreduce.superstep import SuperstepRun, Workshop
 from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, by_key, column_tokens, everywhere, token
@@ -89,9 +91,10 @@ class LoopRun:
         self, loop: Loop, group: Group, options: Options | None = None, events: Events | None = None
     ):
         refuse_in_user_code(f'the loop "{loop.name}"', group.size)
-        refuse_unbuilt(loop)
-        self.loop, self.group = loop, group
         self.options, self.events = options or Options(), events or Events()
+        refuse_unbuilt(loop)
+        self.loop, self.group = reproducible(loop) if self.options.reproducible else loop, group
+        loop = self.loop
         self.pool = pool_for(group, self.options.threads)
         self.iteration = 0
         self.residual: float | None = None
@@ -114,6 +117,7 @@ class LoopRun:
             self.options.memory_bytes,
             repeats=_may_repeat(loop),
             keep=not naive,
+            reproducible=self.options.reproducible,
             indexes=indexes_of(loop),
         )
         self.prepare, self.body = hoisted(loop) if not naive else (loop.prepare, tuple(supersteps_of(loop)))
@@ -201,6 +205,8 @@ class LoopRun:
         else:
             source.open(self.group)
             got = load(self.group, source)
+            if self.options.reproducible and source.blocks.rank_bounds is not None:
+                got = in_global_blocks(self.group, got, source.schema)
             self.read[id(source)] = source, got
             if self.options.check and isinstance(source, LocalSource):
                 self._frozen[name] = source, source.fingerprint()

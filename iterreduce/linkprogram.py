@@ -86,8 +86,7 @@ class Shape:
                 f"columns of the rows; at most {MOST_VALUES} of each fit: compute some of them beforehand"
             )
         function = edge_order(rest, tuple(found), taken)
-        parts = tuple(renamed[k] for k in found)
-        order_free = getattr(aggregator, "adds", "in order") != "in order"
+        parts, order_free = tuple(renamed[k] for k in found), aggregator.adds != "in order"
         return Output(name, aggregator.kind, function, parts, taken, order_free)
 
 

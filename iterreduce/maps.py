@@ -107,6 +107,17 @@ def describe(function: Any) -> str:
     return f"{name} ({os.path.basename(code.co_filename)}, line {code.co_firstlineno})" if code else name
 
 
+def refuse_share(stage: Local, tables: Mapping[str, Table]) -> None:
+    """Raise `UsageError` where a whole share that lies by block is read: it is cut by ranks."""
+    for name in stage.reads:
+        if tables[name].layout.kind == "block":
+            raise UsageError(
+                f'{describe(stage.function)} with cut="share" reads "{name}", of which each rank has another '
+                "part: a reproducible run cannot know that the result is the same on any number of ranks; "
+                'use cut="block", or say Local(..., rank_free=True)'
+            )
+
+
 class PieceCutter:
     """Cuts a table into pieces of whole blocks, and remembers the cut while the table stays the same."""
 
@@ -156,9 +167,10 @@ def piece_bounds(block_starts: Array, rows_wanted: int) -> tuple[list[int], list
 class BlockMap:
     """One `Local` stage at work: in pieces, or on the whole share."""
 
-    def __init__(self, stage: Local, piece_bytes: int = PIECE_BYTES):
-        self.stage = stage
-        self.cutter = PieceCutter(piece_bytes)
+    def __init__(self, stage: Local, piece_bytes: int = PIECE_BYTES, reproducible: bool = False):
+        """``reproducible``: one canonical block at a time, whatever its size."""
+        self.stage, self.reproducible = stage, reproducible
+        self.cutter = PieceCutter(0 if reproducible else piece_bytes)
         self._whole: dict[str, tuple[Table, Handed]] = {}
         self._beside: dict[str, tuple[Batch, list[Handed], list[Handed]]] = {}
 
@@ -213,6 +225,8 @@ class BlockMap:
     def share(self, tables: Mapping[str, Table], iteration: int) -> Table:
         """The map's result on the whole share."""
         stage = self.stage
+        if self.reproducible and not stage.rank_free and stage.cut == "share":
+            refuse_share(stage, tables)
         first = tables[stage.reads[0]]
         handed = [self._hand_beside(name, tables[name], first) for name in stage.reads]
         context = Context(iteration, first.first_row, first.rows_total)

@@ -39,6 +39,7 @@ class Options:
     events: str | None = None
     naive: bool = False
     check: bool = False
+    reproducible: bool = False
     quiet: bool = False
     memory_bytes: int | None = None
     partitions: int = 1024
@@ -166,6 +167,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "check", SWITCH, "slow checks: frozen arrays unchanged, all ranks in the same stage, rows conserved"
     ),
+    Setting("reproducible", SWITCH, "the same bits on any number of ranks"),
     Setting("memory", SIZE, "memory budget of each rank", field="memory_bytes"),
     Setting("partitions", COUNT, "logical partitions of the key space, at least the number of ranks"),
     Setting("threads", COUNT, "threads of each rank; not set: its share of the cores of its node"),

@@ -35,7 +35,7 @@ class Result:
     ``seconds``: load, invariants, iterate, total, on this rank. ``bytes_exchanged``: payload that left this
     rank for others: invariants (int), per_iteration (list), total. ``result_sha256`` does not depend on the
     order of rows or on how they are spread over ranks; float sums may differ in their last bits between
-    numbers of ranks, and then so does it.
+    numbers of ranks, and then so does it, unless the run was ``reproducible``.
     """
 
     outcome: Outcome
@@ -48,6 +48,7 @@ class Result:
     seconds_per_iteration: list[float] = field(default_factory=list)
     bytes_exchanged: dict[str, Any] = field(default_factory=dict)
     result_sha256: str = ""
+    reproducible: bool = False
     memory_bytes: dict[str, int] = field(default_factory=dict)
     threads: int = 1
 
@@ -114,6 +115,7 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         seconds_per_iteration=clock.iterations,
         bytes_exchanged={"invariants": run.bytes_invariants, "per_iteration": per_iteration, "total": sent},
         result_sha256=digest(table, run.group),
+        reproducible=run.options.reproducible,
         memory_bytes={**run.loaded, **run.shop.cache.report()},
         threads=run.pool.threads,
     )

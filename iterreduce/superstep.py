@@ -68,6 +68,7 @@ class Workshop:
     limit_bytes: int | None = None
     repeats: bool = True
     keep: bool = True
+    reproducible: bool = False
     stages: int = 0
     exchangers: list[Exchanger | KeyedState] = field(default_factory=list)
     residents: dict[str, Resident] = field(default_factory=dict)
@@ -145,7 +146,7 @@ class SuperstepRun:
         for stage in step.stages:
             label = f"{step.name}: {type(stage).__name__} into {stage.into}"
             if isinstance(stage, Local):
-                maps[stage.into] = BlockMap(stage)
+                maps[stage.into] = BlockMap(stage, reproducible=shop.reproducible)
                 if stage.into not in fused:
                     self.actions.append((label, stage, maps[stage.into]))
             else:

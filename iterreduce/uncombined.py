@@ -37,7 +37,7 @@ class WithFallback:
         key: tuple[str, ...],
     ):
         self.folding, self.whole, self.reduce, self.key = folding, whole, reduce, key
-        self.by_rows = any(a.kind == "collect" for a in _aggregators(reduce))
+        self.by_rows = any(map(needs_rows, _aggregators(reduce)))
 
     @property
     def active(self) -> CombineShuffle | TotalRows | RowShuffle | GatherRows:
@@ -121,7 +121,16 @@ def folded(rows: Batch, key: tuple[str, ...], reduce: Reduce) -> Batch:
 def may_need_rows(reduce: Reduce) -> bool:
     """Is there an aggregator that some columns cannot be folded with?"""
     picks = {"collect", "first", "last", "min", "max", "argmin", "argmax"}
-    return any(a.kind in picks for a in _aggregators(reduce))
+    return any(a.kind in picks or needs_rows(a) for a in _aggregators(reduce))
+
+
+def needs_rows(aggregator: Aggregator) -> bool:
+    """Must all rows of a key stand together, whatever the columns? For lists, and for what a user adds up in
+    floats where the order of rows must not matter: it is then folded in canonical order.
+    """
+    defined = aggregator.definition
+    ordered = defined is not None and defined.dtype == "float64" and aggregator.adds != "in order"
+    return aggregator.kind == "collect" or ordered
 
 
 def _aggregators(reduce: Reduce) -> list[Aggregator]:

@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "answers",
         "lookup",
         "inplace",
+        "reproducible",
         "superstep",
         "driver",
         "run",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -31,6 +33,22 @@ def test_the_mpi_tests_pass_on_real_ranks(ranks: int) -> None:
     assert result.returncode == 0, f"{result.stdout[-20000:]}\n{result.stderr[-10000:]}"
     assert result.stdout.count(" passed") == ranks, result.stdout  # a status of 0 alone proves nothing
     assert "MPICH: freeing" not in result.stdout + result.stderr, "requests were left behind"
+
+
+def test_sixty_four_ranks_give_the_bits_of_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "points.npy", rng.normal(size=(20_000, 3)) * 10.0 ** rng.uniform(-4, 4, (20_000, 3)))
+    told = []
+    for ranks in (1, 64):
+        summary = tmp_path / f"{ranks}.json"
+        app = "apps/kmeans.py", str(tmp_path / "points.npy"), "--k", "5", "--max-iterations", "3"
+        options = "-m", "iterreduce", "--reproducible", "--quiet", "--summary", str(summary)
+        result = mpirun(ranks, *options, *app, timeout=240)
+        assert result.returncode == 0, result.stderr[-5000:]
+        said = json.loads(summary.read_text())
+        assert said["ranks"] == ranks and said["reproducible"]
+        told.append([said[name] for name in ("result_sha256", "iterations", "residual", "values")])
+    assert told[0] == told[1]
 
 
 def test_a_run_that_hangs_is_ended_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ class Words(BoundAggregator):
         self.loops, self.width, self.load, self.nullable = loops, width, load, nullable
         self.kernel = loops.one if width == 1 else loops.rows
         self.count: Kernel | None = None
+        self.count_at = width  # the word that counts rows
         self.row_shape = () if width == 1 else (width,)
 
     def read(self, values: Array) -> Array:
@@ -210,7 +211,7 @@ class Words(BoundAggregator):
                 refuse_nulls(valid)
         self.kernel(records, offset, codes, self.read(values))
         if self.count is not None:
-            self.count(records, offset + self.width, codes)
+            self.count(records, offset + self.count_at, codes)
 
 
 class Elementwise(Words):
@@ -221,9 +222,16 @@ class Elementwise(Words):
     """
 
     def __init__(
-        self, op: str, field: Field, out: np.dtype[Any], load: Convert | None, store: Convert, identity: int
+        self,
+        op: str,
+        field: Field,
+        out: np.dtype[Any],
+        load: Convert | None,
+        store: Convert,
+        identity: int,
+        word: str = "",
     ) -> None:
-        word = "f" if out.kind in "fc" else "i"
+        word = word or ("f" if out.kind in "fc" else "i")
         width = elements(field.shape) * (2 if out.kind == "c" else 1)
         super().__init__(LOOPS[op, word], width, load, field.nullable)
         self.op, self.word, self.store = op, word, store

@@ -33,6 +33,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from iterreduce.columns import exact
 from iterreduce.columns.accumulators import (
     BoundAggregator,
     Count,
@@ -43,6 +44,7 @@ from iterreduce.columns.accumulators import (
     bind_truth,
 )
 from iterreduce.columns.batch import Batch
+from iterreduce.columns.exact import OrderFreeVariance
 from iterreduce.columns.expressions import Expr
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field, Schema
@@ -68,13 +70,17 @@ Kind = Literal[
 ]
 
 
+Adds = Literal["in order", "order-free", "exactly"]
+"""How floats are added: as they come; with a result that does not depend on their order, for many groups or
+for all rows."""
+
+
 @dataclass(frozen=True)
 class Aggregator:
     """A named monoid, and the column that it reads.
 
-    ``column`` is a name or an expression (`iterreduce.columns.expressions`); None stands for "the column of
-    the same name as the result" (for COUNT: rows, whatever they
-    hold).
+    ``column`` is a name or an expression (`iterreduce.columns.expressions`). None stands for "the column of
+    the same name as the result" (for COUNT: rows, whatever they hold).
 
     >>> SUM, mean("x"), argmin("id", by="distance").inputs
     (sum, mean("x"), ('id', 'distance'))
@@ -85,6 +91,7 @@ class Aggregator:
     by: str | None = None
     ddof: int = 0
     definition: Definition | None = None
+    adds: Adds = "in order"
 
     def __repr__(self) -> str:
         shown = f'"{self.column}"' if isinstance(self.column, str) else repr(self.column)
@@ -109,6 +116,16 @@ class Aggregator:
         """This aggregator on a column, or on an expression of columns."""
         return replace(self, column=column)
 
+    def order_free(self, alone: bool = False) -> Aggregator:
+        """This aggregator with a result that does not depend on the order of rows; ``alone``: of all rows
+        together, where sums may take more words and are exact.
+
+        >>> from iterreduce.columns.batch import field_of
+        >>> SUM.order_free().bind(field_of(np.zeros(0))).words
+        3
+        """
+        return replace(self, adds="exactly" if alone else "order-free")
+
     def bind(self, field: Field | None = None, by: Field | None = None) -> BoundAggregator:
         """The aggregator for a type of column (``by``: of the column that argmin and argmax compare).
 
@@ -130,9 +147,13 @@ class Aggregator:
         if self.definition is not None:
             return Defined(self.definition, field)
         if self.kind == "var":
-            return Variance(field, self.ddof)
+            return (
+                Variance(field, self.ddof) if self.adds == "in order" else OrderFreeVariance(field, self.ddof)
+            )
         if self.kind in ("min", "max") and field.kind in ("text", "bytes"):
             return ExtremeText(field, self.kind == "max")
+        if self.adds != "in order" and self.kind in ORDER_FREE:
+            return ORDER_FREE[self.kind](field, self.adds == "exactly")
         return BINDERS[self.kind](field)
 
     @staticmethod
@@ -191,6 +212,13 @@ BINDERS: dict[str, Callable[[Field], BoundAggregator]] = {
     "first": lambda field: bind_pick(field, last=False),
     "last": lambda field: bind_pick(field, last=True),
     "collect": Collect,
+}
+
+ORDER_FREE: dict[str, Callable[[Field, bool], BoundAggregator]] = {
+    "sum": exact.bind_sum,
+    "mean": exact.bind_mean,
+    "min": lambda field, alone: exact.bind_extreme(field, "min"),
+    "max": lambda field, alone: exact.bind_extreme(field, "max"),
 }
 
 SUM, MIN, MAX = Aggregator("sum"), Aggregator("min"), Aggregator("max")

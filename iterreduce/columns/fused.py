@@ -19,7 +19,7 @@ from iterreduce.columns.hashing import EMPTY, mix
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.keytable import ALL_HASHES, OrderedTable
 from iterreduce.columns.ragged import Array
-from iterreduce.columns.threads import current
+from iterreduce.columns.threads import Pool, current
 
 BLOCK = 1024
 """Rows that are looked through at a time for those of a part: what is found stays in the first cache."""
@@ -206,14 +206,19 @@ class Fused:
         if len(of_rows) == 1:
             return int(_add_addressed(words, values, np.int64(low), store, cells))
         base, end = np.int64(low), np.uint64(len(store) - 1)
-        inside = pool.run(lambda lo, hi: lo + int(_first_outside(words[lo:hi], base, end)), of_rows)
-        done = next((n for n, (_, hi) in zip(inside, of_rows, strict=True) if n < hi), len(words))
+        done = self._in_range(pool, words, base, end, of_rows)
         words, values = words[:done], None if values is None else values[:done]
         pool.run(
             lambda lo, hi: _add_addressed_part(words, values, base, store, cells, lo, hi),
             pool.parts(int(end), 1),
         )
         return done
+
+    @staticmethod
+    def _in_range(pool: Pool, words: Array, base: Any, end: Any, of_rows: Sequence[tuple[int, int]]) -> int:
+        """The rows in front of the first whose key is out of range."""
+        inside = pool.run(lambda lo, hi: lo + int(_first_outside(words[lo:hi], base, end)), of_rows)
+        return next((n for n, (_, hi) in zip(inside, of_rows, strict=True) if n < hi), len(words))
 
 
 def fused_sum(outputs: Sequence[Output]) -> Fused | None:

@@ -187,6 +187,13 @@ def _fitted(low: int, high: int, sample: int) -> tuple[int, int]:
     return max(0, low - margin), min(ALL_HASHES[1], high + margin)
 
 
+def line_aligned(cells: int) -> Array:
+    """Words that begin at a cache line, so that a row of 4 or 8 words is in one line."""
+    raw = np.empty(cells + 7, np.int64)
+    first = -raw.ctypes.data % 64 // 8
+    return raw[first : first + cells]
+
+
 class OrderedTable:
     """Rows of one hash word and ``width`` payload words, found by hash, scanned in hash order.
 
@@ -253,7 +260,7 @@ class OrderedTable:
         homes = ((high - low) >> shift) + 1
         rows = homes + self.probes + SIDE_ROWS
         cells = rows * (1 + self.width)
-        self._memory = memory if len(memory) >= cells else np.empty(cells, np.int64)
+        self._memory = memory if len(memory) >= cells else line_aligned(cells)
         self.words = self._memory[:cells].reshape(rows, 1 + self.width)
         self.unsigned = self.words.view(np.uint64)
         self.range, self.base, self.shift, self.homes = span, np.uint64(low), np.uint64(shift), homes

@@ -18,12 +18,12 @@ import numpy as np
 from iterreduce.columns import hashing
 from iterreduce.columns.aggregators import Output
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.fused import fused_sum
+from iterreduce.columns.fused_binned import fused_sum
 from iterreduce.columns.hashing import hash_words, key_words, unhash_words
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.keycodec import KeyBytes, decode_keys
 from iterreduce.columns.keystore import KeyStore
-from iterreduce.columns.keytable import ALL_HASHES, OrderedTable
+from iterreduce.columns.keytable import ALL_HASHES, OrderedTable, line_aligned
 from iterreduce.columns.numbering import estimate_distinct, keys_of_words
 from iterreduce.columns.ordering import hash_order
 from iterreduce.columns.ragged import Array
@@ -285,7 +285,8 @@ class AddressedStore:
     def __init__(self, schema: Schema, outputs: Sequence[Output], low: int, high: int):
         self.schema, self.name, self.layout = schema, next(iter(schema)), Layout(outputs, 1)
         self.low, self.high = low, high
-        self.words = np.empty((high - low + 2, 1 + self.layout.width), np.int64)
+        rows, width = high - low + 2, 1 + self.layout.width
+        self.words = line_aligned(rows * width).reshape(rows, width)
         self.fused = fused_sum(outputs)
         self._slots = np.empty(PIECE, np.int64)
         self._held: tuple[Array, Array, Array] | None = (

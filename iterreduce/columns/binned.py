@@ -1,0 +1,286 @@
+"""Order-free float sums in a few words: the compiled loops.
+
+A float is cut on one fixed grid of bins, 27 bits wide, that covers all of float64: bin ``b`` counts multiples
+of ``2**(27 b - 1074)``. A record keeps the top `LIMBS` bins of the largest value that it has seen: an integer
+per bin, and the number of the top bin. Where a value falls on the grid depends on the value alone, and which
+bins are kept depends on the largest value alone, so a record is a function of the multiset of its addends:
+additions are integer additions, and merging moves a record up by whole bins. What lies below the kept bins is
+rounded away value by value, at most ``2**-54`` (three limbs; four: ``2**-81``) of the largest.
+
+This is the indexed sum of Demmel and Nguyen ("Parallel reproducible summation", IEEE Trans. Computers 64,
+2015; Ahrens, Demmel and Nguyen, ACM TOMS 46, 2020), with integers in the bins instead of floats: they need no
+renormalisation and take 2**34 values. A piece is cut off as they do it, by adding a constant whose last bit
+has the weight of the bin.
+
+A word holds a bin's integer times 8 and three bits of the top bin's number (0: no value yet; `NONFINITE`:
+counts of +inf, -inf and NaN instead). All-zero words are the empty record. Layout: the limbs of ``width``
+neighbouring sums stand apart, limb ``j`` of sum ``i`` at ``offset + j * width + i``.
+
+Nothing here checks shapes or codes; `iterreduce.columns.exact` does, the only caller beside `fused`. It must
+be compiled without reassociation, which would cancel the constants.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from iterreduce.columns.jit import kernel
+
+LIMBS = 3
+BITS = 27  # 2 * 27 = 54 bits below the largest value's bin: a lone float64 is kept whole
+SHIFT = 3  # bits of the bin's number in each of the first three words
+LOW = (1 << SHIFT) - 1
+NONFINITE = 511
+SLOW_BIN = 76  # from here on the constants overflow: values are scaled down by four bins
+MAGNITUDE = (1 << 63) - 1
+HALF = 1 << 51
+LIFT = BITS - 52
+AHEAD = 512  # rows whose records are looked at before they are changed
+
+
+@kernel
+def top_bin(records: Any, c: Any, at: Any, stride: Any) -> Any:
+    """The number of the top bin of one sum."""
+    two = stride + stride
+    low = records[c, at] & LOW
+    return low | (records[c, at + stride] & LOW) << 3 | (records[c, at + two] & LOW) << 6
+
+
+@kernel
+def raise_bin(records: Any, c: Any, at: Any, stride: Any, limbs: Any, held: Any, to: Any) -> None:
+    """Move a sum up to a higher top bin; what falls below the last limb is dropped."""
+    up = to - held
+    for j in range(limbs - 1, -1, -1):
+        moved = records[c, at + np.uint64(j - up) * stride] & ~LOW if j >= up else 0
+        records[c, at + np.uint64(j) * stride] = moved | ((to >> (SHIFT * j)) & LOW if j < 3 else 0)
+
+
+@kernel
+def put(records: Any, c: Any, at: Any, stride: Any, limbs: Any, value: Any) -> None:
+    """Add any value to any sum."""
+    x = np.float64(value)
+    bits = np.float64(x).view(np.int64)
+    if bits & MAGNITUDE == 0:
+        return
+    held = top_bin(records, c, at, stride)
+    exponent = bits >> 52 & 0x7FF
+    if exponent == 0x7FF:
+        if held != NONFINITE:
+            raise_bin(records, c, at, stride, limbs, held, NONFINITE)
+        kind = 2 if x != x else 1 if x < 0 else 0
+        records[c, at + np.uint64(kind) * stride] += 1 << SHIFT
+        return
+    if held == NONFINITE:
+        return
+    wanted = max((exponent + 52) // BITS, limbs - 1)
+    if wanted > held:
+        raise_bin(records, c, at, stride, limbs, held, wanted)
+        held = wanted
+    if held >= SLOW_BIN:
+        x *= 2.0 ** (-4 * BITS)
+        held -= 4
+    constant = (held * BITS + 1) << 52 | HALF
+    for j in range(limbs):
+        magic = np.int64(constant).view(np.float64)
+        sum_ = x + magic
+        records[c, at + np.uint64(j) * stride] += (np.float64(sum_).view(np.int64) - constant) << SHIFT
+        x -= sum_ - magic
+        constant -= BITS << 52
+
+
+@kernel
+def _fits(records: Any, c: Any, at: Any, stride: Any, value: Any) -> Any:
+    """Is the value below the end of the sum's top bin, and that bin none of the last ones?"""
+    scaled = top_bin(records, c, at, stride) * BITS
+    size = np.float64(value).view(np.int64) & MAGNITUDE
+    return size < (scaled + LIFT) << 52 and scaled < SLOW_BIN * BITS
+
+
+@kernel
+def add_scalar(records: Any, c: Any, at: Any, stride: Any, value: Any) -> None:
+    """Add a value to a sum of three limbs, the common case first."""
+    x = np.float64(value)
+    scaled = top_bin(records, c, at, stride) * BITS
+    size = np.float64(x).view(np.int64) & MAGNITUDE
+    if size >= (scaled + LIFT) << 52 or scaled >= SLOW_BIN * BITS:
+        put(records, c, at, stride, LIMBS, x)
+        return
+    constant = (scaled + 1) << 52 | HALF
+    for j in range(LIMBS):
+        s = x + np.int64(constant).view(np.float64)
+        records[c, at + np.uint64(j) * stride] += (np.float64(s).view(np.int64) - constant) << SHIFT
+        x -= s - np.int64(constant).view(np.float64)
+        constant -= BITS << 52
+
+
+@kernel
+def add_scalars(records: Any, offset: Any, codes: Any, values: Any, pieces: Any) -> None:
+    """Sums of scalars, of at most `AHEAD` rows whose records are in cache; ``pieces`` int64 ``(3, AHEAD)`` is
+    scratch.
+
+    Values are cut for the top bin that the first record has, all at once; they are right for all records that
+    have that bin, and the others take the long way.
+    """
+    at, one = np.uint64(offset), np.uint64(1)
+    at1, at2, n = at + one, at + one + one, np.uint64(codes.size)
+    held = top_bin(records, np.uint64(codes[0]), at, one)
+    if held == 0 or held >= SLOW_BIN:
+        for i in range(n):
+            add_scalar(records, np.uint64(codes[i]), at, one, values[i])
+        return
+    end, constant = (held * BITS + LIFT) << 52, (held * BITS + 1) << 52 | HALF
+    constant1, constant2 = constant - (BITS << 52), constant - (2 * BITS << 52)
+    magic, magic1 = np.int64(constant).view(np.float64), np.int64(constant1).view(np.float64)
+    magic2, outside = np.int64(constant2).view(np.float64), 1 << 62
+    for i in range(n):
+        x = np.float64(values[i])
+        fits = np.float64(x).view(np.int64) & MAGNITUDE < end
+        s = x + magic
+        pieces[0, i] = (np.float64(s).view(np.int64) - constant) << SHIFT if fits else outside
+        x -= s - magic
+        s = x + magic1
+        pieces[1, i] = (np.float64(s).view(np.int64) - constant1) << SHIFT
+        x -= s - magic1
+        s = x + magic2
+        pieces[2, i] = (np.float64(s).view(np.int64) - constant2) << SHIFT
+    low0, low1, low2 = held & LOW, held >> 3 & LOW, held >> 6 & LOW
+    for i in range(n):
+        c = np.uint64(codes[i])
+        a, b, d = records[c, at], records[c, at1], records[c, at2]
+        if (a ^ low0 | b ^ low1 | d ^ low2) & LOW or pieces[0, i] == outside:
+            if (
+                a | b | d == 0 and pieces[0, i] != 0 and pieces[0, i] != outside
+            ):  # its first value, of this bin
+                records[c, at] = pieces[0, i] | low0
+                records[c, at1] = pieces[1, i] | low1
+                records[c, at2] = pieces[2, i] | low2
+            else:
+                add_scalar(records, c, at, one, values[i])
+        else:
+            records[c, at] = a + pieces[0, i]
+            records[c, at1] = b + pieces[1, i]
+            records[c, at2] = d + pieces[2, i]
+
+
+@kernel
+def sum_binned(records: Any, offset: Any, codes: Any, values: Any) -> None:
+    """Sums of scalars.
+
+    The records of some rows are looked at before any is changed: additions are too long for the processor to
+    look far enough ahead by itself (1M records: 26 ns per row without, 8 with).
+    """
+    at, pieces = np.uint64(offset), np.empty((LIMBS, AHEAD), np.int64)
+    for lo in range(0, codes.size, AHEAD):
+        hi, seen = min(lo + AHEAD, codes.size), 0
+        for i in range(lo, hi):
+            seen |= records[np.uint64(codes[i]), at]
+        if seen == 0:
+            records[np.uint64(codes[lo]), at] = 0  # what the compiler cannot leave out
+        add_scalars(records, offset, codes[lo:hi], values[lo:hi], pieces)
+
+
+@kernel
+def sum_binned_rows(records: Any, offset: Any, codes: Any, values: Any) -> None:
+    """Sums of vectors. The inner loop has no branch, so that it vectorises: values that do not fit their sums
+    add nothing there and are put in afterwards.
+    """
+    at, stride = np.uint64(offset), np.uint64(values.shape[1])
+    at1, at2 = at + stride, at + stride + stride
+    for i in range(codes.size):
+        c, misfits = np.uint64(codes[i]), False
+        for j in range(stride):
+            x, a, b, d = (
+                np.float64(values[i, j]),
+                records[c, at + j],
+                records[c, at1 + j],
+                records[c, at2 + j],
+            )
+            scaled = (a & LOW | (b & LOW) << 3 | (d & LOW) << 6) * BITS
+            fits = (np.float64(x).view(np.int64) & MAGNITUDE < (scaled + LIFT) << 52) & (
+                scaled < SLOW_BIN * BITS
+            )
+            misfits |= not fits
+            x, scaled = (x, scaled) if fits else (np.float64(0.0), 0)
+            constant = (scaled + 1) << 52 | HALF
+            s = x + np.int64(constant).view(np.float64)
+            records[c, at + j] = a + ((np.float64(s).view(np.int64) - constant) << SHIFT)
+            x -= s - np.int64(constant).view(np.float64)
+            constant -= BITS << 52
+            s = x + np.int64(constant).view(np.float64)
+            records[c, at1 + j] = b + ((np.float64(s).view(np.int64) - constant) << SHIFT)
+            x -= s - np.int64(constant).view(np.float64)
+            constant -= BITS << 52
+            s = x + np.int64(constant).view(np.float64)
+            records[c, at2 + j] = d + ((np.float64(s).view(np.int64) - constant) << SHIFT)
+        if misfits:
+            for j in range(stride):
+                if not _fits(records, c, at + j, stride, values[i, j]):
+                    put(records, c, at + j, stride, LIMBS, values[i, j])
+
+
+@kernel
+def _unpack(records: Any, offset: Any, c: Any, magic: Any, ends: Any) -> None:
+    """The constant of each sum of a record, as bits, and the largest value that it cuts; 0 and 0 where values
+    take the long way.
+    """
+    width = magic.shape[1]
+    at, stride = np.uint64(offset), np.uint64(width)
+    for j in range(width):
+        held = top_bin(records, c, at + np.uint64(j), stride)
+        known = 0 < held < SLOW_BIN
+        magic[c, j] = (held * BITS + 1) << 52 | HALF if known else 0
+        ends[c, j] = np.int64(((held * BITS + LIFT) << 52) - 1 if known else 0).view(np.float64)
+
+
+@kernel
+def _flush(records: Any, offset: Any, c: Any, magic: Any, sums: Any, rows: Any) -> None:
+    """Add what was collected for a record, and forget it: the bits of each value's sum with a constant."""
+    width = magic.shape[1]
+    for k in range(LIMBS):
+        for j in range(width):
+            constant = magic[c, j] - (k * BITS << 52)
+            records[c, offset + k * width + j] += (sums[c, k * width + j] - rows[c] * constant) << SHIFT
+            sums[c, k * width + j] = 0
+    rows[c] = 0
+
+
+@kernel
+def sum_binned_often(
+    records: Any, offset: Any, codes: Any, values: Any, magic: Any, ends: Any, sums: Any, rows: Any
+) -> None:
+    """`sum_binned_rows` for records that get many rows each: their limbs are collected unpacked.
+
+    Scratch: ``magic`` int64 and ``ends`` float64 of shape ``(records, width)``, ``sums`` int64 ``(records, 3
+    width)`` and ``rows`` int64 ``(records,)``, these two all 0.
+    """
+    stride, at = np.uint64(values.shape[1]), np.uint64(offset)
+    two = stride + stride
+    for g in range(len(records)):
+        _unpack(records, offset, g, magic, ends)
+    for i in range(codes.size):
+        c, outside = np.uint64(codes[i]), False
+        for j in range(stride):
+            outside |= not abs(np.float64(values[i, j])) <= ends[c, j]
+        if outside:
+            _flush(records, offset, c, magic, sums, rows)
+            for j in range(stride):
+                add_scalar(records, c, at + j, stride, values[i, j])
+            _unpack(records, offset, c, magic, ends)
+            continue
+        rows[c] += 1
+        for j in range(stride):
+            x, constant = np.float64(values[i, j]), magic[c, j]
+            s = x + np.int64(constant).view(np.float64)
+            sums[c, j] += np.float64(s).view(np.int64)
+            x -= s - np.int64(constant).view(np.float64)
+            constant -= BITS << 52
+            s = x + np.int64(constant).view(np.float64)
+            sums[c, stride + j] += np.float64(s).view(np.int64)
+            x -= s - np.int64(constant).view(np.float64)
+            constant -= BITS << 52
+            s = x + np.int64(constant).view(np.float64)
+            sums[c, two + j] += np.float64(s).view(np.int64)
+    for g in range(len(records)):
+        _flush(records, offset, g, magic, sums, rows)

@@ -1,0 +1,129 @@
+"""A loop whose results do not depend on the number of ranks: the same nouns, with order-free arithmetic.
+
+A loop is data, so ``--reproducible`` is a rewrite of it, before it runs: aggregators of floats become their
+order-free twins (`iterreduce.columns.exact`), totals without keys and distances become exact sums, and what
+cannot be made free of the ranks is refused where it stands. Two things are left to the engine: a map with
+``cut="block"`` sees one canonical block at a time, and rows given to ``from_local`` move over rank borders to
+make such blocks.
+
+What it cannot see is what a function does with a whole share: ``cut="share"`` on rows that lie by block must
+be declared ``rank_free``. Nothing here communicates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from iterreduce.columns.aggregators import Aggregator
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.superaccumulator import WORDS, exact_words, total
+from iterreduce.errors import UsageError
+from iterreduce.fixpoint import Distance, Until
+from iterreduce.loop import Loop, Superstep
+from iterreduce.stages import Reduce, Shuffle, Stage, Total, aggregators_of
+
+ORDERED = frozenset({"sum", "mean", "var", "min", "max", "user"})
+"""The aggregators that depend on the order of rows, for some columns."""
+
+
+def reproducible(loop: Loop) -> Loop:
+    """The loop with order-free aggregators, totals and distances; inner loops too.
+
+    >>> from iterreduce.columns.aggregators import SUM
+    >>> order_free({"x": SUM, "n": SUM.of("y")})["x"].adds
+    'order-free'
+    """
+    return replace(
+        loop,
+        prepare=tuple(map(_stage, loop.prepare)),
+        body=tuple(reproducible(s) if isinstance(s, Loop) else _superstep(s) for s in loop.body),
+        finish=tuple(map(_stage, loop.finish)),
+        until=_until(loop.until),
+        carry={
+            name: replace(carry, aggregator=_free(carry.aggregator, alone=True))
+            for name, carry in loop.carry.items()
+        },
+    )
+
+
+def _superstep(step: Superstep) -> Superstep:
+    return replace(step, stages=tuple(map(_stage, step.stages)))
+
+
+def _stage(stage: Stage) -> Stage:
+    if isinstance(stage, Total):
+        return replace(stage, aggregators=order_free(stage.aggregators, alone=not stage.key))
+    if isinstance(stage, Shuffle) and stage.combine is not None:
+        _check_onto(stage)
+        return replace(stage, combine=order_free(stage.combine))
+    return stage
+
+
+def _check_onto(stage: Shuffle) -> None:
+    """Whole rows of a key, which a float monoid of the user's needs, cannot be folded onto a table."""
+    for aggregator in aggregators_of(stage.combine):
+        defined = aggregator.definition
+        if stage.onto and defined is not None and defined.dtype == "float64":
+            raise UsageError(
+                f'the aggregator {aggregator.name} into "{stage.into}" adds floats in its own way, so a '
+                "reproducible run folds whole rows, which cannot be done onto a table: shuffle without onto"
+            )
+
+
+def order_free(reduce: Reduce, alone: bool = False) -> Reduce:
+    """The aggregators with results that no order of rows changes; ``alone``: there are no keys."""
+    if isinstance(reduce, Mapping):
+        return {name: _free(aggregator, alone) for name, aggregator in reduce.items()}
+    return _free(reduce, alone)
+
+
+def _free(aggregator: Aggregator, alone: bool) -> Aggregator:
+    return aggregator.order_free(alone) if aggregator.kind in ORDERED else aggregator
+
+
+def _until(until: Until) -> Until:
+    return Until(tuple(exactly(r) if isinstance(r, Distance) else r for r in until.rules))
+
+
+@dataclass(frozen=True)
+class ExactDistance(Distance):
+    """A distance whose partials are exact sums: words of a superaccumulator, each of which a float64 holds.
+
+    So the distance, and the iteration in which the fixpoint is reached, are the same on any number of ranks.
+
+    >>> rule = exactly(Distance(("x",), 1e-3))
+    >>> old, new = Batch(x=np.zeros(3)), Batch(x=np.array([1e100, 1.0, 2.0]))
+    >>> rule.fold_ranks([rule.partial(old.slice(i, i + 1), new.slice(i, i + 1)) for i in range(3)])
+    1e+100
+    """
+
+    width: int = 1 + WORDS
+
+    def partial(self, old: Batch, new: Batch) -> Any:
+        """(rows, the words of the sum)."""
+        rows = self._rows(old, new)
+        if not callable(self.per_row) and np.isnan(rows).any():
+            rows = self._rows(old, new, equal_is_zero=True)
+        with np.errstate(over="ignore", under="ignore"):
+            sizes = rows * rows if self.per_row == "l2" else rows
+        return (float(len(rows)), *map(float, exact_words(sizes).tolist()))
+
+    def fold_ranks(self, partials: Any) -> float:
+        """The distance, from the words of each rank."""
+        sums = [sum(map(int, column)) for column in zip(*partials, strict=True)]
+        value = total(sums[1:])
+        value = value / max(sums[0], 1) if self.fold == "mean" else value
+        return math.sqrt(value) if self.per_row == "l2" else value
+
+
+def exactly(rule: Distance) -> Distance:
+    """The rule with exact sums; a largest value has no order to be free of."""
+    if rule.fold == "max" or isinstance(rule, ExactDistance):
+        return rule
+    given = {f.name: getattr(rule, f.name) for f in fields(Distance) if f.name != "width"}
+    return ExactDistance(**given)
