@@ -163,12 +163,14 @@ class MpiGroup(Group):
             self._call.Allgatherv([send, send.size, self._word], [recv, (counts, displs), self._word])
 
     def _alltoall(self, send: Words, recv: Words) -> None:
+        self._prepare_alltoall(send, recv)()
+
+    def _prepare_alltoall(self, send: Words, recv: Words) -> Callable[[], Any]:
         words = send.size // self.size
         if send.size > self._max_words:
             every, starts = [words] * self.size, list(range(0, send.size, words))
-            self._pairwise(Move(send, every, starts, recv, every, starts))
-        else:
-            self._call.Alltoall([send, words, self._word], [recv, words, self._word])
+            return partial(self._pairwise, Move(send, every, starts, recv, every, starts))
+        return partial(self._call.Alltoall, [send, words, self._word], [recv, words, self._word])
 
     def _alltoallv(self, move: Move, bound: int) -> None:
         if bound > self._max_words:

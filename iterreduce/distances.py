@@ -40,16 +40,16 @@ class Changes:
 
 def side_by_side(old: Table, new: Table, columns: tuple[str, ...]) -> tuple[Batch, Batch]:
     """Old and new rows paired: by position, or by key where the layout has one. A missing side is zeros."""
-    keys = new.layout.keys
-    if new.layout.kind != "key" or _same_keys(old.batch, new.batch, keys):
-        if len(old) != len(new) and columns:
+    layout, before, after = new.layout, old.batch, new.batch
+    if layout.kind != "key" or _same_keys(before, after, layout.keys):
+        if before._length != after._length and columns:
             raise SchemaError(
                 f"the distance compares rows by position, but the state had {len(old)} rows and has "
                 f"{len(new)}; give the state a key, "
                 "or use ir.Unchanged() or ir.Empty()"
             )
-        return old.batch, new.batch
-    return _matched(old.batch, new.batch, keys)
+        return before, after
+    return _matched(before, after, layout.keys)
 
 
 def _same_keys(old: Batch, new: Batch, keys: tuple[str, ...]) -> bool:

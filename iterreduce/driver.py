@@ -103,7 +103,7 @@ class LoopRun:
         self.clock = Clock()
         self.bytes_invariants = 0
         self.bytes_iterations: list[int] = []
-        self.loaded: dict[str, int] = {}
+        self.loaded, self._loaded_bytes = dict[str, int](), 0
         naive = self.options.naive
         self.shop = Workshop(
             group,
@@ -130,9 +130,10 @@ class LoopRun:
         self._late: Caught | None = None
         self._changed, self._wishes = 0, list[int]()
         # more stages than bits share the last one: a false alarm only makes a plan anew
+        self._committing = [(1 << min(i, LAST_BIT), x) for i, x in enumerate(self.shop.exchangers)]
         self._watched_keys = [
-            (1 << min(i, LAST_BIT), x)
-            for i, x in enumerate(self.shop.exchangers)
+            (bit, x)
+            for bit, x in self._committing
             if isinstance(x, CombineShuffle | RowShuffle | WithFallback | KeyedState)
         ]
         self._lay_out_control()
@@ -149,6 +150,7 @@ class LoopRun:
         self._send = np.zeros(CONTROL_WORDS + width, np.int64)
         self._recv = np.zeros(len(self._send) * self.group.size, np.int64)
         self._gathered = self._recv.reshape(self.group.size, -1)
+        self._heads = self._gathered[:, :CONTROL_WORDS]
         self._floats = self._gathered[:, CONTROL_WORDS:].view(np.float64)
         self._partials = self._send[CONTROL_WORDS:].view(np.float64)
         self._control = self.group.allgather_plan(self._send, self._recv, CONTROL_WORDS)
@@ -213,6 +215,7 @@ class LoopRun:
         of = token("source", name, source.token)
         tokens = column_tokens(of, got.batch) if not self.options.naive else NO_TOKENS
         self.loaded[name] = got.batch.nbytes
+        self._loaded_bytes = sum(self.loaded.values())
         self.tell(
             "load",
             name=name,
@@ -307,7 +310,7 @@ class LoopRun:
         guard = self._guard(self.iteration + 1)
         if self.events.active:
             guard.stage = "start of the iteration"
-            guard.run(emit_iteration, self.events, self.iteration + 1)
+            guard.run(lambda: self.events.emit("iteration.start", iteration=self.iteration + 1))
         tables = dict(self.tables)
         if self.options.naive and self.iteration:
             self._prepare(tables)
@@ -337,34 +340,36 @@ class LoopRun:
         found = guard.run(
             fixpoint.partials, self.loop.until, self.tables, tables, self.group.rank, self._in_place
         )
-        send = self._send
-        send[STAGE] = self.iteration + 1
-        send[STATUS] = guard.status
-        send[EVICT] = self.shop.cache.wish()
-        send[CHANGED] = 0
+        changed = 0
         for bit, work in self._watched_keys:
             if work.keys_changed:
-                send[CHANGED] |= bit
+                changed |= bit
+        send = self._send
+        send[STAGE], send[STATUS] = self.iteration + 1, guard.status
+        send[EVICT], send[CHANGED] = self.shop.cache.wish(), changed
         if found:
             self._partials[:] = found
         self._control.run()
-        check_headers(self._gathered, self.options.check)
-        status = self._changed = 0
-        self._wishes = []
-        for _, said, wish, bits in self._gathered[:, :CONTROL_WORDS].tolist():
+        if self.options.check:
+            check_headers(self._gathered, True)
+        status, changed, wishes = 0, 0, []
+        for _, said, wish, bits in self._heads.tolist():
             status |= said
-            self._changed |= bits
+            changed |= bits
             if wish:
-                self._wishes.append(wish)
+                wishes.append(wish)
+        self._changed, self._wishes = changed, wishes
         if status & FAILED:
             raise_agreed(self.group, guard.failure)
 
     def _commit(self, pending: dict[str, Table], seconds: float, sent: int) -> None:
         changed = self._changed
         renames: dict[int, int] = {}
-        for i, work in enumerate(self.shop.exchangers):
-            renames.update(work.commit(bool(changed >> min(i, LAST_BIT) & 1)))
-        self.tables.update({n: _renamed(t, renames) if renames else t for n, t in pending.items()})
+        for bit, work in self._committing:
+            renames.update(work.commit(changed & bit != 0))
+        if renames:
+            pending = {n: _renamed(t, renames) for n, t in pending.items()}
+        self.tables.update(pending)
         for name, state in self.shop.states.items():
             self.tables[name] = state.settled(self.tables[name])
         if self._wishes:
@@ -381,7 +386,7 @@ class LoopRun:
                 residual=self.residual,
                 seconds=seconds,
                 bytes=sent,
-                invariant_bytes=self.shop.cache.nbytes + sum(self.loaded.values()),
+                invariant_bytes=self.shop.cache.nbytes + self._loaded_bytes,
             )
 
     def _evict_agreed(self) -> None:
@@ -456,11 +461,6 @@ def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep, ...]]:
                 kept.append(stage)
         body.append(replace(step, stages=tuple(kept)))
     return (*loop.prepare, *moved), tuple(body)
-
-
-def emit_iteration(events: Events, iteration: int) -> None:
-    """Tell that an iteration begins."""
-    events.emit("iteration.start", iteration=iteration)
 
 
 def wanted_after(loop: Loop) -> set[str]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iterreduce.collectives import Group, Plan
+from iterreduce.columns.heads import heard_status, put_heads, put_status, read_heads
 from iterreduce.columns.ragged import Array
 from iterreduce.errors import MemoryBudgetError, ScheduleError
 
@@ -38,7 +39,7 @@ ROUND_BYTES = 64 << 20  # per destination and round; far below 2^31 of any count
 Pack = Callable[[Array, Array], None]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # values, though not frozen: freezing costs 2 us per exchange
 class Outgoing:
     """What one rank brings to a fresh exchange: words and rows for each destination, and who packs them."""
 
@@ -56,11 +57,12 @@ def nothing(size: int, proposal: int = ABSTAIN) -> Outgoing:
     return Outgoing(none, none, lambda buffer, at: None, 0, proposal)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Arrival:
     """What came: headers int64[size, HEADER_WORDS], and of a source its words ``[starts, starts + counts)``.
 
-    ``late`` tells whose rows did not fit and have not come yet; ``too_large`` is the message of a rank whose
+    ``status``: all ranks' status bits, the same on every rank. ``late`` tells whose rows did not fit and have
+    not come yet (``some_late``: anyone's); ``too_large`` is the message of a rank whose
     rows did not fit its budget and were thrown away. Segments are read before the next exchange.
     """
 
@@ -69,12 +71,9 @@ class Arrival:
     starts: Array
     counts: Array
     late: Array
+    status: int
+    some_late: bool
     too_large: str = ""
-
-    @property
-    def status(self) -> int:
-        """All ranks' status bits, the same on every rank."""
-        return int(np.bitwise_or.reduce(self.headers[:, STATUS]))
 
     def segment(self, source: int) -> Array:
         """The payload of one source, int64 words."""
@@ -114,7 +113,10 @@ class FreshExchange:
         self.slot = slot_words
         self.inline_send = np.zeros(self.group.size * slot_words, np.int64)
         self.inline_recv = np.zeros(self.group.size * slot_words, np.int64)
-        self.slot_starts = np.arange(self.group.size, dtype=np.int64) * slot_words
+        self.payloads = np.arange(self.group.size, dtype=np.int64) * slot_words + HEADER_WORDS
+        self._send_heads = self.inline_send.reshape(self.group.size, slot_words)
+        self._recv_heads = self.inline_recv.reshape(self.group.size, slot_words)
+        self.call = self.group.alltoall_plan(self.inline_send, self.inline_recv, HEADER_WORDS)
 
     @property
     def nbytes(self) -> int:
@@ -124,45 +126,36 @@ class FreshExchange:
     def run(self, out: Outgoing, status: int = OK) -> Arrival:
         """Send and receive. Collective. On FAILED or STOP of any rank nothing but headers has meaning."""
         arrival = self.first(out, status)
-        return self.second(out, arrival) if arrival.late.any() else arrival
+        return self.second(out, arrival) if arrival.some_late else arrival
 
     def first(self, out: Outgoing, status: int = OK) -> Arrival:
         """Headers, and the rows of those ranks whose rows fit their slots. Collective."""
         self.sequence += 1
-        largest = int(out.words.max())
-        fits = largest + HEADER_WORDS <= self.slot
         if status & FAILED:
-            out, largest, fits = nothing(self.group.size), 0, True
-        self._write_headers(out, status if fits else status | SECOND, largest)
-        if fits:
-            out.pack(self.inline_send, self.slot_starts + HEADER_WORDS)
-        self.group.alltoall(self.inline_send, self.inline_recv, HEADER_WORDS)
-        headers = self.inline_recv.reshape(self.group.size, self.slot)[:, :HEADER_WORDS].copy()
-        check_headers(headers, self.check)
-        return self._inline(headers)
-
-    def _write_headers(self, out: Outgoing, status: int, largest: int) -> None:
-        head = self.inline_send.reshape(self.group.size, self.slot)
-        head[:, STAGE] = self.stage << 32 | self.sequence & 0xFFFFFFFF
-        head[:, STATUS] = status
-        head[:, ROWS] = out.rows
-        head[:, WORDS] = out.words
-        head[:, LARGEST] = largest
-        head[:, SCHEMA] = out.schema
-        head[:, PROPOSAL] = out.proposal
-        head[:, EXTRA] = out.extra
-
-    def _inline(self, headers: Array) -> Arrival:
-        late = (headers[:, STATUS] & SECOND) != 0
-        if int(np.bitwise_or.reduce(headers[:, STATUS])) & (FAILED | STOP):
-            late = np.zeros_like(late)
-            counts = np.zeros(self.group.size, np.int64)
+            out = nothing(self.group.size)
+        if max(out.words.tolist()) + HEADER_WORDS <= self.slot:
+            out.pack(self.inline_send, self.payloads)
         else:
-            counts = np.where(late, 0, headers[:, WORDS])
+            status |= SECOND
+        self._write_headers(out, status)
+        self.call.run()
+        return self._inline()
+
+    def _write_headers(self, out: Outgoing, status: int) -> None:
+        stage = self.stage << 32 | self.sequence & 0xFFFFFFFF
+        extra = np.full(self.group.size, out.extra, np.int64) if isinstance(out.extra, int) else out.extra
+        put_heads(self._send_heads, stage, status, out.rows, out.words, out.schema, out.proposal, extra)
+
+    def _inline(self) -> Arrival:
+        size = self.group.size
+        headers, counts = np.empty((size, HEADER_WORDS), np.int64), np.empty(size, np.int64)
+        late = np.empty(size, bool)
+        status, largest, some = read_heads(self._recv_heads, FAILED | STOP, SECOND, headers, counts, late)
+        check_headers(headers, self.check)
         arrival = Arrival(
-            headers, (self.inline_recv,) * self.group.size, self.slot_starts + HEADER_WORDS, counts, late
+            headers, (self.inline_recv,) * size, self.payloads, counts, late, status, bool(some)
         )
-        self._adapt(int(headers[:, LARGEST].max()))
+        self._adapt(largest)
         return arrival
 
     def _adapt(self, largest: int) -> None:
@@ -196,13 +189,14 @@ class FreshExchange:
         if over:
             return Arrival(
                 arrival.headers, arrival.buffers, arrival.starts, np.zeros_like(counts), arrival.late,
-                over_budget(total * 8, self.limit_words * 8),  # type: ignore[operator]
+                arrival.status, True, over_budget(total * 8, self.limit_words * 8),  # type: ignore[operator]
             )  # fmt: skip
         buffers = tuple([recv if late else b for late, b in zip(arrival.late, arrival.buffers, strict=True)])
         starts = np.where(arrival.late, recv_at, arrival.starts)
         return Arrival(
-            arrival.headers, buffers, starts, np.where(arrival.late, counts, arrival.counts), arrival.late
-        )
+            arrival.headers, buffers, starts, np.where(arrival.late, counts, arrival.counts), arrival.late,
+            arrival.status, True,
+        )  # fmt: skip
 
 
 def over_budget(nbytes: int, limit_bytes: int) -> str:
@@ -255,8 +249,6 @@ class PlannedExchange:
     def _lay_out(self, send_counts: Array, send_at: Array, recv_counts: Array, recv_at: Array) -> None:
         self._segments = (send_counts, send_at, recv_counts, recv_at)
         self._recv_heads = recv_at[:, None] + np.arange(HEADER_WORDS)
-        self._stages, self._statuses = send_at + STAGE, send_at + STATUS
-        self._arrived = recv_at + STATUS
         self._call: Plan | None = None
 
     def connect(self) -> None:
@@ -276,16 +268,12 @@ class PlannedExchange:
         """Send what stands in the buffer. Collective. Returns the status bits of all ranks together."""
         assert self._call is not None
         self.sequence += 1
-        send = self.send
-        send[self._stages] = self.stage << 32 | self.sequence & 0xFFFFFFFF
-        send[self._statuses] = status
+        _, send_at, _, recv_at = self._segments
+        put_status(self.send, send_at, self.stage << 32 | self.sequence & 0xFFFFFFFF, status)
         self._call.run()
         if self.check:
             check_headers(self.recv[self._recv_heads], True)
-        agreed = 0
-        for word in self.recv[self._arrived].tolist():
-            agreed |= word
-        return agreed
+        return heard_status(self.recv, recv_at)
 
 
 class ValuesPlan(PlannedExchange):

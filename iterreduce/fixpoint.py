@@ -21,8 +21,18 @@ from typing import Any, Literal
 import numpy as np
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.ragged import Array
-from iterreduce.distances import Changes, PerRow, asked, checked_rows, combined, row_distance, side_by_side
+from iterreduce.columns.folds import largest_change
+from iterreduce.columns.ragged import Array, Ragged
+from iterreduce.distances import (
+    FLOAT64,
+    Changes,
+    PerRow,
+    asked,
+    checked_rows,
+    combined,
+    row_distance,
+    side_by_side,
+)
 from iterreduce.errors import SchemaError, UsageError
 from iterreduce.table import Table
 
@@ -77,17 +87,33 @@ class Distance:
 
     def partial(self, old: Batch, new: Batch) -> tuple[float, float, float]:
         """(sum, rows, largest) over rows that stand side by side."""
-        found = self._folded(self._rows(old, new))
+        plain = self._plain_columns(old, new)
+        if plain is not None and self.fold == "max":
+            found = 0.0, float(len(new)), float(largest_change(*plain))
+        elif plain is not None:
+            rows = plain[1] - plain[0]
+            found = self._folded(np.abs(rows, out=rows))
+        else:
+            found = self._folded(self._rows(old, new))
         if math.isnan(found[0] + found[2]) and not callable(self.per_row):
             # infinity minus infinity: an infinite value that stayed what it was has not moved
             found = self._folded(self._rows(old, new, equal_is_zero=True))
         return found
 
+    def _plain_columns(self, old: Batch, new: Batch) -> tuple[Array, Array] | None:
+        """What the commonest distance is of: one column of float64 numbers."""
+        if len(self.columns) != 1 or self.per_row not in ("l1", "l2", "max"):
+            return None
+        a, b = old[self.columns[0]], new[self.columns[0]]
+        if type(a) is Ragged or type(b) is Ragged or not (a.dtype == b.dtype == FLOAT64) or a.ndim != 1:
+            return None
+        return (a, b) if a.flags.c_contiguous and b.flags.c_contiguous else None
+
     def _folded(self, rows: Array) -> tuple[float, float, float]:
         if len(rows) == 0:
             return 0.0, 0.0, 0.0
         if self.fold == "max":
-            return 0.0, float(len(rows)), float(rows.max())
+            return 0.0, float(len(rows)), float(np.maximum.reduce(rows))
         if self.per_row == "l2":
             with np.errstate(over="ignore"):  # an infinite distance says enough
                 return float(np.dot(rows, rows)), float(len(rows)), 0.0
@@ -97,9 +123,10 @@ class Distance:
     def _rows(self, old: Batch, new: Batch, equal_is_zero: bool = False) -> Array:
         if callable(self.per_row):
             return checked_rows(asked(self.per_row, old, new), len(new))
-        names = self.columns or tuple(n for n in new.names)
-        parts = [row_distance(self.per_row, n, old, new, equal_is_zero) for n in names]
-        return parts[0] if len(parts) == 1 else combined(self.per_row, parts)
+        names = self.columns or new.names
+        if len(names) == 1:
+            return row_distance(self.per_row, names[0], old, new, equal_is_zero)
+        return combined(self.per_row, [row_distance(self.per_row, n, old, new, equal_is_zero) for n in names])
 
     def refuse_nulls(self, *batches: Batch) -> None:
         """A null has no distance to a number: raise `SchemaError`."""
@@ -371,10 +398,11 @@ def partials(
         changes = in_place[rule.table](before, after) if rule.table in in_place else None
         if changes is not None:
             out.extend(_partial_of_changes(rule, changes, before, after))
-        elif after.everywhere and rank:
+        elif rank and after.everywhere:
             out.extend([0.0] * rule.width)
-        elif isinstance(rule, Distance):
-            rule.refuse_nulls(before.batch, after.batch)
+        elif type(rule) is Distance:
+            if before.batch._valid or after.batch._valid:
+                rule.refuse_nulls(before.batch, after.batch)
             out.extend(rule.partial(*side_by_side(before, after, rule.columns or after.batch.names)))
         else:
             out.extend(rule.partial(before.batch, after.batch))
@@ -400,14 +428,16 @@ def verdict(until: Until, gathered: Array, iteration: int) -> tuple[Outcome | No
     everywhere.
     """
     at, residual, outcome = 0, None, None
-    ranks = gathered.tolist()
+    ranks, width = gathered.tolist(), gathered.shape[1]
     for rule in until.rules:
         if isinstance(rule, MaxIterations):
             if outcome is None and iteration >= rule.n:
                 outcome = rule.outcome
             continue
-        value = rule.fold_ranks([words[at : at + rule.width] for words in ranks])
-        at += rule.width
+        of_rule = ranks
+        if rule.width < width:
+            of_rule, at = [words[at : at + rule.width] for words in ranks], at + rule.width
+        value = rule.fold_ranks(of_rule)
         residual = value if residual is None else residual
         if outcome is None and rule.holds(value):
             outcome = rule.outcome

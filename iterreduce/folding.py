@@ -13,6 +13,7 @@ import numpy as np
 from iterreduce.columns.aggregators import Output, bind_outputs
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.expressions import Expr, columns_of, evaluate, full
+from iterreduce.columns.folds import sum_afresh, sum_slots
 from iterreduce.columns.groups import Fold, Folded
 from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.packing import pack, packed_words, unpack
@@ -31,8 +32,14 @@ class NeedsRows(SchemaError):
     """An aggregate that cannot be folded into records of a fixed size."""
 
 
+EIGHT_BYTES = (np.dtype(np.int64), np.dtype(np.uint64))
+
+
 class Outputs:
-    """The bound aggregators of one stage and where each one's words lie in a record of ``width`` words."""
+    """The bound aggregators of one stage and where each one's words lie in a record of ``width`` words.
+
+    ``narrow``: the dtype of the one sum beside one integer key of 8 bytes, where it is no more than that.
+    """
 
     def __init__(self, reduce: Reduce, keys: tuple[str, ...], schema: Schema):
         schema.require(*keys)
@@ -50,22 +57,32 @@ class Outputs:
             self.offsets.append(self.width)
             self.width += output.bound.words
         self._zero = not any(o.bound.identity.any() for o in self.outputs)
+        used = [n for n in self.names if n in keys or any(n in o.inputs for o in self.outputs)]
         self._used = [
-            (n, schema[n]) for n in self.names if n in keys or any(n in o.inputs for o in self.outputs)
+            (n, f, f.kind == "fixed", f.dtype, 1 + len(f.shape)) for n, f in ((n, schema[n]) for n in used)
         ]
+        self._at = list(zip(self.outputs, self.offsets, strict=True))
+        one = self.outputs[0].bound.direct() if len(self.outputs) == 1 else None
+        key = self.key_schema[keys[0]]
+        one_key = len(keys) == 1 and key.kind == "fixed" and key.dtype in EIGHT_BYTES
+        self.narrow = one[2] if one is not None and one_key and not key.nullable and not key.shape else None
+        self._direct = None if one is None else (self.outputs[0].name, self.outputs[0].inputs[0], *one)
 
     def fits(self, batch: Batch) -> bool:
         """Has the batch the columns that these outputs were bound to? (The fast test of every piece.)"""
-        if batch.names != self.names:
+        columns, valid = batch._columns, batch._valid
+        if tuple(columns) != self.names:
             return False
-        for name, field in self._used:
-            column = batch._columns[name]
-            if isinstance(column, Ragged):
-                if field.kind != column.kind or field.dtype != column.values.dtype:
+        for name, field, fixed, dtype, ndim in self._used:
+            column = columns[name]
+            if type(column) is Ragged:
+                if field.kind != column.kind or dtype != column.values.dtype:
                     return False
-            elif field.kind != "fixed" or column.dtype != field.dtype or column.shape[1:] != field.shape:
+            elif not fixed or column.dtype != dtype or column.ndim != ndim:
                 return False
-            if name in batch._valid and not field.nullable:
+            if ndim > 1 and column.shape[1:] != field.shape:
+                return False
+            if valid and name in valid and not field.nullable:
                 return False
         return True
 
@@ -79,19 +96,62 @@ class Outputs:
 
     def update(self, records: Array, codes: Array, batch: Batch) -> None:
         """Fold the rows of a batch: row ``i`` into ``records[codes[i]]``."""
-        for output, offset in zip(self.outputs, self.offsets, strict=True):
+        if not batch._length:  # its columns may be those of an empty list
+            return
+        if self._direct is not None:
+            values = batch._columns[self._direct[1]]
+            if values.flags.c_contiguous and not batch._valid:
+                self._direct[2](records, 0, codes, values)
+                return
+        for output, offset in self._at:
             values, valid = output.read(batch)
             output.bound.update(records, offset, codes, values, valid)
 
+    def update_afresh(self, records: Array, codes: Array, batch: Batch) -> None:
+        """`fill`, then `update`."""
+        if self._direct is not None and not batch._valid and batch._length:
+            values = batch._columns[self._direct[1]]
+            if values.flags.c_contiguous:
+                sum_afresh(records.view(self._direct[4]), codes, values)
+                return
+        self.fill(records)
+        self.update(records, codes, batch)
+
+    def summed(self, keys: Batch, slots: Array, partial: Array) -> Batch | None:
+        """`fill`, `merge` and `finish` in one, where the outputs are one plain sum; else None.
+
+        A slot behind the last key takes what belongs nowhere.
+        """
+        if self._direct is None:
+            return None
+        dtype = self._direct[4]
+        sums = np.empty(keys._length + 1, dtype)
+        sum_slots(partial.view(dtype), slots, sums)
+        return self.with_sums(keys, sums)
+
+    def with_sums(self, keys: Batch, sums: Array) -> Batch:
+        """The keys and one plain sum for each; one more stands behind them."""
+        columns = keys._columns.copy()
+        columns[self.outputs[0].name] = sums[:-1]
+        return Batch._trusted(columns, keys._valid, keys._length)
+
     def merge(self, records: Array, slots: Array, partial: Array) -> None:
         """Fold partial record ``i`` into ``records[slots[i]]``."""
-        for output, offset in zip(self.outputs, self.offsets, strict=True):
+        if self._direct is not None:
+            self._direct[3](records, 0, slots, partial, 0, 1)
+            return
+        for output, offset in self._at:
             output.bound.merge(records, offset, slots, partial, offset)
 
     def finish(self, keys: Batch, records: Array) -> Batch:
         """Key columns with the finished outputs beside them."""
-        columns, valid = dict(keys._columns), dict(keys._valid)
-        for output, offset in zip(self.outputs, self.offsets, strict=True):
+        columns, valid = keys._columns.copy(), keys._valid
+        if self._direct is not None:
+            name, _, _, _, dtype = self._direct
+            columns[name] = records.view(dtype)[:, 0].copy()
+            return Batch._trusted(columns, valid, len(records))
+        valid = valid.copy()
+        for output, offset in self._at:
             columns[output.name], mask = output.bound.finish(records, offset)
             if mask is not None:
                 valid[output.name] = mask
@@ -122,10 +182,12 @@ class RowSource:
     def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
         """All rows of this rank in canonical order; a resident table is one piece, even without rows."""
         if self.computed:
-            for piece in self._pieces(tables, iteration):
-                yield piece._replace(batch=self._with_computed(piece.batch))
-        else:
-            yield from self._pieces(tables, iteration)
+            return self._computed_pieces(tables, iteration)
+        return self._pieces(tables, iteration)
+
+    def _computed_pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
+        for piece in self._pieces(tables, iteration):
+            yield piece._replace(batch=self._with_computed(piece.batch))
 
     def _with_computed(self, batch: Batch) -> Batch:
         """The rows, and beside them what aggregators read that is no column but an expression of columns."""
@@ -145,15 +207,14 @@ class RowSource:
             and not tables[self.map.stage.reads[0]].everywhere
             and self.map.stage.cut == "block"
         ):
-            yield from self.map.pieces(tables, iteration)
-            return
+            return self.map.pieces(tables, iteration)
         table = self.map.share(tables, iteration) if self.map else tables[self.name]
         batch = table.batch
         if table.everywhere and self.size > 1:  # each row counts once: every rank brings an equal part
             batch = batch.slice(
                 len(batch) * self.rank // self.size, len(batch) * (self.rank + 1) // self.size
             )
-        yield Piece(0, len(batch), batch, table.tokens)
+        return iter((Piece(0, len(batch), batch, table.tokens),))
 
     def on_nothing(self, tables: Mapping[str, Table], iteration: int) -> Batch:
         """The rows that no rows make: for their schema."""

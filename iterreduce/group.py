@@ -181,14 +181,15 @@ class Group(ABC):
 
         Collective.
         """
-        pair(send, recv)
-        want("recv", recv, send.size)
-        words = send.size // self.size
-        if words * self.size != send.size:
-            raise UsageError(f"send has {send.size} words, which is not a multiple of the {self.size} ranks")
-        check_header(header_words, words)
+        words = self._check_alltoall(send, recv, header_words)
         self._alltoall(send, recv)
         self.traffic.count((self.size - 1) * words, (self.size - 1) * header_words)
+
+    def alltoall_plan(self, send: Words, recv: Words, header_words: int = 0) -> Plan:
+        """`alltoall`, prepared: each `run()` sends what then stands in `send`. Local."""
+        words = self._check_alltoall(send, recv, header_words)
+        call = self._prepare_alltoall(send, recv)
+        return Plan(self, call, (self.size - 1) * words, (self.size - 1) * header_words)
 
     def alltoallv(
         self,
@@ -371,12 +372,24 @@ class Group(ABC):
     def _prepare_allgather(self, send: Words, recv: Words) -> Callable[[], Any]:
         return partial(self._allgather, send, recv)
 
+    def _prepare_alltoall(self, send: Words, recv: Words) -> Callable[[], Any]:
+        return partial(self._alltoall, send, recv)
+
     def _prepare_alltoallv(self, move: Move, bound: int) -> Callable[[], Any]:
         return partial(self._alltoallv, move, bound)
 
     def _check_root(self, root: int) -> None:
         if not 0 <= root < self.size:
             raise UsageError(f"root is {root}; wanted a rank from 0 to {self.size - 1}")
+
+    def _check_alltoall(self, send: Words, recv: Words, header_words: int) -> int:
+        pair(send, recv)
+        want("recv", recv, send.size)
+        words = send.size // self.size
+        if words * self.size != send.size:
+            raise UsageError(f"send has {send.size} words, which is not a multiple of the {self.size} ranks")
+        check_header(header_words, words)
+        return words
 
     def _check_allgather(self, send: Words, recv: Words, header_words: int) -> None:
         pair(send, recv)

@@ -75,7 +75,7 @@ class KeyLineage(Planner):
         self.keys_changed = False
         self.keeps = cache.enabled and repeats
         self._keys_next: Batch | None = None
-        self._tokens_known: dict[tuple[int, ...], int] = {}
+        self._tokens_known: dict[tuple[int | None, ...], int] = {}
         self._version_tokens: dict[int, dict[str, int]] = {}
         self._onto_known: tuple[int, ...] = ()
         self._plan_onto: tuple[int, ...] = ()
@@ -95,17 +95,21 @@ class KeyLineage(Planner):
 
     def _proposal_of(self, found: Mapping[str, int]) -> int:
         """The token under which a plan for rows with these column tokens may be kept; 0: none."""
-        tokens = tuple([found.get(k, 0) for k in self.stage.key])
+        tokens = tuple(map(found.get, self.stage.key))
         known = self._tokens_known.get(tokens)
         if known is None:
-            agreed = 0 not in tokens and self._onto_token != 0
+            agreed = None not in tokens and 0 not in tokens and self._onto_token != 0
             known = token("shuffle", self.number, tokens, self._onto_token, self.epoch) if agreed else 0
             self._tokens_known = {tokens: known}
         return known if self.cache.enabled else 0
 
     def _propose(self, found: Mapping[str, int]) -> int:
         """The proposal of one more piece of rows; the stage's is 0 where pieces differ."""
-        proposal = self._proposal_of(found)
+        proposal = (
+            self._tokens_known.get(tuple(map(found.get, self.stage.key))) if self.cache.enabled else None
+        )
+        if proposal is None:
+            proposal = self._proposal_of(found)
         if self.proposal == ABSTAIN:
             self.proposal = proposal
         elif self.proposal != proposal:

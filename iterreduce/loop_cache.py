@@ -102,13 +102,16 @@ class LoopCache:
         self.budget_bytes, self.enabled = budget_bytes, enabled
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self.indexes = Indexes(enabled)
+        self._nbytes: int | None = 0  # of all entries; None: to be added up again
         self.barred: set[int] = set()  # evicted once: making it again would evict it again
         self.hits = self.misses = self.evictions = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes held on this rank."""
-        return sum(e.nbytes for e in self._entries.values())
+        if self._nbytes is None:
+            self._nbytes = sum(e.nbytes for e in self._entries.values())
+        return self._nbytes
 
     def report(self) -> dict[str, int]:
         """Bytes by name."""
@@ -126,6 +129,7 @@ class LoopCache:
     ) -> None:
         """Keep a value that all ranks keep under this token."""
         self._entries[token] = Entry(value, name, nbytes, on_evict)
+        self._nbytes = None
 
     def get(self, token: int) -> Any:
         """The value, now the most recently used, or None."""
@@ -144,6 +148,7 @@ class LoopCache:
         """Drop a value on this rank alone (a fault; the next header asks for a fresh plan)."""
         if token in self._entries:
             self._entries[token].value, self._entries[token].nbytes = None, 0
+            self._nbytes = None
 
     def wish(self) -> int:
         """The token that this rank wishes to evict: the least recently used if over budget, else 0."""
@@ -153,7 +158,7 @@ class LoopCache:
 
     def evict(self, token: int) -> str | None:
         """Drop an entry, on all ranks, after they agreed to; its name."""
-        entry = self._entries.pop(token, None)
+        entry, self._nbytes = self._entries.pop(token, None), None
         if entry is None:
             return None
         self.barred.add(token)
@@ -164,3 +169,4 @@ class LoopCache:
     def drop(self, token: int) -> None:
         """Take an entry out because a newer plan replaces it (no eviction: it may be made again)."""
         self._entries.pop(token, None)
+        self._nbytes = None

@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.ragged import Array
+from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.errors import InUserCode, SchemaError, UsageError
 from iterreduce.loop import Context, Kernel, Local
 from iterreduce.table import BY_BLOCK, EVERYWHERE, NO_TOKENS, Layout, RowsOf, Table, read_only
@@ -42,11 +43,16 @@ class Handed:
     origin: dict[int, tuple[Any, int]]
 
     def __init__(self, batch: Batch, tokens: Mapping[str, int], lo: int = 0):
-        views, self.origin = {}, {}
+        views, origin = {}, {}
         for name, column in batch._columns.items():
-            view = read_only(column)
+            if type(column) is Ragged:
+                view = read_only(column)
+            else:  # the same, without the call
+                view = column.view()
+                view.setflags(False)
             views[name] = view
-            self.origin[id(view)] = (column, tokens.get(name, 0))
+            origin[id(view)] = (column, tokens.get(name, 0))
+        self.origin = origin
         self.batch = Batch._trusted(views, batch._valid, batch._length, batch._schema)
         self.lo = lo
 
@@ -54,17 +60,16 @@ class Handed:
 def take_back(result: Batch, origins: Sequence[dict[int, tuple[Any, int]]]) -> tuple[Batch, dict[str, int]]:
     """The result with resident columns in place of their views, and the tokens of those columns."""
     tokens: dict[str, int] = {}
-    columns = result._columns.copy()
-    for name, column in result._columns.items():
+    columns, valid = result._columns.copy(), result._valid
+    for name, column in columns.items():
         key = id(column)
         for origin in origins:
-            hit = origin.get(key)
-            if hit is not None:
-                columns[name] = hit[0]
-                if hit[1] and name not in result._valid:
-                    tokens[name] = hit[1]
+            if key in origin:
+                columns[name], of = origin[key]
+                if of and name not in valid:
+                    tokens[name] = of
                 break
-    return Batch._trusted(columns, result._valid, result._length, result._schema), tokens
+    return Batch._trusted(columns, valid, result._length, result._schema), tokens
 
 
 _thread = threading.local()  # of this rank: ranks may be threads
@@ -79,11 +84,13 @@ def refuse_in_user_code(what: str, ranks: int) -> None:
         )
 
 
-def call(function: Callable[..., Batch] | Kernel, context: Context, batches: Sequence[Batch]) -> Batch:
-    """Run user code on batches; what it returns must be a `Batch`."""
+def call(
+    function: Callable[..., Batch] | Kernel, context: tuple[int, int, int], batches: Sequence[Batch]
+) -> Batch:
+    """Run user code on batches; what it returns must be a `Batch`. ``context``: the fields of a `Context`."""
     kernel = getattr(function, "run", None)  # isinstance of a protocol costs 15 us
     if kernel is not None:
-        result = kernel(context, *batches)
+        result = kernel(Context(*context), *batches)
     else:
         _thread.in_user_code = True
         try:
@@ -92,7 +99,7 @@ def call(function: Callable[..., Batch] | Kernel, context: Context, batches: Seq
             raise InUserCode(error) from error
         finally:
             _thread.in_user_code = False
-    if not isinstance(result, Batch):
+    if type(result) is not Batch and not isinstance(result, Batch):
         raise SchemaError(
             f"{describe(function)} returned {type(result).__name__}: wanted an ir.Batch, such as "
             "ir.Batch(key=..., value=...)"
@@ -173,19 +180,35 @@ class BlockMap:
         self.cutter = PieceCutter(0 if reproducible else piece_bytes)
         self._whole: dict[str, tuple[Table, Handed]] = {}
         self._beside: dict[str, tuple[Batch, list[Handed], list[Handed]]] = {}
+        self._seen: tuple[list[Table], list[Handed], list[list[Batch]]] | None = None
 
     def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
         """The map's results, piece by piece, in canonical order."""
         first = tables[self.stage.reads[0]]
         pieces = self.cutter.pieces(first)
-        others = [self._other(name, tables[name], first, pieces) for name in self.stage.reads[1:]]
+        beside = self._all_beside(tables, first, pieces)
+        function = self.stage.function
         for i, handed in enumerate(pieces):
-            context = Context(iteration, first.first_row + handed.lo, first.rows_total)
-            result = call(
-                self.stage.function, context, (handed.batch, *(o[i % len(o)].batch for o in others))
-            )
-            batch, tokens = take_back(result, (handed.origin,))
-            yield Piece(handed.lo, handed.lo + len(handed.batch), batch, tokens)
+            lo, batch = handed.lo, handed.batch
+            context = iteration, first.first_row + lo, first.rows_total
+            result = call(function, context, (batch, *beside[i]))
+            made, tokens = take_back(result, (handed.origin,))
+            yield Piece(lo, lo + batch._length, made, tokens)
+
+    def _all_beside(
+        self, tables: Mapping[str, Table], first: Table, pieces: list[Handed]
+    ) -> list[list[Batch]]:
+        """What each piece is handed beside its rows, made anew where any table is another than before."""
+        read = [tables[name] for name in self.stage.reads]
+        known = self._seen
+        if known is not None and known[1] is pieces and all(map(is_, known[0], read)):
+            return known[2]
+        others = [
+            self._other(n, t, first, pieces) for n, t in zip(self.stage.reads[1:], read[1:], strict=True)
+        ]
+        beside = [[o[i % len(o)].batch for o in others] for i in range(len(pieces))]
+        self._seen = read, pieces, beside
+        return beside
 
     def _other(self, name: str, table: Table, first: Table, pieces: list[Handed]) -> list[Handed]:
         """What each piece is handed beside its rows: a whole table, or the rows at the same place of one laid
@@ -224,15 +247,13 @@ class BlockMap:
 
     def share(self, tables: Mapping[str, Table], iteration: int) -> Table:
         """The map's result on the whole share."""
-        stage = self.stage
-        if self.reproducible and not stage.rank_free and stage.cut == "share":
-            refuse_share(stage, tables)
-        first = tables[stage.reads[0]]
-        handed = [self._hand_beside(name, tables[name], first) for name in stage.reads]
-        context = Context(iteration, first.first_row, first.rows_total)
-        result = call(stage.function, context, [h.batch for h in handed])
-        batch, tokens = take_back(result, [h.origin for h in handed])
-        return self._placed(Table(batch, EVERYWHERE, tokens), tables)
+        if self.reproducible and not self.stage.rank_free and self.stage.cut == "share":
+            refuse_share(self.stage, tables)
+        first = tables[self.stage.reads[0]]
+        given = [self._hand_beside(name, tables[name], first) for name in self.stage.reads]
+        context = iteration, first.first_row, first.rows_total
+        result = call(self.stage.function, context, [handed.batch for handed in given])
+        return self._placed(*take_back(result, [handed.origin for handed in given]), tables)
 
     def _hand_beside(self, name: str, table: Table, first: Table) -> Handed:
         """The table, or those of its rows that the first table read is made of."""
@@ -240,19 +261,21 @@ class BlockMap:
             return self._hand(name, table)
         return Handed(table.batch.take(first.rows_of.rows), NO_TOKENS)
 
-    def _placed(self, result: Table, tables: Mapping[str, Table]) -> Table:
+    def _placed(self, batch: Batch, tokens: Mapping[str, int], tables: Mapping[str, Table]) -> Table:
         """Where the rows of a share's result live: as the first table read that is not everywhere."""
-        batch = result.batch
+        rows = batch._length
         for name in self.stage.reads:
             like = tables[name]
-            if like.layout.kind != "everywhere":
-                layout = like.layout if all(k in batch for k in like.layout.keys) else BY_BLOCK
-                if len(batch) == len(like.batch):
-                    return Table(
-                        batch, layout, result.tokens, like.block_starts, rows_of=passed_on(like, batch)
-                    )
-                return Table(batch, layout, result.tokens, np.array([0, len(batch)]))
-        return Table(batch, EVERYWHERE, result.tokens, np.array([0, len(batch)]), 0, len(batch))
+            layout = like.layout
+            if layout.kind != "everywhere":
+                for key in layout.keys:
+                    if key not in batch._columns:
+                        layout = BY_BLOCK
+                        break
+                if rows == like.batch._length:
+                    return Table(batch, layout, tokens, like.block_starts, rows_of=passed_on(like, batch))
+                return Table(batch, layout, tokens, np.array([0, rows]))
+        return Table(batch, EVERYWHERE, tokens, np.array([0, rows]), 0, rows)
 
     def whole(self, tables: Mapping[str, Table], iteration: int) -> Table | None:
         """All pieces joined; None on a rank without rows (which cannot know the schema)."""
@@ -267,7 +290,7 @@ class BlockMap:
         like = tables[self.stage.reads[0]].layout.kind
         beside = [tables[n].layout.kind == like != "everywhere" for n in self.stage.reads]
         batches = [h.batch.slice(0, 0) if i == 0 or beside[i] else h.batch for i, h in enumerate(handed)]
-        return call(self.stage.function, Context(iteration, 0, 0), batches)
+        return call(self.stage.function, (iteration, 0, 0), batches)
 
     def _hand(self, name: str, table: Table) -> Handed:
         known = self._whole.get(name)

@@ -25,6 +25,7 @@ from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import Folded, KeyIndex, Numbered, number_keys
 from iterreduce.columns.growing import Marks
+from iterreduce.columns.narrow import merge_narrow
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
@@ -35,6 +36,7 @@ from iterreduce.exchange import (
     FAILED,
     OK,
     REPLAN,
+    ROWS,
     ROWS_WANTED,
     SCHEMA,
     Arrival,
@@ -78,7 +80,7 @@ class PlanBody:
 
 def require_keyed(stage: Shuffle, onto: Table) -> None:
     """Raise `UsageError` unless each row of ``onto`` lies with the owner of its key."""
-    if onto.layout != by_key(*stage.key):
+    if onto.layout.kind != "key" or onto.layout.keys != stage.key:
         keys = ", ".join(stage.key)
         lies = (
             f"lies by key {', '.join(onto.layout.keys)}"
@@ -117,16 +119,18 @@ class CombineShuffle(KeyLineage):
         self.plan: ValuesPlan | None = None
         self._equal_keys: Batch | None = None  # the last object that held the keys of last time
         self._merged: tuple[Batch, Array] | None = None
+        self._made: Batch | None = None  # of the keys merged, where it is finished already
         self._records: Array | None = None
         self.marks = Marks()
         self._touched: Array | None = None
+        self._onto: Batch | None = None  # the key columns of the table that is shuffled onto
         self._relearned = False
         self._parts: list[Batch] = []
         self._begin()
 
     def _begin(self) -> None:
-        self.on_plan = False
-        self.planned = False
+        self.on_plan = self.planned = False
+        self._body: PlanBody | None = None
         self.proposal = ABSTAIN
         self._key_parts: list[Batch] = []
         self._rows_seen = 0
@@ -150,12 +154,18 @@ class CombineShuffle(KeyLineage):
         self.combiner.clear()
         body = self._start_plan()
         for piece in self.source.pieces(self._tables, self._iteration):
-            if len(piece.batch):  # no rows, no say: their columns may be those of an empty list
+            if piece.batch._length:  # no rows, no say: their columns may be those of an empty list
                 self.combiner.check(piece.batch)
             proposal = self._propose(piece.tokens)
             if body is not None and self.on_plan and proposal == self.plan_token:
                 assert self.plan is not None and self.combiner.outputs is not None
-                self.combiner.outputs.update(self.plan.records, body.codes[piece.lo : piece.hi], piece.batch)
+                codes = body.codes
+                if piece.lo or piece.hi < len(codes):
+                    codes = codes[piece.lo : piece.hi]
+                if piece.lo:
+                    self.combiner.outputs.update(self.plan.records, codes, piece.batch)
+                else:
+                    self.combiner.outputs.update_afresh(self.plan.records, codes, piece.batch)
             else:
                 self._leave_plan(body)
                 if len(piece.batch):
@@ -168,10 +178,8 @@ class CombineShuffle(KeyLineage):
         if self.plan is None or self._relearned:
             return None
         body: PlanBody | None = self._plan_body()
+        self._body = body
         self.on_plan = body is not None
-        if body is not None:
-            assert self.combiner.outputs is not None
-            self.combiner.outputs.fill(self.plan.records)
         return body
 
     def _add(self, piece: Piece) -> None:
@@ -256,7 +264,8 @@ class CombineShuffle(KeyLineage):
                 if self.group.agree_any(guard.failure is not None):
                     return FAILED
             self.proposal = agreed_proposal(arrival.headers)
-            self.slots.heard(arrival.headers, max(digests), self._worth_a_plan())
+            narrow = self.combiner.outputs is not None and self.combiner.outputs.narrow is not None
+            self.slots.heard(arrival.headers, max(digests), self._worth_a_plan(), narrow)
             self._merged = guard.run(self._merge, arrival)
             return OK  # a failure of this rank alone is told with the next exchange, or the control reduction
 
@@ -283,12 +292,32 @@ class CombineShuffle(KeyLineage):
 
     def _merge(self, arrival: Arrival) -> tuple[Batch, Array]:
         """The keys of this rank's result and their records; the receive buffer may be reused afterwards."""
+        self._made = None
+        found = self._merge_narrow(arrival)
+        if found is not None:
+            return found
         parts = self.slots.arrived(self.combiner, arrival)
         self._parts = [self.slots.keys_of(part) for part in parts] if self._worth_a_plan() else []
         self.slots.remember(parts)
         if self.stage.onto is not None:
             return self._merge_onto(parts)
         return self.slots.merge(self.combiner, parts)
+
+    def _merge_narrow(self, arrival: Arrival) -> tuple[Batch, Array] | None:
+        """One integer key and one sum, and nothing else to do with them than to add sums to a table."""
+        outputs = self.combiner.outputs
+        if outputs is None or outputs.narrow is None or self.stage.onto is None or self.stage.touched:
+            return None
+        if self._worth_a_plan() or arrival.some_late or self.slots.learns or self.slots.directory is not None:
+            return None
+        index, keys = self._onto_index(), self._onto
+        assert keys is not None
+        sums = np.empty(len(keys) + 1, outputs.narrow)
+        strays = merge_narrow(index, arrival.buffers[0], arrival.starts, arrival.headers, ROWS, sums)
+        if strays < 0 or (strays and self.stage.missing == "error"):
+            return None
+        self._made = outputs.with_sums(keys, sums)
+        return keys, np.empty((0, 0), np.int64)
 
     def _merge_onto(self, parts: list[Part]) -> tuple[Batch, Array]:
         """Straight into the rows of the table, or into those that are touched: what has no row there is
@@ -335,13 +364,17 @@ class CombineShuffle(KeyLineage):
         return self._finish_planned() if self.planned else self._finish_fresh()
 
     def _finish_planned(self) -> Table:
-        body: PlanBody = self.cache.get(self.plan_token)
-        assert self.plan is not None and self.combiner.outputs is not None
+        body = self._body
+        assert body is not None and self.plan is not None and self.combiner.outputs is not None
         self._touched = body.touched
         keys = body.keys if body.keys is not None else self._onto_keys()
         if self.group.size == 1 and self.stage.onto is None:
             records = self.plan.received[self.plan.gap :]
         else:
+            made = self.combiner.outputs.summed(keys, body.slots, self.plan.received)
+            if made is not None:
+                self.keys_changed = False
+                return self._table(made)
             records = self._room(len(keys))
             self.combiner.outputs.merge(records, body.slots, self.plan.received)
             records = records[:-1]
@@ -351,12 +384,9 @@ class CombineShuffle(KeyLineage):
     def _room(self, rows: int) -> Array:
         """Records for ``rows`` keys and one more that takes what belongs nowhere, filled with identities."""
         assert self.combiner.outputs is not None
-        if (
-            self._records is None
-            or len(self._records) != rows + 1
-            or self._records.shape[1] != self.combiner.outputs.width
-        ):
-            self._records = np.empty((rows + 1, self.combiner.outputs.width), np.int64)
+        shape = rows + 1, self.combiner.outputs.width
+        if self._records is None or self._records.shape != shape:
+            self._records = np.empty(shape, np.int64)
         self.combiner.outputs.fill(self._records)
         return self._records
 
@@ -365,7 +395,7 @@ class CombineShuffle(KeyLineage):
         (keys, records), self._merged = self._merged, None
         if self.stage.onto is None:
             keys = self._stable(keys)
-        batch = self.combiner.outputs.finish(keys, records)
+        batch = self._made if self._made is not None else self.combiner.outputs.finish(keys, records)
         if self._worth_a_plan():
             self._propose_plan(keys)
         return self._table(batch)
@@ -381,7 +411,12 @@ class CombineShuffle(KeyLineage):
 
     def _onto_keys(self) -> Batch:
         assert self.stage.onto is not None
-        return self._tables[self.stage.onto].batch.select(*self.stage.key)
+        batch, known = self._tables[self.stage.onto].batch, self._onto
+        for key in self.stage.key:
+            if known is None or known._columns[key] is not batch[key]:
+                self._onto = known = batch.select(*self.stage.key)
+        assert known is not None
+        return known
 
     def _onto_index(self) -> KeyIndex:
         return self.cache.indexes.of(self._onto_keys())
@@ -435,6 +470,8 @@ class CombineShuffle(KeyLineage):
 
     def commit(self, keys_changed: bool) -> dict[int, int]:
         """The iteration stands; ``keys_changed`` on any rank. Returns tokens to rename in its tables."""
+        if self.planned and self.slots.idle and not keys_changed:
+            return {}  # nothing was made that would have to be kept
         if self._keys_next is not None and self._keys_next is not self.keys:
             self._equal_keys = self._keys_next
         renames = self._commit_keys(keys_changed, self.planned)
@@ -451,7 +488,7 @@ class CombineShuffle(KeyLineage):
     def _forget(self) -> None:
         self._forget_keys()
         self._touched = None
-        self._pending, self._parts, self._key_parts, self._merged = None, [], [], None
+        self._pending, self._parts, self._key_parts, self._merged, self._made = None, [], [], None, None
 
     def _drop_plan(self) -> None:
         super()._drop_plan()

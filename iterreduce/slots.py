@@ -22,7 +22,9 @@ import numpy as np
 
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import Folded
+from iterreduce.columns.hashing import key_words
 from iterreduce.columns.keylist import KeyList
+from iterreduce.columns.narrow import pack_narrow
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
 from iterreduce.directory import Directory, Merger, Part, Segments, part_of
@@ -32,6 +34,7 @@ from iterreduce.loop_cache import LoopCache
 from iterreduce.table import token
 
 FEWEST_ROWS = 64  # of unknown keys, on all ranks together, that are worth a directory
+FEWEST_NARROW = 8192  # of one integer key and one sum: below, it costs more to number keys than to send them
 GROWTH = 4  # it grows by at least a quarter: all its growing together costs five times the final size
 WINDOW = 4  # exchanges by which it is judged
 HOPELESS = 8  # rows of unknown keys per row of a known one that are judged at once
@@ -110,6 +113,19 @@ class Learning:
         self.window.clear()
 
 
+@dataclass(frozen=True)
+class Narrow:
+    """What a segment of one integer key and one sum has beside its sums."""
+
+    hashes: Array
+    words: Array  # the keys
+    bounds: Array
+    rows: Array  # per destination
+    sent: Array  # words per destination
+    told: Array
+    listed: KeyList
+
+
 class Slots:
     """The directory of one combined shuffle on this rank. ``enabled`` is set alike on all ranks.
 
@@ -132,8 +148,15 @@ class Slots:
         self._agreed: tuple[Step, int, int, int] | None = None
         self._new: tuple[KeyList, list[KeyList]] | None = None
         self._next: Directory | None = None
+        self._narrow: Narrow | None = None
         self._by_key: KeyList | None = None  # keys that went as keys
         self._counts = 0, 0, 0
+        self.idle = False  # nothing was learnt last time, and nothing is known, learnt or waited for
+
+    @property
+    def learns(self) -> bool:
+        """Are the unknown keys of this exchange held on to?"""
+        return self._agreed is not None and self._agreed[0] in ("remember", "grow")
 
     @property
     def lost(self) -> bool:
@@ -151,9 +174,12 @@ class Slots:
     def outgoing(self, combiner: Combiner, folded: Folded, proposal: int) -> Outgoing:
         """Records for each destination, those of known keys by number."""
         assert combiner.outputs is not None
-        bounds, digest = self.partitions.send_bounds(folded.hashes), combiner.outputs.schema.digest()
-        directory = self.directory
-        if directory is None or self._digest != digest:
+        directory, digest = self.directory, combiner.outputs.schema.digest()
+        unknown = directory is None or self._digest != digest
+        if unknown and combiner.outputs.narrow is not None:
+            return self._outgoing_narrow(folded, digest, proposal)
+        bounds = self.partitions.send_bounds(folded.hashes)
+        if directory is None or unknown:
             self._by_key = KeyList(folded.hashes, folded.keys)
             out = combiner.outgoing(folded, bounds, proposal)
             self._counts = 0, len(folded), int(out.words.sum())
@@ -162,6 +188,27 @@ class Slots:
         self._by_key = segments.by_key
         self._counts = len(segments.known), len(segments.unknown), int(segments.words.sum())
         return segments.outgoing(digest, proposal, self._told(segments.rows_known))
+
+    def _outgoing_narrow(self, folded: Folded, digest: int, proposal: int) -> Outgoing:
+        """One integer key and one sum: all but the sums is as it was where the same keys come again."""
+        known = self._narrow
+        if known is None or known.hashes is not folded.hashes:
+            bounds = self.partitions.send_bounds(folded.hashes)
+            rows = np.diff(bounds)
+            self._counts = 0, len(folded), 2 * len(folded)
+            told = self._told(np.zeros_like(rows))
+            words = key_words(folded.keys[folded.keys.names[0]])
+            known = Narrow(
+                folded.hashes, words, bounds, rows, 2 * rows, told, KeyList(folded.hashes, folded.keys)
+            )
+            self._narrow = known
+        self._counts, self._by_key = (0, len(folded), 2 * len(folded)), known.listed
+        words, bounds, records = known.words, known.bounds, folded.records
+
+        def pack(buffer: Array, at: Array) -> None:
+            pack_narrow(words, records, bounds, buffer, at)
+
+        return Outgoing(known.sent, known.rows, pack, digest, proposal, known.told)
 
     def _told(self, rows: Array) -> Array:
         """Per destination its rows by slot, in 32 bits; then roughly this rank's rows by slot, and by key."""
@@ -196,26 +243,33 @@ class Slots:
 
     # ------------------------------------------------------------------ learning
 
-    def heard(self, headers: Array, digest: int, planned: bool) -> None:
-        """A fresh exchange has ended: decide what is learnt. ``planned``: a plan of values is made of it."""
+    def heard(self, headers: Array, digest: int, planned: bool, narrow: bool = False) -> None:
+        """A fresh exchange has ended: decide what is learnt. ``planned``: a plan of values is made of it;
+        ``narrow``: its rows are one integer key and one sum. All ranks say the same.
+        """
         if digest not in (0, self._digest):
             self.drop()  # other columns than those that were learnt: everything came by key
         told = headers[:, EXTRA].tolist()
-        by_slot = sum(rough_count(word >> 32 & ROUGH) for word in told)
-        by_key = sum(rough_count(word >> 47 & ROUGH) for word in told)
+        by_slot = by_key = 0
+        for word in told:
+            by_slot += rough_count(word >> 32 & ROUGH)
+            by_key += rough_count(word >> 47 & ROUGH)
+        off = not self.enabled or (narrow and by_slot + by_key < FEWEST_NARROW)
+        if off and self.idle:
+            return
         step: Step = "planned" if planned else self.learning.next(by_slot, by_key)
-        if not self.enabled or not self.cache.wants(self.token):
+        if off or not self.cache.wants(self.token):
             step = "off"
         self._agreed = step, by_slot, by_key, digest
 
     def on_plan(self) -> None:
         """Nothing but values travelled."""
-        self._agreed = "planned", 0, 0, 0
-        self._counts = 0, 0, 0
+        if not self.idle:
+            self._agreed, self._counts = ("planned", 0, 0, 0), (0, 0, 0)
 
     def remember(self, parts: Sequence[Part]) -> None:
         """Hold on to the unknown keys of this exchange, and make what the directory grows to, if it does."""
-        if self._agreed is None or self._agreed[0] not in ("remember", "grow"):
+        if self._agreed is None or not self.learns:
             return
         sent = self._by_key
         if sent is None:
@@ -240,8 +294,13 @@ class Slots:
 
     def commit(self) -> None:
         """The iteration stands."""
+        if self.idle and self._agreed is None:
+            self._count()
+            self._counts = 0, 0, 0
+            return
         if self._agreed is not None:
             step, by_slot, by_key, digest = self._agreed
+            self.idle = step in ("planned", "off") and not self.learning.resting
             self.learning.take(step, by_slot, by_key)
             self._count()
             if step == "remember":

@@ -133,13 +133,84 @@ def stage_number(count: int, stage: Stage) -> int:
     return (zlib.crc32(words.encode()) & 0x7FFF) << 16 | count & 0xFFFF
 
 
+class Watched:
+    """A stage at work as watchers see it: what it tells, it tells as part of guarded work."""
+
+    def __init__(self, label: str, into: str, shop: Workshop):
+        self.label, self.into, self.events, self.group = label, into, shop.events, shop.group
+        self._began: tuple[float, int] | None = None
+
+    def begin(self, iteration: int) -> None:
+        """The stage begins."""
+        self._began = None
+        if self.events.active:
+            self._began = time.perf_counter(), self.group.traffic.payload_bytes
+            self.events.emit("stage.start", stage=self.label, iteration=iteration)
+
+    def end(self, iteration: int) -> None:
+        """It has ended."""
+        if self._began is not None:
+            started, before = self._began
+            self.events.emit(
+                "stage.end",
+                stage=self.label,
+                iteration=iteration,
+                seconds=time.perf_counter() - started,
+                bytes=self.group.traffic.payload_bytes - before,
+            )
+
+
+class LocalStep(Watched):
+    """A map that stands for itself."""
+
+    def __init__(self, label: str, into: str, shop: Workshop, work: BlockMap):
+        super().__init__(label, into, shop)
+        self.work = work
+
+    def run(self, seen: dict[str, Table], guard: Guard) -> None:
+        """Bind the map's result."""
+        guard.run(self._work, seen, guard.iteration)
+
+    def _work(self, seen: dict[str, Table], iteration: int) -> None:
+        self.begin(iteration)
+        seen[self.into] = local(self.work, seen, iteration)
+        self.end(iteration)
+
+
+class ExchangeStep(Watched):
+    """A stage that communicates: all that a rank does alone is guarded, before the exchange and after it."""
+
+    def __init__(self, label: str, into: str, shop: Workshop, work: Exchanger):
+        super().__init__(label, into, shop)
+        self.work = work
+
+    def run(self, seen: dict[str, Table], guard: Guard) -> None:
+        """Bind what the exchange brings; raises the same error on all ranks. Collective."""
+        guard.run(self._before, seen, guard.iteration)
+        if self.work.exchange(guard) & FAILED:
+            raise_agreed(self.group, guard.failure)
+        guard.run(self._after, seen, guard.iteration)
+
+    def _before(self, seen: dict[str, Table], iteration: int) -> None:
+        self.begin(iteration)
+        self.work.prepare(seen, iteration)
+
+    def _after(self, seen: dict[str, Table], iteration: int) -> None:
+        made = finished(self.work)
+        if isinstance(made, dict):
+            seen.update(made)
+        else:
+            seen[self.into] = made
+        self.end(iteration)
+
+
 class SuperstepRun:
     """A superstep, ready to run again and again."""
 
     def __init__(self, step: Superstep, shop: Workshop, kept: Iterable[str] = ()):
         """``kept`` names stage results that are wanted after the superstep, beside those written."""
         self.step, self.shop = step, shop
-        self.actions: list[tuple[str, Stage, BlockMap | Exchanger]] = []
+        self.actions: list[LocalStep | ExchangeStep] = []
         fused = fused_maps(step.stages, {*kept, *(w.rows for w in step.writes)})
         maps: dict[str, BlockMap] = {}
         laid = dict(shop.laid)
@@ -148,7 +219,7 @@ class SuperstepRun:
             if isinstance(stage, Local):
                 maps[stage.into] = BlockMap(stage, reproducible=shop.reproducible)
                 if stage.into not in fused:
-                    self.actions.append((label, stage, maps[stage.into]))
+                    self.actions.append(LocalStep(label, stage.into, shop, maps[stage.into]))
             else:
                 source = RowSource(
                     stage.rows,
@@ -157,7 +228,8 @@ class SuperstepRun:
                     shop.group.size,
                     computed(stage),
                 )
-                self.actions.append((label, stage, shop.exchanger(stage, source, laid)))
+                work = shop.exchanger(stage, source, laid)
+                self.actions.append(ExchangeStep(label, stage.into, shop, work))
             lay_out(stage, laid)
 
     def run(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
@@ -168,25 +240,10 @@ class SuperstepRun:
 
     def results(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
         """Run the stages; returns all tables, with their results. Collective."""
-        seen, events = dict(tables), self.shop.events
-        for label, stage, work in self.actions:
-            guard.stage = label
-            watched = events.active
-            if watched:
-                started, sent = time.perf_counter(), self.shop.group.traffic.payload_bytes
-                guard.run(emit_stage, events, label, guard.iteration)
-            if isinstance(work, BlockMap):
-                made: Table | dict[str, Table] | None = guard.run(local, work, seen, guard.iteration)
-            else:
-                guard.run(work.prepare, seen, guard.iteration)
-                if work.exchange(guard) & FAILED:
-                    raise_agreed(self.shop.group, guard.failure)
-                made = guard.run(finished, work)
-            if made is not None:
-                seen.update(made if isinstance(made, dict) else {stage.into: made})
-            if watched:
-                seconds, sent = time.perf_counter() - started, self.shop.group.traffic.payload_bytes - sent
-                guard.run(emit_stage, events, label, guard.iteration, seconds, sent)
+        seen = dict(tables)
+        for action in self.actions:
+            guard.stage = action.label
+            action.run(seen, guard)
         return seen
 
     def _writes(self, seen: Mapping[str, Table]) -> dict[str, Table]:
@@ -210,16 +267,6 @@ def computed(stage: Stage) -> dict[str, Expr]:
     """The expressions that the stage's aggregators read, by the name of the column of their values."""
     reduce = stage.combine if isinstance(stage, Shuffle) else getattr(stage, "aggregators", None)
     return {str(a.column): a.column for a in aggregators_of(reduce) if isinstance(a.column, Expr)}
-
-
-def emit_stage(
-    events: Events, stage: str, iteration: int, seconds: float | None = None, sent: int = 0
-) -> None:
-    """Tell that a stage begins, or (with seconds and bytes) that it has ended."""
-    if seconds is None:
-        events.emit("stage.start", stage=stage, iteration=iteration)
-    else:
-        events.emit("stage.end", stage=stage, iteration=iteration, seconds=seconds, bytes=sent)
 
 
 def local(work: BlockMap, tables: Mapping[str, Table], iteration: int) -> Table:
@@ -262,7 +309,7 @@ def written(write: Replace, old: Table, rows: Table, shop: Workshop) -> Table:
         )
     if kind == "key":
         check_owned(write, old, rows, shop)
-        return old.replaced(Table(rows.batch, old.layout, rows.tokens))
+        return Table(rows.batch, old.layout, rows.tokens, None, 0, -1, old.version + 1)
     return old.replaced(rows)
 
 
@@ -279,15 +326,18 @@ def describe(table: Table) -> str:
 
 def check_owned(write: Replace, old: Table, rows: Table, shop: Workshop) -> None:
     """Every row must lie with the owner of its key: known where its columns were passed on, else hashed."""
-    keys = old.layout.keys
+    keys, here, before = old.layout.keys, rows.batch, old.batch
     for key in keys:
-        rows.batch[key]  # names what is missing
-    if all(rows.batch[k] is old.batch._columns.get(k) for k in keys) or (
-        rows.layout == old.layout and all(k in rows.tokens for k in keys)
-    ):
+        if here[key] is not before._columns.get(key):  # or names what is missing
+            break
+    else:
+        return
+    for key in keys:
+        here[key]
+    if rows.layout == old.layout and all(k in rows.tokens for k in keys):
         return
     if shop.group.size > 1:
-        owners = shop.partitions.owner_of_hashes(hash_keys(rows.batch.select(*keys)))
+        owners = shop.partitions.owner_of_hashes(hash_keys(here.select(*keys)))
         stray = int((owners != shop.group.rank).sum())
         if stray:
             raise UsageError(

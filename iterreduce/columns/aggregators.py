@@ -314,7 +314,8 @@ class Output:
     def read(self, rows: Batch) -> tuple[Any, Array | None]:
         """What `BoundAggregator.update` takes as values and mask of these rows."""
         if len(self.inputs) == 1:
-            return rows[self.inputs[0]], rows.valid(self.inputs[0])
+            name = self.inputs[0]
+            return rows[name], rows._valid.get(name)
         if not self.inputs:
             return None, None
         value, by = self.inputs

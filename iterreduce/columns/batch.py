@@ -16,6 +16,7 @@ from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.schema import FIXED_KINDS, Field, Schema, difference, missing_column, never_null
 from iterreduce.errors import SchemaError
 
+PLAIN = frozenset(map(np.dtype, ("f8", "f4", "i8", "i4", "u8", "u4", "u1", "?")))  # held as they are
 Column = Any  # np.ndarray | Ragged: overloads would force a cast on every use in user code
 
 
@@ -35,10 +36,15 @@ class Batch:
     __slots__ = ("_columns", "_length", "_schema", "_valid")
 
     def __init__(self, /, **columns: Any):
-        checked = {name: as_column(name, column) for name, column in columns.items()}
-        self._columns: dict[str, Column] = checked
+        length = -1
+        for name, column in columns.items():
+            if type(column) is not np.ndarray or column.dtype not in PLAIN or not column.ndim:
+                columns[name] = column = as_column(name, column)
+            if len(column) != length:
+                length = len(column) if length < 0 else common_length(columns)
+        self._columns: dict[str, Column] = columns
         self._valid: dict[str, Array] = {}
-        self._length = common_length(checked)
+        self._length = max(length, 0)
         self._schema: Schema | None = None
 
     @classmethod
@@ -152,13 +158,15 @@ class Batch:
 
     def with_columns(self, /, **columns: Any) -> Batch:
         """This batch with columns added or replaced (a replaced column loses its mask)."""
-        checked = {name: as_column(name, column) for name, column in columns.items()}
-        for name, column in checked.items():
-            if len(column) != self._length and self._columns:
+        if not self._columns:
+            return Batch(**columns)
+        for name, column in columns.items():
+            if type(column) is not np.ndarray or column.dtype not in PLAIN or not column.ndim:
+                columns[name] = column = as_column(name, column)
+            if len(column) != self._length:
                 raise SchemaError(f'column "{name}" has {len(column)} rows, the batch has {self._length}')
-        length = self._length if self._columns else common_length(checked)
-        valid = {n: m for n, m in self._valid.items() if n not in checked}
-        return self._trusted({**self._columns, **checked}, valid, length)
+        valid = {n: m for n, m in self._valid.items() if n not in columns} if self._valid else {}
+        return self._trusted({**self._columns, **columns}, valid, self._length)
 
     def with_valid(self, /, **masks: Array | None) -> Batch:
         """This batch with these validity masks (None: all rows valid)."""

@@ -73,15 +73,15 @@ class Fold:
 
     def add(self, rows: Batch) -> None:
         """Fold rows that hold the key columns and all columns that outputs read, in row order."""
-        keys = rows.select(*self.names)
         if not len(rows):
             return
+        keys = rows if self._word else rows.select(*self.names)  # a store of words looks at its column only
         if self._store is None:
             self._store = self._choose(keys)
         done = self._store.add(keys, rows)
         if done < len(rows):
             left = rows.slice(done, len(rows))
-            self._replace(left.select(*self.names))
+            self._replace(left)
             self.add(left)
 
     def merge(self, part: Folded) -> None:

@@ -13,6 +13,8 @@ Rows are folded in row order. Indices are made unsigned because Numba tests sign
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from iterreduce.columns.jit import kernel
@@ -304,3 +306,32 @@ def merge_var(records: Array, offset: int, slots: Array, partial: Array, first: 
             delta = other_mean - cells[c, mean]
             cells[c, mean] += delta * (theirs / total)
             cells[c, square] += other_square + delta * delta * (ours / total * theirs)
+
+
+@kernel
+def largest_change(old: Array, new: Array) -> Any:
+    """The largest absolute difference of float64 ``(n,)`` values; NaN where any is."""
+    largest = 0.0
+    for i in range(old.size):
+        change = abs(new[i] - old[i])
+        if not change <= largest:
+            if change != change:
+                return change
+            largest = change
+    return largest
+
+
+@kernel
+def sum_afresh(cells: Array, codes: Array, values: Array) -> None:
+    """Zeros, then scalars added: ``cells`` of shape ``(groups, 1)`` in the dtype of the sum."""
+    cells[:] = 0
+    for i in range(codes.size):
+        cells[np.uint64(codes[i]), 0] += values[i]
+
+
+@kernel
+def sum_slots(parts: Array, slots: Array, out: Array) -> None:
+    """Zeros, then ``parts``, ``(n, 1)``, added where their slots say; ``out`` ``(groups,)``."""
+    out[:] = 0
+    for i in range(slots.size):
+        out[np.uint64(slots[i])] += parts[i, 0]

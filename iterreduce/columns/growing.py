@@ -18,8 +18,8 @@ from iterreduce.columns.jit import kernel
 from iterreduce.columns.keytable import OrderedTable
 from iterreduce.columns.numbering import (
     SAMPLE,
+    Addressed,
     KeyIndex,
-    _Addressed,
     _Finder,
     _Hashed,
     _no_fill,
@@ -120,7 +120,7 @@ def extended(index: KeyIndex, more: Batch) -> KeyIndex:
     """
     made = object.__new__(KeyIndex)
     made.schema = index.schema
-    made._finder = _with_more(index._finder, more)
+    made.finder = _with_more(index.finder, more)
     return made
 
 
@@ -131,7 +131,7 @@ def _with_more(finder: _Finder, more: Batch) -> _Finder:
         return finder
     name = more.names[0]
     words, valid = key_words(more[name]), more.valid(name)
-    if isinstance(finder, _Addressed):
+    if isinstance(finder, Addressed):
         found = _addressed_with(finder, words, valid)
         if found is not None:
             return found
@@ -150,7 +150,7 @@ def _append_all(table: OrderedTable, words: Array, valid: Array | None) -> None:
             table.make_room(hash_words(words[done : done + SAMPLE]))
 
 
-def _addressed_with(finder: _Addressed, words: Array, valid: Array | None) -> _Addressed | None:
+def _addressed_with(finder: Addressed, words: Array, valid: Array | None) -> Addressed | None:
     """By address too, where keys still lie close together."""
     real = words if valid is None else words[valid]
     low, high = int(finder.low), int(finder.low) + len(finder.place) - 2
@@ -172,10 +172,10 @@ def _addressed_with(finder: _Addressed, words: Array, valid: Array | None) -> _A
     else:
         place[words[valid] - low] = numbers[valid]
         place[-1:] = numbers[~valid] if not valid.all() else place[-1]
-    return _Addressed(np.int64(low), place, total)
+    return Addressed(np.int64(low), place, total)
 
 
-def _as_hashed(finder: _Addressed) -> _Hashed:
+def _as_hashed(finder: Addressed) -> _Hashed:
     at = np.flatnonzero(finder.place[:-1] >= 0)
     order = np.argsort(finder.place[:-1][at], kind="stable")
     words = at[order] + finder.low

@@ -252,17 +252,17 @@ class KeyIndex:
 
     def __init__(self, keys: Batch):
         self.schema = keys.schema
-        self._finder, codes = _finder_of(keys)
+        self.finder, codes = _finder_of(keys)
         if len(self) < len(keys):
             raise UsageError(_repeated(keys, codes))
 
     def __len__(self) -> int:
-        return self._finder.keys
+        return self.finder.keys
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self._finder.nbytes
+        return self.finder.nbytes
 
     def lookup(self, keys: Batch) -> Array:
         """The slot, int64 ``(n,)``, of each row's key, -1 where it is absent. Columns are matched by
@@ -274,7 +274,7 @@ class KeyIndex:
         if keys.names != tuple(self.schema) or keys.schema != self.schema:
             check_comparable(self.schema, keys.schema)
         slots = np.empty(len(keys), np.int64)
-        self._finder.find(keys, slots)
+        self.finder.find(keys, slots)
         return slots
 
 
@@ -284,7 +284,7 @@ def arrivals(keys: Batch) -> tuple[KeyIndex, Array]:
     """
     index = object.__new__(KeyIndex)
     index.schema = keys.schema
-    index._finder, codes = _finder_of(keys)
+    index.finder, codes = _finder_of(keys)
     return index, codes
 
 
@@ -347,7 +347,7 @@ def _find_number(words: Any, valid: Any, table: Any, place: Any, slots: Any) -> 
 
 
 @dataclass(frozen=True)
-class _Addressed:
+class Addressed:
     """Integers that lie close together, by address."""
 
     low: np.int64
@@ -363,13 +363,13 @@ class _Addressed:
         _find_address(key_words(keys[name]), keys.valid(name), self.low, self.place, slots)
 
 
-def _addressed(words: Array, valid: Array | None, low: int, high: int) -> tuple[_Addressed, Array]:
+def _addressed(words: Array, valid: Array | None, low: int, high: int) -> tuple[Addressed, Array]:
     place, codes = (
         np.full(high - low + 2, -1, code_dtype(len(words))),
         np.empty(len(words), code_dtype(len(words))),
     )
     m = _address(words, valid, np.int64(low), place, np.empty(min(len(words), len(place)), np.int64), codes)
-    return _Addressed(np.int64(low), place, m), codes
+    return Addressed(np.int64(low), place, m), codes
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,23 @@ class Store(Protocol):
 
 
 @kernel
+def _gather_held(store: Any, rows: Any, out: Any) -> bool:
+    """Copy the records of these rows of a store by address, if they are all that it holds."""
+    one, held = np.uint64(1), 0
+    for i in range(len(store)):
+        held += store[i, 0] == 0
+    if held != len(rows):
+        return False
+    for i in range(len(rows)):
+        row = np.uint64(rows[i])
+        if store[row, 0] != 0:
+            return False
+        for k in range(np.uint64(out.shape[1])):
+            out[i, k] = store[row, k + one]
+    return True
+
+
+@kernel
 def _gather_records(store: Any, rows: Any, out: Any) -> None:
     """Copy the words behind the first of these rows of a store."""
     one, width = np.uint64(1), np.uint64(out.shape[1])
@@ -292,6 +309,7 @@ class AddressedStore:
         self._held: tuple[Array, Array, Array] | None = (
             None  # addresses, their hashes and order, of the last result
         )
+        self._last: tuple[Array, Array, Batch] | None = None  # addresses, hashes and keys, without nulls
         self.clear()
 
     @property
@@ -332,11 +350,17 @@ class AddressedStore:
         return done
 
     def result(self) -> Folded:
+        if self._last is not None:
+            records = np.empty((len(self._last[0]), self.layout.width), np.int64)
+            if _gather_held(self.words, self._last[0], records):
+                return Folded(*self._last[1:], records)
         held = np.flatnonzero(self.words[:, 0] == 0)
         null = len(held) > 0 and held[-1] == len(self.words) - 1
         hashes, rows = self._in_order(held[:-1] if null else held)
         if not null:
-            return self._folded(hashes, rows, -1)
+            folded = self._folded(hashes, rows, -1)
+            self._last = rows, hashes, folded.keys
+            return folded
         at = int(np.searchsorted(hashes, hashing.NULL_HASH))
         return self._folded(
             np.insert(hashes, at, hashing.NULL_HASH), np.insert(rows, at, len(self.words) - 1), at
