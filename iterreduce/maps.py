@@ -79,19 +79,24 @@ def refuse_in_user_code(what: str, ranks: int) -> None:
         )
 
 
+def in_user_code(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)``; what it raises is marked as the user's."""
+    _thread.in_user_code = True
+    try:
+        return function(*args)
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: other ranks wait for this one
+        raise InUserCode(error) from error
+    finally:
+        _thread.in_user_code = False
+
+
 def call(function: Callable[..., Batch] | Kernel, context: Context, batches: Sequence[Batch]) -> Batch:
     """Run user code on batches; what it returns must be a `Batch`."""
     kernel = getattr(function, "run", None)  # isinstance of a protocol costs 15 us
     if kernel is not None:
         result = kernel(context, *batches)
     else:
-        _thread.in_user_code = True
-        try:
-            result = function(*batches)  # type: ignore[operator]
-        except BaseException as error:  # SystemExit and KeyboardInterrupt too: other ranks wait for this one
-            raise InUserCode(error) from error
-        finally:
-            _thread.in_user_code = False
+        result = in_user_code(function, *batches)  # type: ignore[arg-type]
     if not isinstance(result, Batch):
         raise SchemaError(
             f"{describe(function)} returned {type(result).__name__}: wanted an ir.Batch, such as "
