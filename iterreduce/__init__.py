@@ -54,8 +54,8 @@ _WHERE = {
     ),
     "iterreduce.events": ("Events",),
     "iterreduce.fixpoint": (
-        "Distance", "Empty", "MaxIterations", "NoneActive", "Outcome", "Predicate", "Unchanged", "Until",
-        "changed", "distance", "l1", "l2", "linf",
+        "CarryRule", "Distance", "Empty", "MaxIterations", "NoneActive", "Outcome", "Predicate", "Unchanged",
+        "Until", "carry", "changed", "distance", "l1", "l2", "linf",
     ),
     "iterreduce.frontends.mapreduce": ("MapReduce",),
     "iterreduce.loop": (
@@ -64,7 +64,7 @@ _WHERE = {
         "Synchronous", "Total",
     ),
     "iterreduce.options": ("Options",),
-    "iterreduce.run": ("Result",),
+    "iterreduce.run": ("Output", "Result"),
     "iterreduce.sources": ("RowWriter", "write_text_blocks"),
 }  # fmt: skip
 _NAMES = {name: module for module, names in _WHERE.items() for name in names}

@@ -39,7 +39,7 @@ class Caught:
     original: BaseException
 
 
-def caught(error: BaseException, stage: str, iteration: int, rank: int) -> Caught:
+def caught(error: BaseException, stage: str, iteration: int, rank: int, path: tuple[int, ...] = ()) -> Caught:
     """What went wrong here, in a form that can travel."""
     user = isinstance(error, InUserCode)
     original = error.original if isinstance(error, InUserCode) else error
@@ -52,7 +52,9 @@ def caught(error: BaseException, stage: str, iteration: int, rank: int) -> Caugh
     kind = type(original).__name__
     if expected:  # a kind that all ranks know
         kind = next(c.__name__ for c in type(original).__mro__ if getattr(errors, c.__name__, None) is c)
-    return Caught(Failure(rank, socket.gethostname(), iteration, stage, kind, message, text, user), original)
+    host = socket.gethostname()
+    failure = Failure(rank, host, iteration, stage, kind, message, text, user, path=path)
+    return Caught(failure, original)
 
 
 def _traceback(original: BaseException, user: bool) -> str:
@@ -128,10 +130,10 @@ def settle_schemas(
 class Guard:
     """Runs a rank's own work so that a failure becomes a status to send, never a missed collective."""
 
-    __slots__ = ("failure", "iteration", "rank", "stage")
+    __slots__ = ("failure", "iteration", "path", "rank", "stage")
 
-    def __init__(self, rank: int, iteration: int):
-        self.rank, self.iteration = rank, iteration
+    def __init__(self, rank: int, iteration: int, path: tuple[int, ...] = ()):
+        self.rank, self.iteration, self.path = rank, iteration, path
         self.stage = ""
         self.failure: Caught | None = None
 
@@ -142,7 +144,7 @@ class Guard:
         try:
             return work(*args)
         except BaseException as error:  # whatever it is, the other ranks are waiting in the next collective
-            self.failure = caught(error, self.stage, self.iteration, self.rank)
+            self.failure = caught(error, self.stage, self.iteration, self.rank, self.path)
             return None
 
     @property

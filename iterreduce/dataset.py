@@ -128,6 +128,10 @@ class Dataset:
             raise UsageError(f"{what}: wanted rows of a file or of memory, got {self!r}")
         return self.node.source
 
+    def as_source(self) -> Any:
+        """What a loop's ``sources`` and feeds hold of this handle: a source, or a loop whose result it is."""
+        return self.node.source if isinstance(self.node, SourceNode) else self.to_loop()
+
     @property
     def described(self) -> str:
         """Where the rows come from, for messages."""

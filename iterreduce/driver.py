@@ -1,77 +1,59 @@
-"""The driver: loads what is invariant, runs iterations as transactions, and asks whether the fixpoint is
-reached.
+"""The driver: runs iterations as transactions, and asks whether the fixpoint is reached.
 
     start      sources are read, prepare stages run, states take their initial rows
     advance    one iteration: supersteps, one control reduction, commit or roll back, outcome
     finish     stages that read the final state
 
-It follows no master: every rank runs it, and what it decides follows from gathered words alone. The control
-reduction is one Allgather of a few words per rank: status, wishes, and the stopping rules' partials, which
-every rank folds in rank order.
+A loop inside a body makes a tree of levels (`iterreduce.levels`). `advance` then runs one iteration of the
+innermost loop that is open, with the supersteps that stand before it; or, behind the last of an outer body's
+loops, the supersteps that are left and that loop's own stopping rules. Each such step is a transaction; an
+outer iteration that holds loops is several of them.
+
+The driver follows no master: every rank runs it, and what it decides follows from gathered words alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from iterreduce import fixpoint
-from iterreduce.agreement import Caught, Guard, raise_agreed
-from iterreduce.collectives import Group
-from iterreduce.columns.batch import Batch
-from iterreduce.columns.numbering import number_keys
+from iterreduce.agreement import Caught, Guard, caught, raise_agreed
+from iterreduce.carrying import Number, initial_numbers
+from iterreduce.collectives import Group, group_for
 from iterreduce.columns.partition import PARTITIONS, PartitionMap
 from iterreduce.columns.threads import current, using
+from iterreduce.control import Control, Heard
 from iterreduce.cores import pool_for
 from iterreduce.errors import UsageError
 from iterreduce.events import Events
-from iterreduce.exchange import FAILED, check_headers
-from iterreduce.fixpoint import MaxIterations, Outcome
-from iterreduce.indexing import LinkTable
-from iterreduce.inplace import IN_PLACE, KeyedState, keyed_states
-from iterreduce.laid import laid_out
-from iterreduce.loop import (
-    Bounded,
-    Local,
-    Loop,
-    Replace,
-    Shuffle,
-    Stage,
-    State,
-    Superstep,
-    indexes_of,
-    makes,
-    reads_of,
-    supersteps_of,
-)  # fmt: skip
+from iterreduce.exchange import FAILED
+from iterreduce.fixpoint import Outcome
+from iterreduce.levels import (
+    Level,
+    Position,
+    Standing,
+    may_repeat,
+    refuse_unbuilt,
+    sinks_of,
+    values_of,
+)
+from iterreduce.loading import Loader, check_given
+from iterreduce.loop import Loop, indexes_of
 from iterreduce.loop_cache import LoopCache
-from iterreduce.maps import refuse_in_user_code
+from iterreduce.maps import in_user_code, refuse_in_user_code
 from iterreduce.options import Options
 from iterreduce.reproducible import reproducible
-from iterreduce.rowshuffle import RowShuffle
-from iterreduce.shuffle import CombineShuffle
-from iterreduce.sources.blocks import Loaded, Source, load
-from iterreduce.sources.borders import in_global_blocks
-from iterreduce.sources.local import LocalSource
 from iterreduce.superstep import SuperstepRun, Workshop
-from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, by_key, column_tokens, everywhere, token
-from iterreduce.uncombined import WithFallback
+from iterreduce.table import Table
+from iterreduce.transaction import Transaction
 
-CONTROL_WORDS = 4  # stage and sequence, status, token to evict, stages whose result keys changed (bits)
-STAGE, STATUS, EVICT, CHANGED = range(CONTROL_WORDS)
-LAST_BIT = 61
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a loop stands: iterations committed, and the distance at the last one (None: none asked)."""
-
-    iteration: int
-    residual: float | None = None
+__all__ = ["LoopRun", "Position"]
 
 
 @dataclass
@@ -85,75 +67,127 @@ class Clock:
 
 
 class LoopRun:
-    """One run of a loop on a group. `advance` until it returns an `Outcome`, then read ``tables``."""
+    """One run of a loop on its ranks. `advance` until it returns an `Outcome`, then read ``tables``.
+
+    >>> import numpy as np, iterreduce as ir
+    >>> double = ir.Local(lambda s: s.with_columns(x=2 * s["x"]), ("s",), "twice", cut="share")
+    >>> step = ir.Superstep("step", (double,), (ir.Replace("s", "twice"),))
+    >>> start = {"start": ir.Batch(x=np.array([1.0]))}
+    >>> loop = ir.Loop("double", start, {"s": ir.State("start")}, (step,), ir.Until.of([], 3), "s")
+    >>> run = LoopRun(loop)
+    >>> while not isinstance(position := run.advance(), ir.Outcome):
+    ...     print(position.iteration, run.tables["s"].batch["x"])
+    1 [2.]
+    2 [4.]
+    >>> position, run.tables["s"].batch["x"].tolist()
+    (<Outcome.ITERATIONS_USED: 'iterations used'>, [8.0])
+    """
 
     def __init__(
-        self, loop: Loop, group: Group, options: Options | None = None, events: Events | None = None
+        self, loop: Loop, comm: Any = None, options: Options | None = None, events: Events | None = None
     ):
+        """On a `Group`, or on the ranks of a communicator (None: this rank alone)."""
+        self.group: Group = group_for(comm)
+        group = self.group
         refuse_in_user_code(f'the loop "{loop.name}"', group.size)
-        self.options, self.events = options or Options(), events or Events()
         refuse_unbuilt(loop)
-        self.loop, self.group = reproducible(loop) if self.options.reproducible else loop, group
-        loop = self.loop
+        self.options, self.events = options or Options(), events or Events()
+        self.loop = loop = reproducible(loop) if self.options.reproducible else loop
         self.pool = pool_for(group, self.options.threads)
-        self.iteration = 0
-        self.residual: float | None = None
-        self.outcome: Outcome | None = None
-        self.tables: dict[str, Table] = {}
         self.clock = Clock()
         self.bytes_invariants = 0
         self.bytes_iterations: list[int] = []
-        self.loaded, self._loaded_bytes = dict[str, int](), 0
-        naive = self.options.naive
-        self.shop = Workshop(
-            group,
-            LoopCache(self.options.memory_bytes, enabled=not naive),
-            PartitionMap(
-                self.options.partitions if self.options.partitions != PARTITIONS else loop.partitions,
-                group.size,
-            ),
-            self.events,
-            self.options.check,
-            self.options.memory_bytes,
-            repeats=_may_repeat(loop),
-            keep=not naive,
-            reproducible=self.options.reproducible,
-            indexes=indexes_of(loop),
-        )
-        self.prepare, self.body = hoisted(loop) if not naive else (loop.prepare, tuple(supersteps_of(loop)))
-        self.shop.laid = laid_out(loop)
-        self._supersteps = [SuperstepRun(step, self.shop) for step in self.body]
-        self._watch_states()
-        self.read: dict[int, tuple[Source, Loaded]] = {}  # an inner loop shares what was read, and adds to it
-        self._frozen: dict[str, tuple[LocalSource, str]] = {}
+        self.shop = self._workshop()
+        self.root = Level(loop, None, self.shop, self.options.naive, itertools.count())
+        self.root.standing = Standing({}, {}, initial_numbers(loop.carry))
+        self.level = self.root  # the innermost loop that is open
+        self.outcomes: dict[str, Outcome] = {}  # of inner loops, at their last end
+        self.inner_values: dict[str, float | int] = {}
+        self.outputs: dict[str, list[Table]] = {name: [] for name in sinks_of(loop)}
+        self.loader = Loader(group, self.options, self.shop, self.tell, self._run_source)
+        self._controls = [Control(level, group, self.options.check) for level in self.root.all()]
         self._started = False
         self._late: Caught | None = None
-        self._changed, self._wishes = 0, list[int]()
-        # more stages than bits share the last one: a false alarm only makes a plan anew
-        self._committing = [(1 << min(i, LAST_BIT), x) for i, x in enumerate(self.shop.exchangers)]
-        self._watched_keys = [
-            (bit, x)
-            for bit, x in self._committing
-            if isinstance(x, CombineShuffle | RowShuffle | WithFallback | KeyedState)
-        ]
-        self._lay_out_control()
+        self._now = Transaction()
+        self._fed = any(level.loop.feeds for level in self.root.all())
+        self._seconds, self._sent = 0.0, 0  # of the outermost iteration under way
 
-    def _watch_states(self) -> None:
-        keys = {name: state.key for name, state in self.loop.state.items()}
-        made = keyed_states(self.body, keys, self.shop.cache, self.shop.partitions, self.group.rank)
-        self.shop.states.update(made)
-        self.shop.exchangers += made.values()
-        self._in_place = {name: state.changes for name, state in made.items()}
+    def _workshop(self) -> Workshop:
+        options, loop, naive = self.options, self.loop, self.options.naive
+        partitions = options.partitions if options.partitions != PARTITIONS else loop.partitions
+        return Workshop(
+            self.group,
+            LoopCache(options.memory_bytes, enabled=not naive),
+            PartitionMap(partitions, self.group.size),
+            self.events,
+            options.check,
+            options.memory_bytes,
+            repeats=may_repeat(loop),
+            keep=not naive,
+            reproducible=options.reproducible,
+            indexes=indexes_of(loop),
+        )
 
-    def _lay_out_control(self) -> None:
-        width = sum(r.width for r in self.loop.until.rules)
-        self._send = np.zeros(CONTROL_WORDS + width, np.int64)
-        self._recv = np.zeros(len(self._send) * self.group.size, np.int64)
-        self._gathered = self._recv.reshape(self.group.size, -1)
-        self._heads = self._gathered[:, :CONTROL_WORDS]
-        self._floats = self._gathered[:, CONTROL_WORDS:].view(np.float64)
-        self._partials = self._send[CONTROL_WORDS:].view(np.float64)
-        self._control = self.group.allgather_plan(self._send, self._recv, CONTROL_WORDS)
+    # ------------------------------------------------------------------ where it stands
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The tables of the loop, as of the last commit."""
+        assert self.root.standing is not None
+        return self.root.standing.bindings
+
+    @property
+    def iteration(self) -> int:
+        """Iterations committed, of the outermost loop."""
+        assert self.root.standing is not None
+        return self.root.standing.iteration
+
+    @property
+    def residual(self) -> float | None:
+        """The distance at the last commit of the outermost loop."""
+        assert self.root.standing is not None
+        return self.root.standing.residual
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the loop ended; None while it has not."""
+        assert self.root.standing is not None
+        return self.root.standing.outcome
+
+    @property
+    def carry(self) -> dict[str, Any]:
+        """The numbers of the outermost loop's carry, as of the last commit."""
+        assert self.root.standing is not None
+        return dict(self.root.standing.carry)
+
+    @property
+    def path(self) -> tuple[int, ...]:
+        """Iterations committed on each level that is open, outermost first."""
+        return tuple([at.standing.iteration for at in self.level.chain if at.standing is not None])
+
+    @property
+    def position(self) -> Position:
+        """Where the loop stands."""
+        assert self.level.standing is not None
+        names = tuple(at.loop.name for at in self.level.chain)
+        return Position(self.iteration, self.level.standing.residual, self.path, names)
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """The feeds that the next `advance` must be given."""
+        level, out = self.level, list[str]()
+        at = 0 if level.standing is None else level.standing.at
+        if level.standing is not None and level.standing.outcome is not None and level.parent is not None:
+            level = level.parent
+            assert level.standing is not None
+            at = level.standing.at + 1
+        while True:
+            if at == 0:
+                out += [name for name, feed in level.loop.feeds.items() if feed is None]
+            inner = next((step for step in level.steps[at:] if isinstance(step, Level)), None)
+            if inner is None:
+                return tuple(out)
+            level, at = inner, 0
 
     # ------------------------------------------------------------------ start
 
@@ -163,135 +197,47 @@ class LoopRun:
             return
         before = self.group.traffic.payload_bytes
         with using(self.pool):
-            self._prepare(self.tables)
-            for name, state in self.loop.state.items():
-                self.tables[name] = self._initial(name, state)
+            self._start()
         self._started = True
         self.bytes_invariants = self.group.traffic.payload_bytes - before
 
-    def _prepare(self, tables: dict[str, Table]) -> None:
+    def _start(self) -> None:
+        for level in self.root.all():
+            if level.parent is not None:
+                around = level.parent.constants
+                level.constants = {n: around[n] for n in level.loop.outer if n in around}
+            self._prepare(level, level.constants, self._guard)
+        bindings = dict(self.root.constants)
+        self.loader.initial_once(self.root, bindings)
+        self.root.standing = self.root.entered(bindings)
+
+    def _prepare(self, level: Level, tables: dict[str, Table], guard: Callable[[], Guard]) -> None:
+        """Sources, and the prepare stages that read nothing that changes. Collective."""
         started = time.perf_counter()
-        for name, source in self.loop.sources.items():
-            tables[name] = self._load(name, source)
+        self.loader.sources(level, tables)
         loaded = time.perf_counter()
-        self._run_stages(self.prepare, tables, "prepare")
+        self.loader.run_once(level, level.once, tables, "prepare", guard)
         self.clock.load += loaded - started
         self.clock.invariants += time.perf_counter() - loaded
 
-    def _load(self, name: str, source: Any) -> Table:
-        if isinstance(source, Batch):
-            return everywhere(source, token("constant", self.loop.name, name))
-        if isinstance(source, Loop):
-            alike = replace(source, partitions=self.loop.partitions)  # its result may be shuffled onto
-            inner = LoopRun(alike, self.group, replace(self.options, naive=False), self.events)
-            inner.read = self.read
-            inner.run()
-            inner.finish()
-            return self._numbered(_renewed(inner.tables[source.result], token("loop", self.loop.name, name)))
-        return self._load_rows(name, source)
-
-    def _numbered(self, table: Table) -> Table:
-        """The table with its global row numbers, which rows by key lack (a sample needs them). Collective."""
-        rows = np.zeros(self.group.size, np.int64)
-        rows[self.group.rank] = len(table)
-        self.group.allreduce(rows, "sum")
-        if table.everywhere:
-            return table
-        return replace(table, first_row=int(rows[: self.group.rank].sum()), rows_total=int(rows.sum()))
-
-    def _load_rows(self, name: str, source: Source) -> Table:
-        started = time.perf_counter()
-        known = self.read.get(id(source))
-        if known is not None and not self.options.naive:
-            got = known[1]
-        else:
-            source.open(self.group)
-            got = load(self.group, source)
-            if self.options.reproducible and source.blocks.rank_bounds is not None:
-                got = in_global_blocks(self.group, got, source.schema)
-            self.read[id(source)] = source, got
-            if self.options.check and isinstance(source, LocalSource):
-                self._frozen[name] = source, source.fingerprint()
-        of = token("source", name, source.token)
-        tokens = column_tokens(of, got.batch) if not self.options.naive else NO_TOKENS
-        self.loaded[name] = got.batch.nbytes
-        self._loaded_bytes = sum(self.loaded.values())
-        self.tell(
-            "load",
-            name=name,
-            rows=len(got.batch),
-            bytes=got.batch.nbytes,
-            seconds=time.perf_counter() - started,
-        )
-        return Table(got.batch, BY_BLOCK, tokens, got.block_starts, got.first_row, got.rows_total)
-
-    def _run_stages(self, stages: tuple[Stage, ...], tables: dict[str, Table], what: str) -> None:
-        """Stages that run once; their results are invariants."""
-        if not stages:
-            return
-        once = replace(self.shop, repeats=False, keep=False, exchangers=[], stages=1 << 14)
-        guard = self._guard(self.iteration)
-        made = SuperstepRun(Superstep(what, stages), once, wanted_after(self.loop)).results(tables, guard)
-        self._leave_if_failed(guard)
-        for number, stage in enumerate(stages):
-            for name in makes(stage):
-                if name in made:
-                    of = token(what, self.loop.name, number, name)
-                    tables[name] = made[name] if self.options.naive else _renewed(made[name], of)
-
-    def _leave_if_failed(self, guard: Guard) -> None:
-        """Agree that all is well before going on. Collective."""
-        if self.group.agree_any(guard.failure is not None):
-            raise_agreed(self.group, guard.failure)
-
-    def _initial(self, name: str, state: State) -> Table:
-        if not state.initial:
-            return Table(Batch(), by_key(*state.key) if state.key else BY_BLOCK)
-        first = self.tables[state.initial]
-        if not state.key:
-            return first
-        if first.layout == by_key(*state.key):  # they lie as they must, and keep their order
-            return self._unique(name, state, first)
-        guard = Guard(self.group.rank, 0)
-        guard.stage = f'initial rows of "{name}"'
-        share = guard.run(self._share_of_everywhere, first)
-        self._leave_if_failed(guard)
-        assert share is not None
-        step = SuperstepRun(
-            Superstep("start", (Shuffle("\0initial", state.key, "\0shuffled"),)),
-            replace(self.shop, repeats=False, exchangers=[], stages=1 << 15),
-        )
-        made = step.results({"\0initial": share}, guard)
-        self._leave_if_failed(guard)
-        table = _renewed(made["\0shuffled"], token("state", self.loop.name, name))
-        return self._unique(name, state, table)
-
-    def _unique(self, name: str, state: State, table: Table) -> Table:
-        """The table, whose keys must be unique. Collective."""
-        guard = Guard(self.group.rank, 0)
-        guard.stage = f'initial rows of "{name}"'
-        guard.run(_check_unique, name, state, table)
-        self._leave_if_failed(guard)
-        return table
-
-    def _share_of_everywhere(self, table: Table) -> Table:
-        """Of rows that are everywhere each rank brings an equal part."""
-        if not table.everywhere:
-            return table
-        n, rank, size = len(table), self.group.rank, self.group.size
-        return Table(table.batch.slice(n * rank // size, n * (rank + 1) // size), BY_BLOCK)
+    def _run_source(self, loop: Loop) -> Table:
+        """The result of a loop that is a source of this one. Collective."""
+        alike = replace(loop, partitions=self.loop.partitions)  # its result may be shuffled onto
+        inner = LoopRun(alike, self.group, replace(self.options, naive=False), self.events)
+        inner.loader.read = self.loader.read
+        inner.run()
+        inner.finish()
+        return inner.tables[loop.result]
 
     # ------------------------------------------------------------------ iterate
 
     def advance(self, feed: Mapping[str, Any] | None = None) -> Position | Outcome:
-        """Run one iteration. Collective.
+        """Run one iteration: of the innermost loop, where there are loops in the body. Collective.
 
-        Returns the new `Position`, or the `Outcome` if the loop ended with it. If anything fails, on any
-        rank, the iteration is rolled back and the same error is raised on all; ``tables`` are those of the
-        last commit.
+        ``feed`` gives rows to the feeds that ``wants`` names. Returns the new `Position`, or the `Outcome` if
+        the loop ended with it. If anything fails, on any rank, the iteration is rolled back and the same
+        error is raised on all; ``tables`` are those of the last commit.
         """
-        if feed:
-            raise UsageError(f"this loop declares no feeds, got {', '.join(feed)}")
         if self.outcome is not None:
             raise UsageError(f"the loop has ended ({self.outcome.value}); make a new LoopRun to run it again")
         self.start()
@@ -299,119 +245,211 @@ class LoopRun:
         sent = self.group.traffic.payload_bytes
         try:
             with using(self.pool):
-                pending = self._iterate()
+                level, heard = self._iterate(feed)
         except BaseException as error:
             self._roll_back(error)
             raise
-        self._commit(pending, time.perf_counter() - started, self.group.traffic.payload_bytes - sent)
-        return self.outcome if self.outcome is not None else Position(self.iteration, self.residual)
+        self._commit(level, heard, time.perf_counter() - started, self.group.traffic.payload_bytes - sent)
+        return self.outcome if self.outcome is not None else self.position
 
-    def _iterate(self) -> dict[str, Table]:
-        guard = self._guard(self.iteration + 1)
+    def _iterate(self, feed: Mapping[str, Any] | None) -> tuple[Level, Heard]:
+        """Go on to the end of an iteration, on whichever level it ends; returns that level. Collective."""
+        level = self.level
+        self._now = now = Transaction()
+        draft = now.draft(level)
+        guard = self._guard()
+        if feed or self._fed:
+            guard.stage = "feeds"
+            guard.run(check_given, self.wants, feed)
+        if draft.outcome is not None:
+            level, draft = self._climb(level, draft, guard)
+        while True:
+            if draft.at == 0:
+                self._begin(level, draft, feed or {}, guard)
+            while draft.at < len(level.steps):
+                step = level.steps[draft.at]
+                if isinstance(step, Level):
+                    level, draft = self._enter(step, draft, guard)
+                    break
+                if draft.runs >> draft.at & 1:
+                    self._run_step(level, draft, step, guard)
+                draft.at += 1
+            else:
+                return level, self._reduce_control(level, draft, guard)
+
+    def _begin(self, level: Level, draft: Standing, feed: Mapping[str, Any], guard: Guard) -> None:
+        """An iteration of this level begins: feeds, and which supersteps run. Collective."""
+        path = self._now.aim(guard, level, draft)
+        draft.before = level.standing.bindings if level.standing is not None else draft.bindings.copy()
         if self.events.active:
             guard.stage = "start of the iteration"
-            guard.run(lambda: self.events.emit("iteration.start", iteration=self.iteration + 1))
-        tables = dict(self.tables)
-        if self.options.naive and self.iteration:
-            self._prepare(tables)
-        pending: dict[str, Table] = {}
-        for step in self._supersteps:
-            written = step.run(tables, guard)
-            tables.update(written)
-            pending.update(written)
-        if self._frozen:
-            guard.stage = "check of arrays"
-            guard.run(self._check_frozen)
-        guard.stage = "fixpoint test"
-        self._reduce_control(guard, tables)
-        return pending
+            guard.run(emit_iteration, self.events, draft.iteration + 1, path)
+        if not level.asks:
+            return
+        if self.options.naive and (draft.iteration or level.parent is not None):
+            self._prepare_again(level, draft, guard)
+        if level.loop.feeds:
+            draft.bindings.update(self.loader.feeds(level, draft.iteration + 1, path, feed, guard))
+        if level.conditions:
+            numbers = {name: n for s in self._now.standings(level) for name, n in s.carry.items()}
+            draft.runs = self._ask_conditions(level, numbers, guard)
 
-    def _check_frozen(self) -> None:
-        """Arrays that were handed over with ``copy=False`` must not change while the run lasts."""
-        for name, (source, before) in self._frozen.items():
-            if source.fingerprint() != before:
-                raise UsageError(
-                    f'the arrays of "{name}" changed while the run was using them; do not write to what was '
-                    "given to from_local(copy=False), or let it copy"
-                )
+    def _prepare_again(self, level: Level, draft: Standing, guard: Guard) -> None:
+        """Without caches: read and prepare anew. Collective."""
+        self._prepare(level, draft.bindings, lambda: guard)
+        if level.prepare is not None and draft.iteration:
+            self._now.ran.append(level.prepare)
+            draft.bindings.update(level.prepare.results(draft.bindings, guard))
 
-    def _reduce_control(self, guard: Guard, tables: Mapping[str, Table]) -> None:
-        """Status, wishes and stopping rules of all ranks, in one collective. Collective."""
-        found = guard.run(
-            fixpoint.partials, self.loop.until, self.tables, tables, self.group.rank, self._in_place
-        )
-        changed = 0
-        for bit, work in self._watched_keys:
-            if work.keys_changed:
-                changed |= bit
-        send = self._send
-        send[STAGE], send[STATUS] = self.iteration + 1, guard.status
-        send[EVICT], send[CHANGED] = self.shop.cache.wish(), changed
-        if found:
-            self._partials[:] = found
-        self._control.run()
-        if self.options.check:
-            check_headers(self._gathered, True)
-        status, changed, wishes = 0, 0, []
-        for _, said, wish, bits in self._heads.tolist():
-            status |= said
-            changed |= bits
-            if wish:
-                wishes.append(wish)
-        self._changed, self._wishes = changed, wishes
-        if status & FAILED:
+    def _ask_conditions(self, level: Level, numbers: dict[str, Number], guard: Guard) -> int:
+        """Which supersteps run: rank 0 asks the user's functions and tells all. Collective."""
+        words = np.zeros(len(level.conditions) + 1, np.int64)
+        if self.group.rank == 0:
+            for word, (at, when) in enumerate(level.conditions):
+                guard.stage = f"{level.within}{level.loop.body[at].name}: when"
+                words[word] = bool(guard.run(in_user_code, when, dict(numbers)))
+        words[-1] = guard.failure is not None
+        self.group.allreduce(words, "max")
+        if words[-1]:
             raise_agreed(self.group, guard.failure)
+        return ~sum(
+            1 << at for (at, _), runs in zip(level.conditions, words.tolist(), strict=False) if not runs
+        )
 
-    def _commit(self, pending: dict[str, Table], seconds: float, sent: int) -> None:
-        changed = self._changed
-        renames: dict[int, int] = {}
-        for bit, work in self._committing:
-            renames.update(work.commit(changed & bit != 0))
-        if renames:
-            pending = {n: _renamed(t, renames) for n, t in pending.items()}
-        self.tables.update(pending)
-        for name, state in self.shop.states.items():
-            self.tables[name] = state.settled(self.tables[name])
-        if self._wishes:
-            self._evict_agreed()
-        self.iteration += 1
-        self.outcome, self.residual = fixpoint.verdict(self.loop.until, self._floats, self.iteration)
-        self.clock.iterations.append(seconds)
-        self.clock.iterate += seconds
-        self.bytes_iterations.append(sent)
+    def _run_step(self, level: Level, draft: Standing, step: SuperstepRun, guard: Guard) -> None:
+        self._now.ran.append(step)
+        draft.bindings.update(step.run(draft.bindings, guard))
+        if step.sinks or step.accumulates:
+            guard.run(self._now.collect, level, step, self.outputs, self.group.rank)
+
+    def _enter(self, level: Level, around: Standing, guard: Guard) -> tuple[Level, Standing]:
+        """A loop of the body begins: its tables, what it prepares of them, its states. Collective."""
+        guard.stage = f'"{level.label}" begins'
+        bindings = {n: around.bindings[n] for n in level.loop.outer if n in around.bindings}
+        bindings.update({n: t for n, t in level.constants.items() if n not in bindings})
+        if level.prepare is not None:
+            self._now.ran.append(level.prepare)
+            bindings = level.prepare.results(bindings, guard)
+        self._now.ran += level.starts.values()
+        self.loader.initial(level, bindings, guard)
+        draft = level.entered(bindings)
+        self._now.drafts.append((level, draft))
+        return level, draft
+
+    def _climb(self, level: Level, draft: Standing, guard: Guard) -> tuple[Level, Standing]:
+        """A loop of the body has ended: bind its result in the loop around it. Collective."""
+        parent = level.parent
+        assert parent is not None
+        around = self._now.draft(parent)
+        self._now.aim(guard, parent, around)
+        if level.ending is not None:
+            self._now.ran.append(level.ending)
+            draft.bindings = level.ending.results(draft.bindings, guard)
+        guard.stage = f'"{level.label}" ends'
+        self._now.values = guard.run(values_of, level, draft) or {}
+        if level.loop.result in draft.bindings:  # else a rank failed on the way, and all learn it soon
+            around.bindings[level.loop.name] = draft.bindings[level.loop.result]
+        around.at += 1
+        self._now.drafts[0] = (level, None)
+        return parent, around
+
+    def _reduce_control(self, level: Level, draft: Standing, guard: Guard) -> Heard:
+        """Status, wishes and stopping rules of all ranks, in one collective. Collective."""
+        if self.loader.frozen:
+            guard.stage = "check of arrays"
+            guard.run(self.loader.check_frozen)
+        guard.stage = f"{level.within}fixpoint test"
+        found = guard.run(
+            fixpoint.partials, level.loop.until, draft.before, draft.bindings, self.group.rank, level.in_place
+        )
+        heard = self._controls[level.number].run(
+            draft.iteration + 1, guard.status, self.shop.cache.wish(), self._now.changed(), found
+        )
+        if heard.status & FAILED:
+            raise_agreed(self.group, guard.failure)
+        return heard
+
+    # ------------------------------------------------------------------ commit and roll back
+
+    def _commit(self, level: Level, heard: Heard, seconds: float, sent: int) -> None:
+        self._now.commit(heard, level)
+        self.level, standing = level, level.standing
+        assert standing is not None
+        standing.iteration, standing.at = standing.iteration + 1, 0
+        control = self._controls[level.number]
+        if control.carries:
+            control.commit_carry(standing)
+        for output, rows in self._now.sunk:
+            self.outputs[output].append(rows)
+        self.inner_values.update(self._now.values)
+        if heard.wishes:
+            self._evict_agreed(heard)
+        standing.outcome, standing.residual = control.verdict(standing)
+        self._count(level, seconds, sent)
         if self.events.active:
             self.tell(
                 "iteration.commit",
-                iteration=self.iteration,
-                residual=self.residual,
+                iteration=standing.iteration,
+                residual=standing.residual,
                 seconds=seconds,
                 bytes=sent,
-                invariant_bytes=self.shop.cache.nbytes + self._loaded_bytes,
+                invariant_bytes=self.shop.cache.nbytes + self.loader.loaded_bytes,
+                path=self.path,
+            )
+        if level.parent is not None and standing.outcome is not None:
+            self._end_inner(level, standing)
+
+    def _count(self, level: Level, seconds: float, sent: int) -> None:
+        """Time and bytes, by iteration of the outermost loop."""
+        self.clock.iterate += seconds
+        self._seconds, self._sent = self._seconds + seconds, self._sent + sent
+        if level.parent is None:
+            self.clock.iterations.append(self._seconds)
+            self.bytes_iterations.append(self._sent)
+            self._seconds, self._sent = 0.0, 0
+
+    def _end_inner(self, level: Level, standing: Standing) -> None:
+        assert standing.outcome is not None
+        self.outcomes[level.loop.name] = standing.outcome
+        if self.events.active:
+            self.tell(
+                "loop.end",
+                name=level.label,
+                path=self.path,
+                outcome=standing.outcome.name,
+                iterations=standing.iteration,
+                residual=standing.residual,
             )
 
-    def _evict_agreed(self) -> None:
-        for wish in dict.fromkeys(self._wishes):
+    def _evict_agreed(self, heard: Heard) -> None:
+        for wish in dict.fromkeys(heard.wishes):
             name = self.shop.cache.evict(wish)
             if name and self.events.active:
                 self.tell("cache.evict", what=name, bytes=self.shop.cache.nbytes)
 
+    def _roll_back(self, error: BaseException) -> None:
+        self._now.roll_back()
+        for level in self.root.all():
+            level.gains = {}
+        if self.events.active:
+            path = (*self.path[:-1], self.path[-1] + 1)
+            self.tell("iteration.rollback", iteration=path[-1], reason=type(error).__name__, path=path)
+
     def tell(self, name: str, /, **fields: Any) -> None:
         """Emit an event between collectives: if a watcher raises, all ranks learn it at the next one."""
-        guard = self._guard(self.iteration, name)
-        guard.run(lambda: self.events.emit(name, **fields))
-        self._late = guard.failure
+        if self._late is None:
+            try:
+                self.events.emit(name, **fields)
+            except BaseException as error:
+                self._late = caught(error, name, self.iteration, self.group.rank, self.path)
 
-    def _guard(self, iteration: int, stage: str = "") -> Guard:
+    def _guard(self, stage: str = "") -> Guard:
         """A guard for what comes now, with what failed since the last collective."""
-        guard = Guard(self.group.rank, iteration)
+        guard = Guard(self.group.rank, self.iteration, self.path)
         guard.stage, guard.failure, self._late = stage, self._late, None
         return guard
 
-    def _roll_back(self, error: BaseException) -> None:
-        for work in self.shop.exchangers:
-            work.rollback()
-        if self.events.active:
-            self.tell("iteration.rollback", iteration=self.iteration + 1, reason=type(error).__name__)
+    # ------------------------------------------------------------------ to the end
 
     def run(self) -> Outcome:
         """Iterate until a stopping rule holds. Collective."""
@@ -422,7 +460,7 @@ class LoopRun:
     def finish(self) -> None:
         """Run the stages that follow the last iteration; their results join ``tables``. Collective."""
         with using(self.pool):
-            self._run_stages(self.loop.finish, self.tables, "finish")
+            self.loader.run_once(self.root, self.loop.finish, self.tables, "finish", self._guard)
         self.settle()
 
     def close(self) -> None:
@@ -432,75 +470,17 @@ class LoopRun:
 
     def settle(self) -> None:
         """Raise on all ranks what a watcher raised on one since the last collective. Collective."""
-        self._leave_if_failed(self._guard(self.iteration))
+        self.loader.leave_if_failed(self._guard())
+
+    @property
+    def values(self) -> dict[str, float | int]:
+        """The loop's named numbers, and those of its carry; of inner loops, at their last end, as
+        ``loop.name``.
+        """
+        assert self.root.standing is not None
+        return {**values_of(self.root, self.root.standing), **self.inner_values}
 
 
-def refuse_unbuilt(loop: Loop) -> None:
-    """Raise `UsageError` for nouns that this version has no executor for."""
-    if any(isinstance(step, Loop) for step in loop.body):
-        raise UsageError(f'the loop "{loop.name}" holds a loop in its body, which cannot run yet')
-    if loop.feeds or loop.carry or isinstance(loop.pace, Bounded):
-        raise UsageError(f'the loop "{loop.name}" has feeds, a carry or a bounded pace, which cannot run yet')
-    for step in supersteps_of(loop):
-        if step.when is not None or not all(isinstance(w, (Replace, *IN_PLACE)) for w in step.writes):
-            raise UsageError(f'superstep "{step.name}" has a condition or a write that cannot run yet')
-
-
-def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep, ...]]:
-    """Loop-invariant code motion: pure maps of the body that read invariants only become prepare stages."""
-    invariant = set(loop.sources) | {name for s in loop.prepare for name in makes(s)}
-    moved: list[Stage] = []
-    body = []
-    for step in supersteps_of(loop):
-        kept: list[Stage] = []
-        for stage in step.stages:
-            if isinstance(stage, Local) and stage.pure and set(reads_of(stage)) <= invariant:
-                moved.append(stage)
-                invariant.add(stage.into)
-            else:
-                kept.append(stage)
-        body.append(replace(step, stages=tuple(kept)))
-    return (*loop.prepare, *moved), tuple(body)
-
-
-def wanted_after(loop: Loop) -> set[str]:
-    """Names that are read outside of the stages that run once."""
-    out = {
-        loop.result,
-        *(s.initial for s in loop.state.values()),
-        *(table for table, _ in loop.values.values()),
-    }
-    for step in supersteps_of(loop):
-        out |= {w.rows for w in step.writes}
-        for stage in step.stages:
-            out |= set(reads_of(stage))
-    return out
-
-
-def _may_repeat(loop: Loop) -> bool:
-    return not any(isinstance(r, MaxIterations) and r.n == 1 for r in loop.until.rules)
-
-
-def _renewed(table: Table, of: int) -> Table:
-    if isinstance(table, LinkTable):  # rows by number have no columns
-        return table
-    return replace(table, tokens=column_tokens(of, table.batch))
-
-
-def _renamed(table: Table, renames: Mapping[int, int]) -> Table:
-    if not any(t in renames for t in table.tokens.values()):
-        return table
-    return replace(table, tokens={n: renames.get(t, t) for n, t in table.tokens.items()})
-
-
-def _check_unique(name: str, state: State, table: Table) -> None:
-    keys = table.batch.select(*state.key)
-    numbered = number_keys(keys)
-    if len(numbered.hashes) < len(table):
-        counts = np.bincount(numbered.codes)
-        twice = numbered.keys.slice(int(counts.argmax()), int(counts.argmax()) + 1)
-        shown = ", ".join(f"{k}={twice[k][0]!r}" for k in twice.names)
-        raise UsageError(
-            f'state "{name}" is keyed by {", ".join(state.key)}, but {shown} has {int(counts.max())} '
-            "rows; make its keys unique"
-        )
+def emit_iteration(events: Events, iteration: int, path: tuple[int, ...]) -> None:
+    """Tell that an iteration begins."""
+    events.emit("iteration.start", iteration=iteration, path=path)

@@ -19,7 +19,7 @@ and who prints is decided elsewhere.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -72,11 +72,13 @@ class Failure:
     traceback: str
     user: bool = True
     ranks_failed: int = 1
+    path: Sequence[int] = ()
 
     @property
     def where(self) -> str:
-        """Rank, host, iteration and stage, in words."""
-        return f"rank {self.rank} on {self.host}, iteration {self.iteration}, stage {self.stage}"
+        """Rank, host, iteration (of an inner loop behind those done around it) and stage, in words."""
+        iteration = ".".join(map(str, self.path)) or self.iteration
+        return f"rank {self.rank} on {self.host}, iteration {iteration}, stage {self.stage}"
 
 
 class StageError(IterReduceError):

@@ -19,14 +19,19 @@ from typing import Any, NamedTuple
 EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "run.start": (("name", "rank", "size", "max_iterations"), "the work is known, nothing is read yet"),
     "load": (("name", "rows", "bytes", "seconds"), "this rank's share of one source is in memory"),
-    "iteration.start": (("iteration",), "numbered from 1"),
+    "iteration.start": (("iteration", "path"), "numbered from 1; the path is that of its commit"),
     "stage.start": (("stage", "iteration"), "one stage of a superstep begins"),
     "stage.end": (("stage", "iteration", "seconds", "bytes"), "the stage is done on this rank"),
     "iteration.commit": (
-        ("iteration", "residual", "seconds", "bytes", "invariant_bytes"),
-        "the writes of the iteration are visible; the residual is the same on all ranks, or None",
+        ("iteration", "residual", "seconds", "bytes", "invariant_bytes", "path"),
+        "the writes of the iteration are visible; the residual is the same on all ranks, or None; the path "
+        "is (3,), or (3, 5) for the fifth iteration of an inner loop after three of the outer",
     ),
-    "iteration.rollback": (("iteration", "reason"), "nothing of the iteration stays"),
+    "iteration.rollback": (("iteration", "reason", "path"), "nothing of the iteration stays"),
+    "loop.end": (
+        ("name", "path", "outcome", "iterations", "residual"),
+        "an inner loop has ended; its result is bound in the next iteration to be committed",
+    ),
     "cache.hit": (("what", "bytes"), "an invariant was found"),
     "cache.miss": (("what",), "an invariant has to be made"),
     "cache.evict": (("what", "bytes"), "agreed by all ranks"),

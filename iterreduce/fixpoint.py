@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -270,8 +271,30 @@ class MaxIterations:
             raise UsageError(f"max_iterations: wanted an integer of at least 1, got {self.n!r}")
 
 
-Rule = Distance | Unchanged | Empty | NoneActive | Predicate | MaxIterations
-RULES = (Distance, Unchanged, Empty, NoneActive, Predicate, MaxIterations)
+@dataclass(frozen=True)
+class CarryRule:
+    """Holds when a number of the carry compares with ``threshold``: ``ir.carry("active") <= 0``.
+
+    The number is that of the iteration that has just ended, the same on all ranks.
+    """
+
+    carry: str
+    compare: Literal["<=", "<", ">=", ">"]
+    threshold: float
+    outcome: Outcome = Outcome.CONVERGED
+    table: str | None = None
+    columns: tuple[str, ...] = ()
+    width: int = 0
+
+    def holds(self, value: float) -> bool:
+        """Does the comparison hold? (NaN: never.)"""
+        return bool(COMPARISONS[self.compare](value, self.threshold))
+
+
+COMPARISONS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
+Rule = Distance | Unchanged | Empty | NoneActive | Predicate | CarryRule | MaxIterations
+RULES = (Distance, Unchanged, Empty, NoneActive, Predicate, CarryRule, MaxIterations)
+WITHOUT_TABLE = (CarryRule, MaxIterations)
 
 
 @dataclass(frozen=True)
@@ -310,12 +333,14 @@ class Until:
         """The same rules, with ``table`` where a rule names none."""
         return Until(
             tuple(
-                r if r.table or isinstance(r, MaxIterations) else replace(r, table=table) for r in self.rules
+                r if r.table or isinstance(r, WITHOUT_TABLE) else replace(r, table=table) for r in self.rules
             )
         )
 
 
 def _rule(rule: Any) -> Any:
+    if isinstance(rule, CarryMeasure):
+        raise UsageError(f'until: carry("{rule.name}") is a number, not a rule; compare it: ... <= 0')
     if isinstance(rule, Measure):
         raise UsageError(
             f"until: {rule.per_row}{rule.columns} is a distance, not a rule; compare it: ... <= 1e-6"
@@ -339,6 +364,40 @@ class Measure:
         raise UsageError(
             "a distance has no truth value while the loop is built; write  until=ir.l2('x') <= tolerance"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class CarryMeasure:
+    """A number of the carry that waits for its threshold: ``ir.carry("active") <= 0``."""
+
+    name: str
+
+    def __le__(self, threshold: float) -> CarryRule:
+        return CarryRule(self.name, "<=", threshold)
+
+    def __lt__(self, threshold: float) -> CarryRule:
+        return CarryRule(self.name, "<", threshold)
+
+    def __ge__(self, threshold: float) -> CarryRule:
+        return CarryRule(self.name, ">=", threshold)
+
+    def __gt__(self, threshold: float) -> CarryRule:
+        return CarryRule(self.name, ">", threshold)
+
+    def __bool__(self) -> bool:
+        raise UsageError(
+            "a carry has no truth value while the loop is built; write  until=ir.carry('active') <= 0"
+        )
+
+
+def carry(name: str) -> CarryMeasure:
+    """A number that all ranks carry from iteration to iteration, to be compared by a stopping rule.
+
+    >>> carry("active") <= 0
+    CarryRule(carry='active', compare='<=', threshold=0, outcome=<Outcome.CONVERGED: 'converged'>, \
+table=None, columns=(), width=0)
+    """
+    return CarryMeasure(name)
 
 
 def l1(*columns: str, fold: Fold = "sum", table: str | None = None) -> Measure:
@@ -391,7 +450,7 @@ def partials(
     """
     out: list[float] = []
     for rule in until.rules:
-        if isinstance(rule, MaxIterations):
+        if isinstance(rule, WITHOUT_TABLE):
             continue
         assert rule.table is not None
         before, after = old[rule.table], new[rule.table]
@@ -419,13 +478,15 @@ def _partial_of_changes(rule: Rule, changes: Changes, before: Table, after: Tabl
         return rule.partial(changes.old, changes.new)
     if isinstance(rule, NoneActive):
         return (float(changes.active(rule.column)),)
-    assert not isinstance(rule, MaxIterations)
+    assert not isinstance(rule, WITHOUT_TABLE)
     return rule.partial(changes.before() if isinstance(rule, Predicate) else before.batch, after.batch)
 
 
-def verdict(until: Until, gathered: Array, iteration: int) -> tuple[Outcome | None, float | None]:
-    """(outcome or None, residual) from float64[ranks, words] of all ranks' partials; pure, the same
-    everywhere.
+def verdict(
+    until: Until, gathered: Array, iteration: int, carry: Mapping[str, float] = MappingProxyType({})
+) -> tuple[Outcome | None, float | None]:
+    """(outcome or None, residual) from float64[ranks, words] of all ranks' partials and from the carry; pure,
+    the same everywhere.
     """
     at, residual, outcome = 0, None, None
     ranks, width = gathered.tolist(), gathered.shape[1]
@@ -434,10 +495,13 @@ def verdict(until: Until, gathered: Array, iteration: int) -> tuple[Outcome | No
             if outcome is None and iteration >= rule.n:
                 outcome = rule.outcome
             continue
-        of_rule = ranks
-        if rule.width < width:
-            of_rule, at = [words[at : at + rule.width] for words in ranks], at + rule.width
-        value = rule.fold_ranks(of_rule)
+        if isinstance(rule, CarryRule):
+            value = float(carry[rule.carry])
+        else:
+            of_rule = ranks
+            if rule.width < width:
+                of_rule, at = [words[at : at + rule.width] for words in ranks], at + rule.width
+            value = rule.fold_ranks(of_rule)
         residual = value if residual is None else residual
         if outcome is None and rule.holds(value):
             outcome = rule.outcome

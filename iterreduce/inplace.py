@@ -389,12 +389,15 @@ def keyed_states(
     cache: LoopCache,
     partitions: PartitionMap,
     rank: int,
+    first: int = 0,
 ) -> dict[str, KeyedState]:
-    """One `KeyedState` for each state that a superstep writes in place, in the order of the writes."""
+    """One `KeyedState` for each state that a superstep writes in place, in the order of the writes; they are
+    numbered from ``first`` on.
+    """
     names = [w.table for s in body for w in s.writes if isinstance(w, IN_PLACE) and w.table in keys]
     return {
         name: KeyedState(name, number, keys[name], cache, partitions, rank)
-        for number, name in enumerate(dict.fromkeys(names))
+        for number, name in enumerate(dict.fromkeys(names), first)
     }
 
 

@@ -7,6 +7,7 @@ but on a rank where something failed there may be none. Nothing here runs or com
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from iterreduce.columns.batch import Batch
 from iterreduce.loop import Gather, Index, Local, Lookup, Loop, Shuffle, Stage, Total
@@ -14,9 +15,14 @@ from iterreduce.loop import Gather, Index, Local, Lookup, Loop, Shuffle, Stage, 
 Laid = Mapping[str, tuple[str, ...]]  # table -> the key by which it lies; () is everywhere; others: unknown
 
 
-def laid_out(loop: Loop) -> dict[str, tuple[str, ...]]:
-    """How tables lie, whatever user code does: alike on all ranks, being read from the loop alone."""
-    out: dict[str, tuple[str, ...]] = {n: () for n, s in loop.sources.items() if isinstance(s, Batch)}
+def laid_out(loop: Loop, around: Laid = MappingProxyType({})) -> dict[str, tuple[str, ...]]:
+    """How tables lie, whatever user code does: alike on all ranks, being read from the loop alone.
+
+    ``around``: how those of the loop around it lie.
+    """
+    out: dict[str, tuple[str, ...]] = {n: around[n] for n in loop.outer if n in around}
+    out |= {n: () for n, s in loop.sources.items() if isinstance(s, Batch)}
+    out |= dict.fromkeys(loop.carry, ())
     for stage in loop.prepare:
         lay_out(stage, out)
     for name, state in loop.state.items():

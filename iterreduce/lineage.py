@@ -144,8 +144,11 @@ class KeyLineage(Planner):
             self._last_proposal = self.proposal
         if not changed:
             return {}
+        here = self.keys_changed
         before, after = self._key_tokens(self.keys_version), self._key_tokens(self.keys_version + 1)
         self.keys_version += 1
+        if here:  # what was made has the new tokens; a table with the old ones has the old keys
+            return {}
         return {before[k]: after[k] for k in before if k in after}  # a key may have come to hold nulls
 
     def _forget_keys(self) -> None:

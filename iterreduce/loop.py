@@ -18,7 +18,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.partition import PARTITIONS
 from iterreduce.columns.random import choose
 from iterreduce.errors import UsageError, did_you_mean
-from iterreduce.fixpoint import MaxIterations, Until
+from iterreduce.fixpoint import CarryRule, MaxIterations, Until
 from iterreduce.stages import STAGES as STAGES
 from iterreduce.stages import WRITES as WRITES
 from iterreduce.stages import Accumulate as Accumulate
@@ -71,19 +71,46 @@ class State:
     key: tuple[str, ...] = ()
 
 
+CARRY_DTYPES = {
+    **dict.fromkeys(("sum", "min", "max"), ("float64", "int64")),
+    "count": ("int64", "float64"),
+    **dict.fromkeys(("any", "all"), ("bool",)),
+}
+
+
 @dataclass(frozen=True)
 class Carry:
     """A number that all ranks share from one iteration to the next: an aggregator, a counter.
 
     ``Accumulate`` folds the values of an iteration into it by ``aggregator`` (SUM, MIN, MAX, COUNT, ANY,
     ALL), over all ranks; the new number is seen from the next iteration on. ``keep``: what is accumulated
-    joins what was there, instead of taking its place. ``dtype`` is int64, float64 or bool.
+    joins what was there, instead of taking its place. ``dtype`` is int64, float64 or bool; unless given, the
+    aggregator's: bool for ANY and ALL, int64 for COUNT, else float64. Maps read it as a table of one row with
+    the column ``value``, under its name.
+
+    >>> from iterreduce.columns.aggregators import COUNT
+    >>> Carry(COUNT).dtype
+    'int64'
     """
 
     aggregator: Aggregator
     initial: float | int | bool = 0
     keep: bool = False
-    dtype: str = "float64"
+    dtype: str = ""
+
+    def __post_init__(self) -> None:
+        kind = getattr(self.aggregator, "kind", None)
+        wanted = CARRY_DTYPES.get(str(kind))
+        if wanted is None:
+            raise UsageError(f"a carry folds by SUM, MIN, MAX, COUNT, ANY or ALL, got {self.aggregator!r}")
+        if not isinstance(self.aggregator.column, str | None):
+            raise UsageError(f"a carry folds a column, got {self.aggregator!r}; compute it in a Local")
+        if not self.dtype:
+            object.__setattr__(self, "dtype", wanted[0])
+        if self.dtype not in wanted:
+            raise UsageError(f"a carry by {kind} is {' or '.join(wanted)}, got dtype {self.dtype!r}")
+        if isinstance(self.initial, float) and self.dtype != "float64" and self.initial != int(self.initial):
+            raise UsageError(f"a carry of {self.dtype} starts from a whole number, got {self.initial}")
 
 
 @dataclass(frozen=True)
@@ -164,6 +191,9 @@ def indexes_of(loop: Loop) -> frozenset[str]:
 def check_names(loop: Loop) -> None:
     """Every name is bound before it is read, once, and every stage is well formed."""
     bound = set(loop.sources) | set(loop.outer)
+    if len(set(loop.outer)) < len(loop.outer) or bound - set(loop.outer) != set(loop.sources):
+        twice = sorted(set(loop.sources) & set(loop.outer)) or sorted(loop.outer)
+        raise UsageError(f'loop "{loop.name}": {", ".join(twice)} is bound twice; each name once')
     for stage in loop.prepare:
         bound = _bind(stage, bound, "prepare")
     for name, state in loop.state.items():
@@ -172,16 +202,19 @@ def check_names(loop: Loop) -> None:
         if name in bound:
             raise UsageError(f'state "{name}" has the name of a source or a prepare output; give it another')
     tables = bound | set(loop.state)
-    for name in loop.feeds:
-        if name in tables:
-            raise UsageError(f'feed "{name}" has the name of another table; give it another')
-    tables |= set(loop.feeds)
+    for what, names in (("feed", loop.feeds), ("carry", loop.carry)):
+        for name in names:
+            if name in tables:
+                raise UsageError(f'{what} "{name}" has the name of another table; give it another')
+        tables |= set(names)
     if not loop.body:
         raise UsageError("a loop needs a body of at least one superstep")
     _check_indexes(loop)
     tables = _check_body(loop, tables)
     for rule in loop.until.rules:
-        if rule.table is not None or not isinstance(rule, MaxIterations):
+        if isinstance(rule, CarryRule):
+            _known(rule.carry, set(loop.carry), "until, the carry")
+        elif rule.table is not None or not isinstance(rule, MaxIterations):
             _known(rule.table or "", set(loop.state), "until")
     for stage in loop.finish:
         tables = _bind(stage, tables, "finish")
@@ -253,6 +286,8 @@ def _check_write(write: Any, bound: set[str], loop: Loop, where: str) -> None:
     if isinstance(write, Sink):
         return
     if isinstance(write, Accumulate) and write.table in loop.carry:
+        if write.merge:
+            raise UsageError(f'{where}: the carry "{write.table}" has its aggregator; leave out merge')
         return
     _known(write.table, set(loop.state), where)
     if not isinstance(write, Replace) and not loop.state[write.table].key:

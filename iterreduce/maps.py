@@ -84,6 +84,17 @@ def refuse_in_user_code(what: str, ranks: int) -> None:
         )
 
 
+def in_user_code(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)``; what it raises is marked as the user's."""
+    _thread.in_user_code = True
+    try:
+        return function(*args)
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: other ranks wait for this one
+        raise InUserCode(error) from error
+    finally:
+        _thread.in_user_code = False
+
+
 def call(
     function: Callable[..., Batch] | Kernel, context: tuple[int, int, int], batches: Sequence[Batch]
 ) -> Batch:

@@ -24,7 +24,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.superaccumulator import WORDS, exact_words, total
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import Distance, Until
-from iterreduce.loop import Loop, Superstep
+from iterreduce.loop import Carry, Loop, Superstep
 from iterreduce.stages import Reduce, Shuffle, Stage, Total, aggregators_of
 
 ORDERED = frozenset({"sum", "mean", "var", "min", "max", "user"})
@@ -38,17 +38,23 @@ def reproducible(loop: Loop) -> Loop:
     >>> order_free({"x": SUM, "n": SUM.of("y")})["x"].adds
     'order-free'
     """
+    for name, carry in loop.carry.items():
+        _check_carry(name, carry)
     return replace(
         loop,
         prepare=tuple(map(_stage, loop.prepare)),
         body=tuple(reproducible(s) if isinstance(s, Loop) else _superstep(s) for s in loop.body),
         finish=tuple(map(_stage, loop.finish)),
         until=_until(loop.until),
-        carry={
-            name: replace(carry, aggregator=_free(carry.aggregator, alone=True))
-            for name, carry in loop.carry.items()
-        },
     )
+
+
+def _check_carry(name: str, carry: Carry) -> None:
+    if carry.aggregator.kind == "sum" and carry.dtype == "float64":
+        raise UsageError(
+            f'the carry "{name}" adds floats in the order of the ranks, so a reproducible run cannot have it; '
+            "add them in a Total and keep the number in a state"
+        )
 
 
 def _superstep(step: Superstep) -> Superstep:

@@ -25,7 +25,24 @@ from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.loop import Loop
 from iterreduce.options import Options
-from iterreduce.table import Table
+from iterreduce.table import BY_BLOCK, Layout, Table
+
+
+@dataclass(frozen=True)
+class Output:
+    """Rows that iterations kept, in the order of iterations: this rank's share, and where such rows lie."""
+
+    batch: Batch
+    layout: Layout
+
+    @property
+    def everywhere(self) -> bool:
+        """Are they the same on all ranks?"""
+        return self.layout.kind == "everywhere"
+
+    def __getitem__(self, column: str) -> Any:
+        """A column of this rank's share."""
+        return self.batch[column]
 
 
 @dataclass(frozen=True)
@@ -35,7 +52,8 @@ class Result:
     ``seconds``: load, invariants, iterate, total, on this rank. ``bytes_exchanged``: payload that left this
     rank for others: invariants (int), per_iteration (list), total. ``result_sha256`` does not depend on the
     order of rows or on how they are spread over ranks; float sums may differ in their last bits between
-    numbers of ranks, and then so does it, unless the run was ``reproducible``.
+    numbers of ranks, and then so does it, unless the run was ``reproducible``. ``values`` holds the loop's
+    named numbers and its carry; ``outputs`` what its iterations kept by `Sink`.
     """
 
     outcome: Outcome
@@ -51,6 +69,7 @@ class Result:
     reproducible: bool = False
     memory_bytes: dict[str, int] = field(default_factory=dict)
     threads: int = 1
+    outputs: dict[str, Output] = field(default_factory=dict)
 
     def __getitem__(self, column: str) -> Any:
         """A column of this rank's share."""
@@ -105,7 +124,8 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         residual=run.residual,
         batch=table.batch,
         everywhere=table.everywhere,
-        values=_values(run),
+        values=run.values,
+        outputs=_outputs(run),
         seconds={
             "load": clock.load,
             "invariants": clock.invariants,
@@ -116,7 +136,7 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         bytes_exchanged={"invariants": run.bytes_invariants, "per_iteration": per_iteration, "total": sent},
         result_sha256=digest(table, run.group),
         reproducible=run.options.reproducible,
-        memory_bytes={**run.loaded, **run.shop.cache.report()},
+        memory_bytes={**run.loader.loaded, **run.shop.cache.report()},
         threads=run.pool.threads,
     )
 
@@ -134,13 +154,12 @@ def canonical(table: Table) -> Table:
     return replace(table, batch=table.batch.take(hash_order(hashes)))
 
 
-def _values(run: LoopRun) -> dict[str, float | int]:
-    """The loop's named numbers: each the one row of a column."""
-    out: dict[str, float | int] = {}
-    for name, (table, column) in run.loop.values.items():
-        found = run.tables[table].batch
-        if len(found) == 1:
-            out[name] = found[column][0].item()
+def _outputs(run: LoopRun) -> dict[str, Output]:
+    """What iterations sank, in their order."""
+    out = {}
+    for name, sunk in run.outputs.items():
+        parts = [table.batch for table in sunk if len(table)] or [table.batch for table in sunk[:1]]
+        out[name] = Output(Batch.concat(parts) if parts else Batch(), sunk[0].layout if sunk else BY_BLOCK)
     return out
 
 

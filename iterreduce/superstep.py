@@ -10,17 +10,19 @@ not know.
 
 from __future__ import annotations
 
+import itertools
 import time
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.collectives import Group
 from iterreduce.columns.expressions import Expr
 from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.partition import PartitionMap
-from iterreduce.errors import UsageError
+from iterreduce.columns.schema import difference, never_null
+from iterreduce.errors import SchemaError, UsageError
 from iterreduce.events import Events
 from iterreduce.exchange import FAILED
 from iterreduce.folding import RowSource
@@ -30,12 +32,14 @@ from iterreduce.laid import Laid, lay_out
 from iterreduce.linkshuffle import LinkShuffle
 from iterreduce.lookup import LookupRows
 from iterreduce.loop import (
+    Accumulate,
     Gather,
     Index,
     Local,
     Lookup,
     Replace,
     Shuffle,
+    Sink,
     Stage,
     Superstep,
     Total,
@@ -69,17 +73,18 @@ class Workshop:
     repeats: bool = True
     keep: bool = True
     reproducible: bool = False
-    stages: int = 0
+    stages: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     exchangers: list[Exchanger | KeyedState] = field(default_factory=list)
     residents: dict[str, Resident] = field(default_factory=dict)
     indexes: frozenset[str] = frozenset()
     states: dict[str, KeyedState] = field(default_factory=dict)
+    in_place: dict[str, KeyedState] = field(default_factory=dict)  # those of all levels
+    carry: frozenset[str] = frozenset()
     laid: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def exchanger(self, stage: Stage, source: RowSource, laid: Laid) -> Exchanger:
         """The stage at work, under the next stage number; ``laid``: how tables lie."""
-        self.stages += 1
-        common = (stage_number(self.stages, stage), self.group, source)
+        common = (stage_number(next(self.stages), stage), self.group, source)
         if isinstance(stage, Total):
             total = TotalRows(stage, *common, self.check, self.keep)
             made: Exchanger = total
@@ -207,15 +212,18 @@ class ExchangeStep(Watched):
 class SuperstepRun:
     """A superstep, ready to run again and again."""
 
-    def __init__(self, step: Superstep, shop: Workshop, kept: Iterable[str] = ()):
-        """``kept`` names stage results that are wanted after the superstep, beside those written."""
-        self.step, self.shop = step, shop
+    def __init__(self, step: Superstep, shop: Workshop, kept: Iterable[str] = (), within: str = ""):
+        """``kept`` names stage results that are wanted after the superstep, beside those written; ``within``
+        stands in front of its name where stages are named.
+        """
+        self.step, self.shop, self.within = step, shop, within
+        first = len(shop.exchangers)
         self.actions: list[LocalStep | ExchangeStep] = []
         fused = fused_maps(step.stages, {*kept, *(w.rows for w in step.writes)})
         maps: dict[str, BlockMap] = {}
         laid = dict(shop.laid)
         for stage in step.stages:
-            label = f"{step.name}: {type(stage).__name__} into {stage.into}"
+            label = f"{within}{step.name}: {type(stage).__name__} into {stage.into.lstrip(chr(0))}"
             if isinstance(stage, Local):
                 maps[stage.into] = BlockMap(stage, reproducible=shop.reproducible)
                 if stage.into not in fused:
@@ -231,11 +239,17 @@ class SuperstepRun:
                 work = shop.exchanger(stage, source, laid)
                 self.actions.append(ExchangeStep(label, stage.into, shop, work))
             lay_out(stage, laid)
+        made = enumerate(shop.exchangers[first:], first)
+        self.works: dict[int, Exchanger | KeyedState] = dict(made)  # what a transaction commits
+        self.sinks = [w for w in step.writes if isinstance(w, Sink)]
+        self.accumulates = [w for w in step.writes if isinstance(w, Accumulate) and w.table in shop.carry]
+        self.sunk: list[tuple[str, Table]] = []  # by the last run, in order
+        self.accumulated: list[tuple[Accumulate, Table]] = []
 
     def run(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
         """Run the stages; returns the tables written. Collective. Raises the same error on all ranks."""
         seen = self.results(tables, guard)
-        guard.stage = f"{self.step.name}: writes"
+        guard.stage = f"{self.within}{self.step.name}: writes"
         return guard.run(self._writes, seen) or {}
 
     def results(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
@@ -248,13 +262,19 @@ class SuperstepRun:
 
     def _writes(self, seen: Mapping[str, Table]) -> dict[str, Table]:
         known = self.shop.states
-        rows = [detached(seen[w.rows], known) for w in self.step.writes]
+        rows = [detached(seen[w.rows], self.shop.in_place) for w in self.step.writes]
+        if self.sinks:  # copied: rows of a table may be changed in place later
+            self.sunk = [
+                (w.output, replace(seen[w.rows], batch=seen[w.rows].batch.copy())) for w in self.sinks
+            ]
         out: dict[str, Table] = {}
         for w, given in zip(self.step.writes, rows, strict=True):
             if isinstance(w, Replace):
                 out[w.table] = written(w, seen[w.table], given, self.shop)
             elif isinstance(w, IN_PLACE) and w.table in known:
                 out[w.table] = known[w.table].write(w, out.get(w.table, seen[w.table]), given)
+        if self.accumulates:
+            self.accumulated = [(w, seen[w.rows]) for w in self.accumulates]
         return out
 
 
@@ -344,3 +364,17 @@ def check_owned(write: Replace, old: Table, rows: Table, shop: Workshop) -> None
                 f'replacing "{write.table}", which is partitioned by {", ".join(keys)}: {stray} rows of '
                 f'"{write.rows}" belong to other ranks; Shuffle them by that key first'
             )
+
+
+def check_sunk(output: str, before: Sequence[Table], rows: Table) -> None:
+    """Raise unless these rows can stand behind those that were sunk into the output before."""
+    alike = [table.everywhere == rows.everywhere for table in before[:1]]
+    if alike == [False]:
+        raise UsageError(
+            f'output "{output}" has rows that are the same on all ranks and rows that are not; sink them '
+            "into two outputs, or Gather the others first"
+        )
+    first = next((table for table in before if len(table)), None)
+    unlike = difference(never_null(first.batch.schema), never_null(rows.batch.schema)) if first else ""
+    if unlike and len(rows):
+        raise SchemaError(f'output "{output}": {unlike} (here: sunk before; there: now)')

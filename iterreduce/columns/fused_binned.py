@@ -98,7 +98,8 @@ def _add_addressed(words: Any, values: Any, low: Any, table: Any, lo: Any, hi: A
     some, zero, first, span = np.empty(AHEAD + 1), np.uint64(0), np.uint64(lo), np.uint64(hi - lo)
     whole = lo == 0 and hi == table.shape[0] - 1
     for start in range(0, len(words), AHEAD):
-        end, m = min(start + AHEAD, len(words)), 0
+        end: Any = min(start + AHEAD, len(words))
+        m: Any = 0
         for i in range(start, end):
             at = np.uint64(words[i] - low)
             slots[m], some[m] = at, values[i]

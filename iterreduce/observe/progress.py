@@ -62,7 +62,7 @@ class Progress:
 
 
 def _line(fields: Any) -> str:
-    parts = [f"iteration {fields['iteration']}"]
+    parts = [f"iteration {'.'.join(map(str, fields.get('path', ()))) or fields['iteration']}"]
     if fields.get("residual") is not None:
         parts.append(f"residual {fields['residual']:.6g}")
     if fields.get("bytes") is not None:

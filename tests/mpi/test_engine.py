@@ -13,10 +13,13 @@ from iterreduce.columns.batch import Batch
 from iterreduce.loop import Shuffle
 from tests.engine import (
     checks_answers,
+    checks_carry,
     checks_columns,
     checks_failures,
     checks_iterate,
     checks_library,
+    checks_nested,
+    checks_nested_failures,
     checks_other_failures,
     checks_programs,
     checks_schedule,
@@ -29,6 +32,7 @@ pytestmark = pytest.mark.mpi
 
 MODULES = (
     checks_answers,
+    checks_carry,
     checks_columns,
     checks_iterate,
     checks_programs,
@@ -37,6 +41,8 @@ MODULES = (
     checks_failures,
     checks_other_failures,
     checks_library,
+    checks_nested,
+    checks_nested_failures,
     test_fixpoint,
 )
 CHECKS = [check for module in MODULES for check in module.CHECKS]

@@ -1,0 +1,105 @@
+"""The control reduction: one Allgather of a few words per rank, at the end of every iteration.
+
+Its words: stage and sequence, status, a token to evict, which stages' result keys changed, what the carry
+gained, and the partials of the stopping rules. Every rank folds them in rank order, so all decide alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from iterreduce import fixpoint
+from iterreduce.carrying import GAIN_WORDS, after, fold_ranks, joined, put, tables_of
+from iterreduce.collectives import Group
+from iterreduce.exchange import check_headers
+from iterreduce.fixpoint import Outcome
+from iterreduce.levels import Level, Standing
+
+CONTROL_WORDS = 4  # stage and sequence, status, token to evict, stages whose result keys changed (bits)
+STAGE, STATUS, EVICT, CHANGED = range(CONTROL_WORDS)
+LAST_BIT = 61  # more stages than bits share the last one: a false alarm only makes a plan anew
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What all ranks said."""
+
+    status: int
+    changed: int
+    wishes: tuple[int, ...]
+
+    def said_changed(self, number: int) -> bool:
+        """Did the result keys of this exchange change on any rank?"""
+        return bool(self.changed >> min(number, LAST_BIT) & 1)
+
+
+class Control:
+    """The control reduction of one level. Carries of the levels around it ride along."""
+
+    def __init__(self, level: Level, group: Group, check: bool):
+        self.level, self.check = level, check
+        self.rules = level.loop.until
+        carries = [(at, name) for at in level.chain for name in at.loop.carry]
+        self.carries = [(at, name, CONTROL_WORDS + i * GAIN_WORDS) for i, (at, name) in enumerate(carries)]
+        first = CONTROL_WORDS + GAIN_WORDS * len(carries)
+        self._send = np.zeros(first + sum(r.width for r in self.rules.rules), np.int64)
+        self._recv = np.zeros(len(self._send) * group.size, np.int64)
+        self._gathered = self._recv.reshape(group.size, -1)
+        self._heads = self._gathered[:, :CONTROL_WORDS]
+        self._floats = self._gathered[:, first:].view(np.float64)
+        self._partials = self._send[first:].view(np.float64)
+        self._call = group.allgather_plan(self._send, self._recv, CONTROL_WORDS)
+
+    def run(
+        self, iteration: int, status: int, evict: int, changed: int, partials: Sequence[float] | None
+    ) -> Heard:
+        """Say this, and hear what all say. Collective."""
+        send = self._send
+        send[STAGE] = self.level.number << 40 | iteration
+        send[STATUS], send[EVICT], send[CHANGED] = status, evict, changed
+        if self.carries:
+            self._put_gains()
+        if partials:
+            self._partials[:] = partials
+        self._call.run()
+        if self.check:
+            check_headers(self._gathered, True)
+        status = changed = 0
+        wishes = []
+        for _, said, wish, bits in self._heads.tolist():
+            status |= said
+            changed |= bits
+            if wish:
+                wishes.append(wish)
+        return Heard(status, changed, tuple(wishes))
+
+    def _put_gains(self) -> None:
+        for at, name, word in self.carries:
+            self._send[word : word + GAIN_WORDS] = 0
+            if name in at.gains:
+                put(self._send, word, at.loop.carry[name], at.gains[name])
+
+    def commit_carry(self, standing: Standing) -> None:
+        """What was accumulated since the last reduction is known to all; the level's own numbers change."""
+        for at, name, word in self.carries:
+            carry, words = at.loop.carry[name], self._gathered[:, word : word + GAIN_WORDS]
+            if name in at.gains and at.standing is not None:
+                gain, before = fold_ranks(carry, words), at.standing.gained.get(name)
+                both = gain if before is None else joined(carry, before, gain)
+                at.standing.gained = {**at.standing.gained, name: both}
+        for at in self.level.chain:
+            at.gains = {}
+        carries = self.level.loop.carry
+        numbers, gained = standing.carry, standing.gained
+        standing.carry = {
+            name: after(carry, numbers[name], gained.get(name)) for name, carry in carries.items()
+        }
+        standing.gained = {}
+        standing.bindings.update(tables_of(carries, standing.carry))
+
+    def verdict(self, standing: Standing) -> tuple[Outcome | None, float | None]:
+        """Do the stopping rules hold after this iteration?"""
+        return fixpoint.verdict(self.rules, self._floats, standing.iteration, standing.carry)

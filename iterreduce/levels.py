@@ -1,0 +1,287 @@
+"""A loop and the loops in its body as a tree of levels: what each one runs, and where it stands.
+
+A level's `Standing` is everything about it that iterations change: its position in the body, its tables, its
+carry. A transaction works on copies (drafts) and a commit puts them in place, so what stands is always that
+of the last commit, and it is all that a checkpoint has to save.
+
+What it is not: code that runs. The driver walks the tree; nothing here communicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from iterreduce.carrying import Gain, Number, initial_numbers, tables_of
+from iterreduce.errors import UsageError
+from iterreduce.fixpoint import MaxIterations, Outcome
+from iterreduce.inplace import IN_PLACE, KeyedState, keyed_states
+from iterreduce.laid import laid_out
+from iterreduce.loop import (
+    Bounded,
+    Local,
+    Loop,
+    Shuffle,
+    Sink,
+    Stage,
+    Superstep,
+    makes,
+    reads_of,
+    supersteps_of,
+)  # fmt: skip
+from iterreduce.superstep import SuperstepRun, Workshop
+from iterreduce.table import Table
+
+INITIAL, SHUFFLED = "\0initial", "\0shuffled"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a loop stands: iterations committed, and the distance at the last one (None: none asked).
+
+    ``path``: iterations committed on each level, outermost first: (2, 5) is the fifth iteration of an inner
+    loop, two iterations of the outer one being done; (3,) follows when the third is. ``loops`` names them.
+    """
+
+    iteration: int
+    residual: float | None = None
+    path: tuple[int, ...] = ()
+    loops: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Standing:
+    """Where a level stands. ``at``: the step of the body that comes next; ``before``: the tables at the start
+    of the iteration under way; ``gained``: what it has accumulated so far; ``runs``: which of its supersteps
+    run (bits).
+    """
+
+    bindings: dict[str, Table]
+    before: dict[str, Table]
+    carry: dict[str, Number]
+    gained: dict[str, Gain] = field(default_factory=dict)
+    iteration: int = 0
+    at: int = 0
+    runs: int = -1
+    residual: float | None = None
+    outcome: Outcome | None = None
+
+    def draft(self) -> Standing:
+        """A copy to work on."""
+        return Standing(
+            self.bindings.copy(), self.before, self.carry, self.gained, self.iteration, self.at, self.runs,
+            self.residual, self.outcome,
+        )  # fmt: skip
+
+
+class Level:
+    """One loop of the tree. ``standing`` is None while the loop is not entered; ``number`` counts levels."""
+
+    def __init__(self, loop: Loop, parent: Level | None, shop: Workshop, naive: bool, count: Iterator[int]):
+        self.loop, self.parent, self.number = loop, parent, next(count)
+        self.chain: tuple[Level, ...] = (*(parent.chain if parent else ()), self)
+        self.label = "/".join(level.loop.name for level in self.chain)
+        prepare, body = hoisted(loop) if not naive else (loop.prepare, loop.body)
+        self.invariant: set[str] = set(loop.sources) | (
+            set(loop.outer) & (parent.invariant if parent else set())
+        )
+        self.once, later = split(prepare, self.invariant)
+        self.constants: dict[str, Table] = {}
+        shop = self.shop = level_shop(loop, parent, shop)
+        self.within = within = f"{self.label}: " if parent else ""
+        self.prepare = (
+            SuperstepRun(Superstep("prepare", later), shop, wanted(loop), within) if later else None
+        )
+        self.starts = {} if parent is None else starts_of(loop, shop, within)
+        self.unique: dict[str, tuple[object, ...]] = {}  # key columns that were found to be unique
+        self.steps: list[SuperstepRun | Level] = [
+            SuperstepRun(step, shop, within=within)
+            if isinstance(step, Superstep)
+            else Level(step, self, shop, naive, count)
+            for step in body
+        ]
+        self.in_place = {name: state.changes for name, state in self._states_in_place().items()}
+        self.ending = (
+            SuperstepRun(Superstep("finish", loop.finish), shop, wanted(loop), within)
+            if parent is not None and loop.finish
+            else None
+        )
+        self.conditions = [
+            (i, step.step.when)
+            for i, step in enumerate(self.steps)
+            if isinstance(step, SuperstepRun) and step.step.when is not None
+        ]
+        self.asks = bool(loop.feeds or self.conditions or naive)  # an iteration begins with more than a copy
+        self.standing: Standing | None = None
+        self.gains: dict[str, Gain] = {}  # of this rank, in this transaction
+
+    def _states_in_place(self) -> dict[str, KeyedState]:
+        """What stands behind the states that supersteps write in place, which then commit it."""
+        shop, keys = self.shop, {name: state.key for name, state in self.loop.state.items()}
+        steps = [step for step in self.steps if isinstance(step, SuperstepRun)]
+        made = keyed_states(
+            [step.step for step in steps],
+            keys,
+            shop.cache,
+            shop.partitions,
+            shop.group.rank,
+            len(shop.in_place),
+        )
+        shop.states.update(made)
+        shop.in_place.update({f"{self.label}/{name}": state for name, state in made.items()})
+        for name, state in made.items():
+            for step in steps:
+                if any(isinstance(w, IN_PLACE) and w.table == name for w in step.step.writes):
+                    step.works[len(shop.exchangers)] = state
+            shop.exchangers.append(state)
+        return made
+
+    @property
+    def inner(self) -> Iterator[Level]:
+        """The loops of the body."""
+        return (step for step in self.steps if isinstance(step, Level))
+
+    def all(self) -> Iterator[Level]:
+        """This level and those below, outermost first."""
+        yield self
+        for level in self.inner:
+            yield from level.all()
+
+    def entered(self, bindings: dict[str, Table]) -> Standing:
+        """How it stands before its first iteration: with these tables and the carry's first numbers."""
+        numbers = initial_numbers(self.loop.carry)
+        bindings.update(tables_of(self.loop.carry, numbers))
+        return Standing(bindings, bindings, numbers)
+
+
+def level_shop(loop: Loop, parent: Level | None, shop: Workshop) -> Workshop:
+    """What the stages of one level share: states of their own, and all else with the other levels."""
+    laid = laid_out(loop, parent.shop.laid if parent else {})
+    return replace(shop, states={}, laid=laid, carry=frozenset(loop.carry))
+
+
+def values_of(level: Level, standing: Standing) -> dict[str, float | int]:
+    """The named numbers of a loop, each the one row of a column, and its carry; of an inner one with its
+    name in front.
+    """
+    front = "" if level.parent is None else f"{level.loop.name}."
+    out: dict[str, float | int] = {front + name: number for name, number in standing.carry.items()}
+    for name, (table, column) in level.loop.values.items():
+        found = standing.bindings[table].batch
+        if len(found) == 1:
+            out[front + name] = found[column][0].item()
+    return out
+
+
+def starts_of(loop: Loop, shop: Workshop, within: str) -> dict[str, SuperstepRun]:
+    """For each keyed state of an inner loop what brings its initial rows to their owners, at every entry."""
+    return {
+        name: SuperstepRun(
+            Superstep(f'initial rows of "{name}"', (Shuffle(INITIAL, state.key, SHUFFLED),)),
+            shop,
+            within=within,
+        )
+        for name, state in loop.state.items()
+        if state.key and state.initial
+    }
+
+
+def split(stages: tuple[Stage, ...], invariant: set[str]) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
+    """Prepare stages that need to run once in a whole run, and those that run at every entry; adds to
+    ``invariant``.
+    """
+    once, later = [], []
+    for stage in stages:
+        if set(reads_of(stage)) <= invariant:
+            once.append(stage)
+            invariant.update(makes(stage))
+        else:
+            later.append(stage)
+    return tuple(once), tuple(later)
+
+
+def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep | Loop, ...]]:
+    """Loop-invariant code motion: pure maps of the body that read invariants only become prepare stages."""
+    invariant = set(loop.sources) | set(loop.outer) | {n for s in loop.prepare for n in makes(s)}
+    moved: list[Stage] = []
+    body: list[Superstep | Loop] = []
+    for step in loop.body:
+        if isinstance(step, Loop):
+            body.append(step)
+            continue
+        kept: list[Stage] = []
+        for stage in step.stages:
+            if isinstance(stage, Local) and stage.pure and set(reads_of(stage)) <= invariant:
+                moved.append(stage)
+                invariant.add(stage.into)
+            else:
+                kept.append(stage)
+        body.append(replace(step, stages=tuple(kept)))
+    return (*loop.prepare, *moved), tuple(body)
+
+
+def wanted(loop: Loop) -> set[str]:
+    """Names that are read outside of the stages that prepare."""
+    out = {
+        loop.result,
+        *(s.initial for s in loop.state.values()),
+        *(table for table, _ in loop.values.values()),
+    }
+    for step in loop.body:
+        if isinstance(step, Loop):
+            out |= set(step.outer)
+            continue
+        out |= {w.rows for w in step.writes}
+        for stage in step.stages:
+            out |= set(reads_of(stage))
+    for stage in loop.finish:
+        out |= set(reads_of(stage))
+    return out
+
+
+def may_repeat(loop: Loop) -> bool:
+    """Is there a level that iterates more than once?"""
+    once = any(isinstance(r, MaxIterations) and r.n == 1 for r in loop.until.rules)
+    return not once or any(may_repeat(step) for step in loop.body if isinstance(step, Loop))
+
+
+def inner_loops(loop: Loop) -> Iterator[Loop]:
+    """The loop, and all loops in its body."""
+    yield loop
+    for step in loop.body:
+        if isinstance(step, Loop):
+            yield from inner_loops(step)
+
+
+def refuse_unbuilt(loop: Loop) -> None:
+    """Raise `UsageError` for nouns that this version has no executor for."""
+    if loop.outer:
+        raise UsageError(
+            f'the loop "{loop.name}" reads {", ".join(loop.outer)} of a loop around it: put it in a body'
+        )
+    for level in inner_loops(loop):
+        if isinstance(level.pace, Bounded):
+            raise UsageError(
+                f'the loop "{level.name}" has a bounded pace: this version runs all ranks in step; leave out '
+                "pace, or say Synchronous()"
+            )
+        _refuse_writes(level)
+
+
+def _refuse_writes(loop: Loop) -> None:
+    """What an inner loop's iterations commit is no more to be undone, nor told from what was before."""
+    last = max((i for i, step in enumerate(loop.body) if isinstance(step, Loop)), default=-1)
+    compared = {rule.table for rule in loop.until.rules}
+    for step in loop.body[: max(last, 0)]:
+        for write in step.writes if isinstance(step, Superstep) else ():
+            if isinstance(write, IN_PLACE) and write.table in compared and write.table in loop.state:
+                raise UsageError(
+                    f'superstep "{step.name}" writes "{write.table}" in place before an inner loop, so the '
+                    f'stopping rule of "{loop.name}" cannot see what it changed; write it behind the inner '
+                    "loops, use Replace, or stop by a carry"
+                )
+
+
+def sinks_of(loop: Loop) -> list[str]:
+    """The names of the outputs that supersteps sink rows into."""
+    return list(dict.fromkeys(w.output for s in supersteps_of(loop) for w in s.writes if isinstance(w, Sink)))

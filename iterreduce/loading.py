@@ -1,0 +1,309 @@
+"""What a loop starts from: sources read, prepare stages run once, states given their initial rows, feeds.
+
+Shared by all levels of a run. Everything that a rank does on its own runs under a `Guard`, so what fails on
+one rank is raised on all. Collective functions say so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from iterreduce.agreement import Guard, raise_agreed
+from iterreduce.collectives import Group
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.numbering import number_keys
+from iterreduce.errors import DisagreementError, UsageError, did_you_mean
+from iterreduce.indexing import LinkTable
+from iterreduce.levels import INITIAL, SHUFFLED, Level, wanted
+from iterreduce.loop import Loop, Shuffle, Stage, State, Superstep, makes, reads_of
+from iterreduce.maps import in_user_code
+from iterreduce.options import Options
+from iterreduce.sources.blocks import Loaded, Source, load
+from iterreduce.sources.borders import in_global_blocks
+from iterreduce.sources.local import LocalSource
+from iterreduce.superstep import SuperstepRun, Workshop
+from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, by_key, column_tokens, everywhere, token
+
+Tell = Callable[..., None]
+RunLoop = Callable[[Loop], Table]
+
+
+class Loader:
+    """Reads what the levels of one run need. ``run_loop`` gives the result of a loop that is a source."""
+
+    def __init__(self, group: Group, options: Options, shop: Workshop, tell: Tell, run_loop: RunLoop):
+        self.group, self.options, self.shop, self.tell = group, options, shop, tell
+        self.run_loop = run_loop
+        self.read: dict[int, tuple[Source, Loaded]] = {}  # a loop that is a source shares what was read
+        self.loaded: dict[str, int] = {}
+        self.loaded_bytes = 0
+        self.frozen: dict[str, tuple[LocalSource, str]] = {}
+
+    def guard(self, stage: str) -> Guard:
+        """A guard for work before the first iteration."""
+        guard = Guard(self.group.rank, 0)
+        guard.stage = stage
+        return guard
+
+    def leave_if_failed(self, guard: Guard) -> None:
+        """Agree that all is well before going on. Collective."""
+        if self.group.agree_any(guard.failure is not None):
+            raise_agreed(self.group, guard.failure)
+
+    # ------------------------------------------------------------------ sources
+
+    def sources(self, level: Level, tables: dict[str, Table]) -> None:
+        """Bind the sources of a loop. Collective."""
+        for name, source in level.loop.sources.items():
+            tables[name] = self.load(level.label, name, source)
+
+    def load(self, label: str, name: str, source: Any, feed: object = None) -> Table:
+        """The table of a source, a batch, or the result of a loop. Collective.
+
+        ``feed`` tells one iteration's rows from another's; None: rows of the whole run, kept for it.
+        """
+        if isinstance(source, Batch):
+            return everywhere(source, token("constant", label, name, feed))
+        if isinstance(source, Loop):
+            made = self._numbered(self.run_loop(source))
+            return renewed(made, token("loop", label, name, feed))
+        return self._load_rows(name, source, kept=feed is None)
+
+    def _numbered(self, table: Table) -> Table:
+        """The table with its global row numbers, which rows by key lack (a sample needs them). Collective."""
+        rows = np.zeros(self.group.size, np.int64)
+        rows[self.group.rank] = len(table)
+        self.group.allreduce(rows, "sum")
+        if table.everywhere:
+            return table
+        return replace(table, first_row=int(rows[: self.group.rank].sum()), rows_total=int(rows.sum()))
+
+    def _load_rows(self, name: str, source: Source, kept: bool) -> Table:
+        started = time.perf_counter()
+        known = self.read.get(id(source)) if kept and not self.options.naive else None
+        if known is not None:
+            got = known[1]
+        else:
+            source.open(self.group)
+            got = load(self.group, source)
+            if self.options.reproducible and source.blocks.rank_bounds is not None:
+                got = in_global_blocks(self.group, got, source.schema)
+            if kept:
+                self.read[id(source)] = source, got
+            if self.options.check and isinstance(source, LocalSource):
+                self.frozen[name] = source, source.fingerprint()
+        of = token("source", name, source.token)
+        tokens = column_tokens(of, got.batch) if not self.options.naive else NO_TOKENS
+        self.loaded[name] = got.batch.nbytes
+        self.loaded_bytes = sum(self.loaded.values())
+        seconds = time.perf_counter() - started
+        self.tell("load", name=name, rows=len(got.batch), bytes=got.batch.nbytes, seconds=seconds)
+        return Table(got.batch, BY_BLOCK, tokens, got.block_starts, got.first_row, got.rows_total)
+
+    def check_frozen(self) -> None:
+        """Arrays that were handed over with ``copy=False`` must not change while the run lasts."""
+        for name, (source, before) in self.frozen.items():
+            if source.fingerprint() != before:
+                raise UsageError(
+                    f'the arrays of "{name}" changed while the run was using them; do not write to what was '
+                    "given to from_local(copy=False), or let it copy"
+                )
+
+    # ------------------------------------------------------------------ stages that run once
+
+    def run_once(
+        self,
+        level: Level,
+        stages: tuple[Stage, ...],
+        tables: dict[str, Table],
+        what: str,
+        new_guard: Callable[[], Guard],
+    ) -> None:
+        """Bind the results of stages whose results stay for the whole run. Collective."""
+        if not stages:
+            return
+        guard = new_guard()
+        shop = replace(level.shop, repeats=False, keep=False, exchangers=[], stages=count((1 << 14) + 1))
+        later = level.prepare.step.stages if level.prepare else ()
+        kept = wanted(level.loop).union(*(reads_of(stage) for stage in later))
+        made = SuperstepRun(Superstep(what, stages), shop, kept).results(tables, guard)
+        self.leave_if_failed(guard)
+        for number, stage in enumerate(stages):
+            for name in makes(stage):
+                if name in made:
+                    of = token(what, level.label, number, name)
+                    tables[name] = made[name] if self.options.naive else renewed(made[name], of)
+
+    # ------------------------------------------------------------------ initial rows
+
+    def initial_once(self, level: Level, tables: dict[str, Table]) -> None:
+        """Give the states of the outermost loop their rows. Collective."""
+        for name, state in level.loop.state.items():
+            tables[name] = self._initial(level.label, name, state, tables)
+
+    def _initial(self, label: str, name: str, state: State, tables: Mapping[str, Table]) -> Table:
+        if not state.initial:
+            return no_rows(state)
+        first = tables[state.initial]
+        if not state.key:
+            return first
+        if first.layout == by_key(*state.key):  # they lie as they must, and keep their order
+            return self._unique(name, state, first)
+        guard = self.guard(f'initial rows of "{name}"')
+        share = guard.run(self._share_of_everywhere, first)
+        self.leave_if_failed(guard)
+        assert share is not None
+        step = SuperstepRun(
+            Superstep("start", (Shuffle(INITIAL, state.key, SHUFFLED),)),
+            replace(self.shop, repeats=False, exchangers=[], stages=count((1 << 15) + 1)),
+        )
+        made = step.results({INITIAL: share}, guard)
+        self.leave_if_failed(guard)
+        return self._unique(name, state, renewed(made[SHUFFLED], token("state", label, name)))
+
+    def _unique(self, name: str, state: State, table: Table) -> Table:
+        """The table, whose keys must be unique. Collective."""
+        guard = self.guard(f'initial rows of "{name}"')
+        guard.run(check_unique, name, state, table)
+        self.leave_if_failed(guard)
+        return table
+
+    def _share_of_everywhere(self, table: Table) -> Table:
+        """Of rows that are everywhere each rank brings an equal part."""
+        if not table.everywhere:
+            return table
+        n, rank, size = len(table), self.group.rank, self.group.size
+        return Table(table.batch.slice(n * rank // size, n * (rank + 1) // size), BY_BLOCK)
+
+    def initial(self, level: Level, tables: dict[str, Table], guard: Guard) -> list[SuperstepRun]:
+        """Give the states of an inner loop the rows that they begin this entry with. Collective.
+
+        Keyed rows are shuffled unless they lie by that key on every rank. Returns the exchanges that were
+        made, for the transaction.
+        """
+        moved = self._agree_moves(level, tables, guard) if level.starts else []
+        for name, state in level.loop.state.items():
+            if not state.initial:
+                tables[name] = no_rows(state)
+            elif state.initial in tables:
+                tables[name] = tables[state.initial]
+        for name in moved:
+            share = guard.run(self._share_of_everywhere, tables[name])
+            made = level.starts[name].results({INITIAL: share} if share is not None else {}, guard)
+            if SHUFFLED in made:
+                tables[name] = made[SHUFFLED]
+        for name in level.starts:
+            guard.stage = f'initial rows of "{name}"'
+            guard.run(self._check_keys, level, name, tables)
+        return [level.starts[name] for name in moved]
+
+    def _agree_moves(self, level: Level, tables: Mapping[str, Table], guard: Guard) -> list[str]:
+        """Which keyed states must be shuffled: those that lie elsewhere on any rank. Collective."""
+        names = list(level.starts)
+        words = np.zeros(len(names) + 1, np.int64)
+        guard.run(self._ask_moves, level, tables, words)
+        words[-1] = guard.failure is not None
+        self.group.allreduce(words, "max", header_words=len(words))
+        if words[-1]:
+            raise_agreed(self.group, guard.failure)
+        return [name for name, moves in zip(names, words.tolist(), strict=False) if moves]
+
+    def _ask_moves(self, level: Level, tables: Mapping[str, Table], words: Any) -> None:
+        for i, name in enumerate(level.starts):
+            state = level.loop.state[name]
+            words[i] = tables[state.initial].layout != by_key(*state.key)
+
+    def _check_keys(self, level: Level, name: str, tables: Mapping[str, Table]) -> None:
+        state, table = level.loop.state[name], tables[name]
+        columns = tuple(table.batch[k] for k in state.key)
+        known = level.unique.get(name)
+        if known is None or any(a is not b for a, b in zip(known, columns, strict=True)):
+            check_unique(name, state, table)
+            level.unique[name] = columns
+
+    # ------------------------------------------------------------------ feeds
+
+    def feeds(
+        self, level: Level, iteration: int, path: tuple[int, ...], given: Mapping[str, Any], guard: Guard
+    ) -> dict[str, Table]:
+        """The rows of this iteration's feeds. Collective."""
+        guard.stage = f'feeds of "{level.label}"'
+        found = guard.run(_ask_feeds, level.loop, iteration, given) or {}
+        kinds = "".join(_kind(found[name]) for name in found)
+        said = self.group.allgather_bytes(b"!" if guard.failure else kinds.encode())
+        if b"!" in said:
+            raise_agreed(self.group, guard.failure)
+        if len(set(said)) > 1:
+            other = next(rank for rank, kind in enumerate(said) if kind != said[0])
+            raise DisagreementError(
+                f"feeds {', '.join(found)} of iteration {iteration}: rank 0 and rank {other} gave different "
+                "kinds of rows; give a Batch (the same on all ranks), a source or a loop on all of them"
+            )
+        return {name: self.load(level.label, name, found[name], path) for name in found}
+
+
+def _ask_feeds(loop: Loop, iteration: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    out = {}
+    for name, feed in loop.feeds.items():
+        rows = given[name] if feed is None else in_user_code(feed, iteration)
+        rows = rows.as_source() if hasattr(rows, "as_source") else rows
+        if not isinstance(rows, Batch | Loop) and not hasattr(rows, "open"):
+            raise UsageError(
+                f'feed "{name}": wanted a Batch, a Dataset of rows, or a source for iteration {iteration}, '
+                f"got {type(rows).__name__}"
+            )
+        out[name] = rows
+    return out
+
+
+def _kind(rows: Any) -> str:
+    return "B" if isinstance(rows, Batch) else "L" if isinstance(rows, Loop) else "S"
+
+
+def check_given(wanted: tuple[str, ...], given: Mapping[str, Any] | None) -> None:
+    """Raise `UsageError` unless exactly these feeds were given."""
+    found = {} if given is None else given
+    if not isinstance(found, Mapping):
+        raise UsageError(f"advance: feed is a mapping of names to rows, got {type(found).__name__}")
+    for name in found:
+        if name not in wanted:
+            takes = ", ".join(wanted) or "none"
+            raise UsageError(
+                f'advance: feed "{name}" is not taken here (this iteration takes: {takes})'
+                f"{did_you_mean(name, wanted)}"
+            )
+    for name in wanted:
+        if name not in found:
+            raise UsageError(f'advance: feed "{name}" is missing; say advance(feed={{"{name}": rows}})')
+
+
+def no_rows(state: State) -> Table:
+    """A state before it has rows."""
+    return Table(Batch(), by_key(*state.key) if state.key else BY_BLOCK)
+
+
+def renewed(table: Table, of: int) -> Table:
+    """The table with tokens of its own."""
+    if isinstance(table, LinkTable):  # rows by number have no columns
+        return table
+    return replace(table, tokens=column_tokens(of, table.batch))
+
+
+def check_unique(name: str, state: State, table: Table) -> None:
+    """Raise `UsageError` where a key of the state's rows comes twice."""
+    keys = table.batch.select(*state.key)
+    numbered = number_keys(keys)
+    if len(numbered.hashes) < len(table):
+        counts = np.bincount(numbered.codes)
+        twice = numbered.keys.slice(int(counts.argmax()), int(counts.argmax()) + 1)
+        shown = ", ".join(f"{k}={twice[k][0]!r}" for k in twice.names)
+        raise UsageError(
+            f'state "{name}" is keyed by {", ".join(state.key)}, but {shown} has {int(counts.max())} '
+            "rows; make its keys unique"
+        )
