@@ -52,8 +52,8 @@ def reproducible(loop: Loop) -> Loop:
 def _check_carry(name: str, carry: Carry) -> None:
     if carry.aggregator.kind == "sum" and carry.dtype == "float64":
         raise UsageError(
-            f'the carry "{name}" adds floats in the order of the ranks, so a reproducible run cannot have it; '
-            "add them in a Total and keep the number in a state"
+            f'the carry "{name}" adds floats in the order of the ranks, so a reproducible run cannot have '
+            "it; add them in a Total and keep the number in a state"
         )
 
 

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage", "sources"),
     ("table",),
     ("exchange",),
-    ("distances", "fixpoint"),
+    ("distances", "rules", "fixpoint"),
     ("stages", "loop", "laid"),
     ("loop_cache",),
     (

@@ -71,8 +71,20 @@ def _find_some(hashes: Any, table: Any, base: Any, shift: Any, homes: Any, probe
 
 
 @kernel
-def _add_hashed(words: Any, values: Any, table: Any, records: Any, base: Any, shift: Any, homes: Any, probes: Any,
-                room: Any, used: Any, first: Any, last: Any) -> Any:  # fmt: skip
+def _add_hashed(
+    words: Any,
+    values: Any,
+    table: Any,
+    records: Any,
+    base: Any,
+    shift: Any,
+    homes: Any,
+    probes: Any,
+    room: Any,
+    used: Any,
+    first: Any,
+    last: Any,
+) -> Any:
     """Add the values of rows whose hash lies in ``[first, last]``; ``(rows done, keys held)``."""
     slots, pieces = np.empty(AHEAD, np.uint64), np.empty((LIMBS, AHEAD), np.int64)
     rows, hashes, some = np.empty(AHEAD + 1, np.int64), np.empty(AHEAD + 1, np.uint64), np.empty(AHEAD + 1)
@@ -130,7 +142,7 @@ class FusedBinned(Fused):
     def add_hashed(
         self, table: OrderedTable, words: Array, rows: Batch, first: int, part: tuple[int, int] = ALL_HASHES
     ) -> int:
-        """Add rows from ``first`` on to a table of three payload words, if their hash is in ``part``; the rows
+        """Add rows from ``first`` on to a table of three payload words, if their hash is in ``part``; rows
         done.
         """
         values = self._values(rows)
