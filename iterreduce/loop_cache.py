@@ -52,7 +52,7 @@ class Indexes:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(made.nbytes for _, made in self._made.values())
+        return sum(made.nbytes for _, made in list(self._made.values()))
 
     def of(self, keys: Batch) -> KeyIndex:
         """The index of these keys, which must be distinct."""

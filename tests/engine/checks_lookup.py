@@ -384,6 +384,38 @@ def check_what_travels(group: Group) -> None:
     assert sent["apart"] - sent["nothing"] <= 8 * table * group.size + 2 * heads
 
 
+def check_lookups_before_and_after_the_iterations(group: Group) -> None:
+    """In prepare an invariant, whose columns keep a plan; in finish the last state."""
+    loop = Loop(
+        "around",
+        {"rows": local(asking(), group), "table": local(items(), group), "first": local(items(), group)},
+        {"s": State("first", ("k",)), "seen": State("ready")},
+        (
+            Superstep(
+                "step",
+                (
+                    Lookup("ready", ("k",), "s", ("v",), "both", "null"),
+                    Local(double, ("s",), "next"),
+                    Shuffle("next", ("k",), "owned"),
+                ),
+                (Replace("seen", "both"), Patch("s", "owned")),
+            ),
+        ),
+        Until((MaxIterations(3),)),
+        "last",
+        prepare=(Shuffle("table", ("k",), "byk"), Lookup("rows", ("k",), "byk", ("f",), "ready", "drop")),
+        finish=(Lookup("rows", ("k",), "s", ("v",), "last", "only"),),
+    )
+    run = started(loop, group)
+    run.run()
+    known = wanted(asking(), items(), "k", ("f",), "drop")
+    vectors = dict(rows_here(after(items(), 2).select("k", "v")))
+    assert rows_of(group, run.tables["seen"]) == [(*row, vectors[row[1]]) for row in known]
+    assert group.size == 1 or work_of(run).planned
+    run.finish()
+    assert rows_of(group, run.tables["last"]) == wanted(asking(), items(), "k", (), "only")
+
+
 # ---------------------------------------------------------------------- programs
 
 

@@ -458,6 +458,28 @@ def check_a_source_and_other_tables_are_never_written_to(group: Group) -> None:
     assert np.array_equal(rows["x"], np.arange(16.0))
 
 
+def check_rows_touched_must_be_there(group: Group) -> None:
+    """A key that the table lacks is named, first and planned; or it is left out."""
+    for missing in ("error", "drop"):
+        step = Superstep(
+            "step",
+            (Shuffle("r", ("k",), "few", {"n": ir.count()}, "s", missing, touched=True),),  # type: ignore[arg-type]
+            (Replace("seen", "few"),),
+        )
+        sources = {
+            "first": local(Batch(k=np.arange(9)), group),
+            "r": local(Batch(k=np.array([3, 3, 70])), group),
+        }
+        state = {"s": State("first", ("k",)), "seen": State("", ("k",))}
+        run = started(Loop("few", sources, state, (step,), Until((MaxIterations(3),)), "seen"), group)
+        if missing == "error":
+            assert "k=70" in str(raised(group, ir.UsageError, run.advance))
+            continue
+        for _ in range(3):
+            run.advance()
+            assert rows_of(group, run.tables["seen"]) == [(3, 2)]
+
+
 def check_plans_hold_until_keys_change_anywhere(group: Group) -> None:
     """Patches leave plans alone; an Insert on one rank voids them on all."""
     first = [(k, 0.0, (0.0, 0.0), "") for k in range(30)]
