@@ -306,8 +306,7 @@ class KeyedState:
             before, after = side_by_side(Table(self._old(old.batch), old.layout), new, new.batch.names)
             return self._changes(old, new, before, after, len(after))
         n = self._rows_before
-        rows = np.unique(np.concatenate([np.empty(0, np.int64), *self._written]))
-        rows = rows[rows < n]
+        rows = self.marks.distinct(self._written, n)
         before, after = self._old(old.batch, rows), new.batch.take(rows)
         if len(new) > n:
             added = new.batch.slice(n, len(new))
