@@ -53,25 +53,37 @@ class Grids:
         links: Any,
         frontier: Array | None,
         values: Mapping[str, Array],
+        own: Mapping[str, Array],
     ) -> None:
-        """The grid of every order-free sum, from the largest addend of any rank. Collective."""
+        """The grid of every order-free sum, from the largest addend of any rank. Collective.
+
+        ``values``: those that the rows take; ``own``: of this rank's keys, nothing else among them.
+        """
         if self._bits is None:
             self._bits = bits_for(self.group.agree_max(self._addends))
         said = np.full((len(self.shape.outputs), 3), (LEAST_EXPONENT, 0, 0), np.int64)
-        guard.run(measure, said, program, links, frontier, values)
+        guard.run(measure, said, program, links, frontier, values, own)
         self.group.allreduce(said.reshape(-1), "max")
         self.of = [Grid(int(e), bool(special), self._bits, bool(some)) for e, special, some in said]
 
 
 def measure(
-    said: Array, program: Program, links: Links, frontier: Array | None, values: Mapping[str, Array]
+    said: Array,
+    program: Program,
+    links: Links,
+    frontier: Array | None,
+    values: Mapping[str, Array],
+    own: Mapping[str, Array],
 ) -> None:
     """What this rank says of each output: exponent, whether an addend is not finite, whether it is a sum of
     floats at all.
     """
     for i, bound in enumerate(program.outputs):
         if is_exact(bound):
-            largest, special = _largest(bound, links, frontier, values)
+            if reads_state_alone(bound):
+                largest, special = largest_of(own[bound.output.parts[0]])
+            else:
+                largest, special = _largest(bound, links, frontier, values)
             said[i] = exponent_of(largest), int(special), 1
 
 
@@ -79,8 +91,6 @@ def _largest(
     bound: Bound, links: Links, frontier: Array | None, values: Mapping[str, Array]
 ) -> tuple[float, bool]:
     """The largest finite addend on this rank, and whether one is not finite."""
-    if reads_state_alone(bound):
-        return largest_of(values[bound.output.parts[0]][: links.n_sources])
     largest = _over_rows(bound, links, frontier, values, finite=False)
     if math.isfinite(largest):
         return largest, False

@@ -34,36 +34,17 @@ from iterreduce.exchange import (
     ROWS,
     FreshExchange,
     Outgoing,
-    PlannedExchange,
     exclusive,
     nothing,
 )
 from iterreduce.indexing import GAP, Resident, Side
+from iterreduce.linkexchange import LinkExchange
 from iterreduce.linkgrids import Grids, walk
 from iterreduce.linklanes import Lane, exact, finished, is_exact, plain
 from iterreduce.linkprogram import Bound, Program, Shape
 from iterreduce.rowrounds import Shelf
 from iterreduce.stages import Shuffle
 from iterreduce.table import RowsOf, Table
-
-
-class LinkExchange(PlannedExchange):
-    """Some words per place, to the owners of places (push) or from them (pull)."""
-
-    def __init__(self, group: Group, stage: int, width: int, sent: Array, received: Array, check: bool):
-        super().__init__(group, stage, width, check)
-        self.gap = GAP
-        send_counts, recv_counts = (sent + GAP) * width, (received + GAP) * width
-        self.send_at, self.recv_at = exclusive(send_counts), exclusive(recv_counts)
-        self.send = np.zeros(int(send_counts.sum()), np.int64)
-        self.recv = np.zeros(int(recv_counts.sum()), np.int64)
-        self._lay_out(send_counts, self.send_at, recv_counts, self.recv_at)
-        self._received = received
-
-    def arrived(self, source: int) -> Array:
-        """What came from a rank: int64 ``(rows, width)``."""
-        first = int(self.recv_at[source]) + GAP * self.width
-        return self.recv[first : first + int(self._received[source]) * self.width].reshape(-1, self.width)
 
 
 class LinkShuffle:
@@ -120,6 +101,7 @@ class LinkShuffle:
         self._exchange: LinkExchange | None = None
         self._slots: tuple[Any, Array | None] = (None, None)
         self._order: tuple[Any, Array | None] = (None, None)
+        self._whole: tuple[Any, bool] = (None, False)
         self._touched: list[Touched] = []
         self._scratch: list[Array] = []
         self._own: list[Array] = []
@@ -167,6 +149,9 @@ class LinkShuffle:
             dtypes = {n: c.dtype for n, c in self.residents[self.stage.rows].stretches.columns.items()}
             self.program = Program(self.shape, dtypes, joined.schema)
         self._values = self.program.values(joined._columns, len(joined))
+        if slots is not None and self._are_all(slots):
+            self._values = {name: _by_slot(v, slots) for name, v in self._values.items()}
+            slots = None
         if self.push:
             self._starts = self._frontier(slots, self.residents[self.stage.rows].pushed().n_sources)
             if not self.shape.order_free:
@@ -174,7 +159,7 @@ class LinkShuffle:
         elif slots is not None:
             raise UsageError(
                 f'shuffle of "{self.stage.rows}" by {self.stage.key[0]}: the table that it is joined with '
-                "must have all keys of the Index, in its order; join on the first key to use some rows only"
+                "must have all keys of the Index; join on the first key to use some rows only"
             )
 
     def _joined(self) -> tuple[Batch, Array | None]:
@@ -189,6 +174,16 @@ class LinkShuffle:
         if self._slots[0] is not key:
             self._slots = key, self._source.find(key)
         return table.batch, self._slots[1]
+
+    def _are_all(self, slots: Array) -> bool:
+        """Do the joined rows stand for every slot, in whatever order?"""
+        if len(slots) < len(self._source.keys) or self.stage.touched:
+            return False
+        if self._whole[0] is not slots:
+            seen = np.zeros(len(self._source.keys), bool)
+            seen[slots[slots >= 0]] = True
+            self._whole = slots, bool(seen.all())
+        return self._whole[1]
 
     def _check_layout(self, name: str, table: Table) -> None:
         if table.layout.kind != "key" or len(table.layout.keys) != 1:
@@ -265,7 +260,8 @@ class LinkShuffle:
         if self.shape.counts_only:
             return guard.status
         if self.push and self.shape.order_free:
-            self._grids.agree(guard, self.program, resident.pushed(), *self._starts)
+            values = self._starts[1]
+            self._grids.agree(guard, self.program, resident.pushed(), *self._starts, values)
             guard.run(self._fold)
         if self.group.size == 1:
             return self._after(guard, resident, guard.status)
@@ -282,7 +278,7 @@ class LinkShuffle:
         if status & FAILED or self.push or not self.shape.order_free:
             return status
         values = guard.run(self._pulled_values) or {}
-        self._grids.agree(guard, self.program, guard.run(resident.pulled), None, values)
+        self._grids.agree(guard, self.program, guard.run(resident.pulled), None, values, self._values)
         return guard.status
 
     def _write(self, plan: LinkExchange) -> None:
@@ -473,6 +469,14 @@ class LinkShuffle:
         """The iteration never was, or is over."""
         self._places, self._values, self._came_values = [], {}, {}
         self.shelf.trim()
+
+
+def _by_slot(values: Array, slots: Array) -> Array:
+    """Values of rows in the order of their slots; rows without one are left out."""
+    known = slots >= 0
+    out = np.empty(int(known.sum()), values.dtype)
+    out[slots[known]] = values[known]
+    return out
 
 
 def _words(values: Array) -> Array:

@@ -46,6 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "linkprogram",
         "linklanes",
         "linkgrids",
+        "linkexchange",
         "linkshuffle",
         "answers",
         "lookup",
