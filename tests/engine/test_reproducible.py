@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,15 @@ from iterreduce.appfile import load_app
 from iterreduce.collectives import SoloGroup
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.schema import Schema
-from iterreduce.fixpoint import Distance, MaxIterations, Until
+from iterreduce.fixpoint import Distance, MaxIterations, Until, partials
 from iterreduce.loop import Index, Joined, Local, Loop, Replace, Shuffle, State, Superstep, Total
 from iterreduce.options import Options
-from iterreduce.reproducible import exactly, reproducible
+from iterreduce.reproducible import reproducible, without_order
 from iterreduce.run import Result, run_loop
 from iterreduce.sources import LocalSource
 from iterreduce.sources.blocks import Loaded, block_rows_for
 from iterreduce.sources.borders import in_global_blocks
+from iterreduce.table import Table, by_key
 from iterreduce.testing import run_ranks
 from tests.engine.kit import share
 from tests.launch import ROOT
@@ -328,6 +330,17 @@ def test_a_total_without_keys_is_the_exact_sum() -> None:
         assert set(run_ranks(ranks, work)) == {math.fsum(x)}
 
 
+@pytest.mark.parametrize("program", ["kmeans", "pagerank", "aggregates", "indexed, pushed"])
+def test_at_most_three_times_the_bytes_are_exchanged(program: str, tmp_path: Path) -> None:
+    work = PROGRAMS[program](tmp_path)
+
+    def sent(reproducible: bool) -> int:
+        results = run_ranks(3, lambda group: work(group, {"reproducible": reproducible}))
+        return sum(sum(r.bytes_exchanged["per_iteration"]) // r.iterations for r in results)
+
+    assert sent(True) <= 3 * sent(False)
+
+
 def test_plain_runs_of_these_programs_do_differ(tmp_path: Path) -> None:
     """Else the tests above would prove nothing."""
     for program in ("pagerank", "indexed, pushed"):
@@ -440,10 +453,10 @@ def test_a_float_monoid_of_the_user_onto_a_table_is_refused() -> None:
     st.sampled_from(["sum", "mean"]),
     st.integers(1, 5),
 )
-def test_an_exact_distance_does_not_depend_on_the_cut(
+def test_a_distance_does_not_depend_on_the_cut(
     values: list[float], per_row: Any, fold: Any, ranks: int
 ) -> None:
-    rule = exactly(Distance(("x",), 1.0, per_row, fold))
+    rule = without_order(Distance(("x",), 1.0, per_row, fold))
     old, new = Batch(x=np.zeros(len(values))), Batch(x=np.array(values))
     ends = np.linspace(0, len(values), ranks + 1).astype(int)
     whole = rule.fold_ranks([rule.partial(old, new)])
@@ -451,3 +464,14 @@ def test_an_exact_distance_does_not_depend_on_the_cut(
     assert rule.fold_ranks(parts) == whole
     plain = Distance(("x",), 1.0, per_row, fold)
     assert plain.fold_ranks([plain.partial(old, new)]) == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_distance_of_rows_that_were_written_in_place_counts_all_rows() -> None:
+    """The engine tells what was written; the others have not moved, but count where a mean is asked for."""
+    batch = Batch(k=np.arange(4), x=np.array([1.0, 2.0, 3.0, 4.0]))
+    table = Table(batch, by_key("k"))
+    old, new = Batch(x=np.array([1.0])), Batch(x=np.array([9.0]))
+    written = SimpleNamespace(old=old, new=new, rows=4)
+    rule = without_order(Distance(("x",), 1.0, "l1", "mean", table="t"))
+    told = partials(Until((rule,)), {"t": table}, {"t": table}, 0, {"t": lambda before, after: written})
+    assert rule.fold_ranks([told, told]) == 2.0
