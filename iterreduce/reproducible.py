@@ -1,10 +1,10 @@
 """A loop whose results do not depend on the number of ranks: the same nouns, with order-free arithmetic.
 
 A loop is data, so ``--reproducible`` is a rewrite of it, before it runs: aggregators of floats become their
-order-free twins (`iterreduce.columns.exact`), so do distances; totals without keys become exact, and
-what cannot be made free of the ranks is refused where it stands. Two things are left to the engine: a map with
-``cut="block"`` sees one canonical block at a time, and rows given to ``from_local`` move over rank borders to
-make such blocks.
+order-free twins (`iterreduce.columns.exact`), so do distances; totals without keys become exact, and what
+cannot be made free of the ranks is refused where it stands. Two things are left to the engine: a map with
+``cut="block"`` sees one canonical block at a time, and rows given to ``from_local`` move over rank borders
+to make such blocks.
 
 What it cannot see is what a function does with a whole share: ``cut="share"`` on rows that lie by block must
 be declared ``rank_free``. Nothing here communicates.
