@@ -203,7 +203,7 @@ def partials(
             out.extend(_partial_of_changes(rule, changes, before, after))
         elif rank and after.everywhere:
             out.extend([0.0] * rule.width)
-        elif type(rule) is Distance:
+        elif isinstance(rule, Distance):
             if before.batch._valid or after.batch._valid:
                 rule.refuse_nulls(before.batch, after.batch)
             out.extend(rule.partial(*side_by_side(before, after, rule.columns or after.batch.names)))
@@ -216,8 +216,9 @@ def _partial_of_changes(rule: Rule, changes: Changes, before: Table, after: Tabl
     """As of whole tables, from the rows that were written: the others have not moved."""
     if isinstance(rule, Distance):
         rule.refuse_nulls(after.batch)
-        total, _, largest = rule.partial(changes.old, changes.new)
-        return total, float(changes.rows), largest
+        found = list(rule.partial(changes.old, changes.new))
+        found[1] = float(changes.rows)
+        return found
     if isinstance(rule, Unchanged):
         return rule.partial(changes.old, changes.new)
     if isinstance(rule, NoneActive):

@@ -1,10 +1,10 @@
 """A loop whose results do not depend on the number of ranks: the same nouns, with order-free arithmetic.
 
 A loop is data, so ``--reproducible`` is a rewrite of it, before it runs: aggregators of floats become their
-order-free twins (`iterreduce.columns.exact`), totals without keys and distances become exact sums, and what
+order-free twins (`iterreduce.columns.exact`), so do distances; totals without keys become exact, and what
 cannot be made free of the ranks is refused where it stands. Two things are left to the engine: a map with
-``cut="block"`` sees one canonical block at a time, and rows given to ``from_local`` move over rank borders to
-make such blocks.
+``cut="block"`` sees one canonical block at a time, and rows given to ``from_local`` move over rank borders
+to make such blocks.
 
 What it cannot see is what a function does with a whole share: ``cut="share"`` on rows that lie by block must
 be declared ``rank_free``. Nothing here communicates.
@@ -21,7 +21,8 @@ import numpy as np
 
 from iterreduce.columns.aggregators import Aggregator
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.superaccumulator import WORDS, exact_words, total
+from iterreduce.columns.binned import LIMBS, sum_binned
+from iterreduce.columns.binned_records import finish_binned, merge_binned
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import Distance, Until
 from iterreduce.loop import Carry, Loop, Superstep
@@ -29,6 +30,7 @@ from iterreduce.stages import Reduce, Shuffle, Stage, Total, aggregators_of
 
 ORDERED = frozenset({"sum", "mean", "var", "min", "max", "user"})
 """The aggregators that depend on the order of rows, for some columns."""
+LOW_HALF = (1 << 32) - 1
 
 
 def reproducible(loop: Loop) -> Loop:
@@ -93,43 +95,51 @@ def _free(aggregator: Aggregator, alone: bool) -> Aggregator:
 
 
 def _until(until: Until) -> Until:
-    return Until(tuple(exactly(r) if isinstance(r, Distance) else r for r in until.rules))
+    return Until(tuple(without_order(r) if isinstance(r, Distance) else r for r in until.rules))
 
 
 @dataclass(frozen=True)
-class ExactDistance(Distance):
-    """A distance whose partials are exact sums: words of a superaccumulator, each of which a float64 holds.
+class OrderFreeDistance(Distance):
+    """A distance whose partials are order-free sums: three words, each as two numbers that a float64 holds.
 
     So the distance, and the iteration in which the fixpoint is reached, are the same on any number of ranks.
 
-    >>> rule = exactly(Distance(("x",), 1e-3))
-    >>> old, new = Batch(x=np.zeros(3)), Batch(x=np.array([1e100, 1.0, 2.0]))
+    >>> rule = without_order(Distance(("x",), 1e-3))
+    >>> old, new = Batch(x=np.zeros(3)), Batch(x=np.array([1.0, 2.0**-53, 2.0**-53]))
     >>> rule.fold_ranks([rule.partial(old.slice(i, i + 1), new.slice(i, i + 1)) for i in range(3)])
-    1e+100
+    1.0000000000000002
     """
 
-    width: int = 1 + WORDS
+    width: int = 1 + 2 * LIMBS
 
     def partial(self, old: Batch, new: Batch) -> Any:
-        """(rows, the words of the sum)."""
+        """(low half of the first word, rows, its high half, halves of the other words)."""
         rows = self._rows(old, new)
         if not callable(self.per_row) and np.isnan(rows).any():
             rows = self._rows(old, new, equal_is_zero=True)
         with np.errstate(over="ignore", under="ignore"):
             sizes = rows * rows if self.per_row == "l2" else rows
-        return (float(len(rows)), *map(float, exact_words(sizes).tolist()))
+        record = np.zeros((1, LIMBS), np.int64)
+        sum_binned(record, 0, np.zeros(len(sizes), np.int8), sizes)
+        halves = [float(half) for word in record[0].tolist() for half in (word & LOW_HALF, word >> 32)]
+        return halves[0], float(len(rows)), *halves[1:]
 
     def fold_ranks(self, partials: Any) -> float:
         """The distance, from the words of each rank."""
-        sums = [sum(map(int, column)) for column in zip(*partials, strict=True)]
-        value = total(sums[1:])
-        value = value / max(sums[0], 1) if self.fold == "mean" else value
+        rows = sum(p[1] for p in partials)
+        halves = np.delete(np.asarray(partials, np.float64), 1, axis=1).astype(np.int64)
+        records = np.ascontiguousarray(halves[:, ::2] | halves[:, 1::2] << 32)
+        total, found = np.zeros((1, LIMBS), np.int64), np.empty((1, 1))
+        merge_binned(total, 0, np.zeros(len(records), np.int64), records, 0, 1)
+        finish_binned(total, 0, found)
+        value = float(found[0, 0])
+        value = value / max(rows, 1.0) if self.fold == "mean" else value
         return math.sqrt(value) if self.per_row == "l2" else value
 
 
-def exactly(rule: Distance) -> Distance:
-    """The rule with exact sums; a largest value has no order to be free of."""
-    if rule.fold == "max" or isinstance(rule, ExactDistance):
+def without_order(rule: Distance) -> Distance:
+    """The rule with order-free sums; a largest value has no order to be free of."""
+    if rule.fold == "max" or isinstance(rule, OrderFreeDistance):
         return rule
     given = {f.name: getattr(rule, f.name) for f in fields(Distance) if f.name != "width"}
-    return ExactDistance(**given)
+    return OrderFreeDistance(**given)

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,18 @@ from hypothesis import strategies as st
 
 import iterreduce as ir
 from iterreduce.appfile import load_app
+from iterreduce.collectives import SoloGroup
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.schema import Schema
-from iterreduce.fixpoint import Distance, MaxIterations, Until
-from iterreduce.loop import Local, Loop, Replace, Shuffle, State, Superstep, Total
+from iterreduce.fixpoint import Distance, MaxIterations, Until, partials
+from iterreduce.loop import Index, Joined, Local, Loop, Replace, Shuffle, State, Superstep, Total
 from iterreduce.options import Options
-from iterreduce.reproducible import exactly, reproducible
+from iterreduce.reproducible import reproducible, without_order
 from iterreduce.run import Result, run_loop
 from iterreduce.sources import LocalSource
 from iterreduce.sources.blocks import Loaded, block_rows_for
 from iterreduce.sources.borders import in_global_blocks
+from iterreduce.table import Table, by_key
 from iterreduce.testing import run_ranks
 from tests.engine.kit import share
 from tests.launch import ROOT
@@ -145,6 +148,48 @@ def pagerank(path: Path) -> Work:
     return work
 
 
+def indexed(push: bool) -> Callable[[Path], Work]:
+    """Indexed rows, joined with a state of many magnitudes, and weighed: what travels are partial sums, or
+    values.
+    """
+
+    def program(path: Path) -> Work:
+        rng = np.random.default_rng(5)
+        n = 4000
+        weights = rng.normal(size=n) * 10.0 ** rng.uniform(-9, 9, n)
+        edges = Batch(src=rng.integers(0, 300, n), dst=rng.zipf(1.5, n) % 310, w=weights)
+
+        def begin(pages: Batch) -> Batch:
+            return pages.with_columns(x=10.0 ** ((pages["page"] * 7919) % 41 - 20.0))
+
+        def settle(heard: Batch, pages: Batch) -> Batch:
+            x = heard["heard"] / (1 + np.abs(heard["heard"])) + heard["n"] + np.minimum(heard["least"], 1)
+            return pages.with_columns(x=x + heard["all"])
+
+        key, on = ("dst", "src") if push else ("src", "dst")
+        heard = ir.sum(ir.col("x") / 3 * ir.col("w"))
+        sums = {"n": ir.count(), "heard": heard, "least": ir.min("x"), "all": ir.sum("w")}
+
+        def work(group: ir.Group, options: dict[str, Any]) -> Result:
+            inputs = ir.Inputs()
+            rows = inputs.rows("edges", dealt(group, edges))
+            stages = (
+                Shuffle("links", (key,), "heard", sums, onto="pages", joined=Joined("pages", on)),
+                Local(settle, ("heard", "pages"), "new", cut="share"),
+            )
+            index = Index(rows, {"src": "keys", "dst": "keys"}, "links", {"keys": "page"})
+            loop = Loop(
+                "links", inputs.sources, {"pages": State("start", ("page",))},
+                (Superstep("step", stages, (Replace("pages", "new"),)),), Until((MaxIterations(4),)), "pages",
+                prepare=(index, Local(begin, ("keys",), "start", cut="share")),
+            )  # fmt: skip
+            return run_loop(loop, group, Options(**options))
+
+        return work
+
+    return program
+
+
 def double(acc: Any, value: Any) -> None:
     acc[0] = 0.5 * acc[0] + value
 
@@ -203,6 +248,8 @@ PROGRAMS: dict[str, Callable[[Path], Work]] = {
     "logistic regression": logistic,
     "standardized": standardized,
     "pagerank": pagerank,
+    "indexed, pushed": indexed(push=True),
+    "indexed, pulled": indexed(push=False),
     "aggregates": aggregates(AGGREGATES, text=False),
     "aggregates by text": aggregates(AGGREGATES, text=True),
     "a monoid of the user": aggregates({"fading": FADING.of("x"), "total": ir.sum("x")}, text=False),
@@ -219,11 +266,20 @@ def found(work: Work, ranks: int, **options: Any) -> tuple[Any, ...]:
 
 
 COVER = [
-    (program, ranks, {"naive": (i + j) % 2 == 1, "check": i == j, "partitions": 64 if i + j == 5 else 1024})
+    (
+        program,
+        ranks,
+        {
+            "naive": (i + j) % 2 == 1,
+            "check": i == j,
+            "partitions": 64 if i + j == 5 else 1024,
+            "threads": 1 + (i // 2 + j) % 2,
+        },
+    )
     for i, program in enumerate(("kmeans", "logistic regression", "pagerank", "aggregates"))
     for j, ranks in enumerate((1, 2, 3, 5, 8, 16))
 ]
-"""Programs x ranks; with caches on and off for each program and for each number of ranks."""
+"""Programs x ranks; caches on and off, and 1 and 2 threads, for each program and for each number of ranks."""
 
 
 @pytest.mark.parametrize("program", ["kmeans", "logistic regression", "pagerank", "aggregates"])
@@ -274,11 +330,34 @@ def test_a_total_without_keys_is_the_exact_sum() -> None:
         assert set(run_ranks(ranks, work)) == {math.fsum(x)}
 
 
+@pytest.mark.parametrize("program", ["kmeans", "pagerank", "aggregates", "indexed, pushed"])
+def test_at_most_three_times_the_bytes_are_exchanged(program: str, tmp_path: Path) -> None:
+    work = PROGRAMS[program](tmp_path)
+
+    def sent(reproducible: bool) -> int:
+        results = run_ranks(3, lambda group: work(group, {"reproducible": reproducible}))
+        return sum(sum(r.bytes_exchanged["per_iteration"]) // r.iterations for r in results)
+
+    assert sent(True) <= 3 * sent(False)
+
+
 def test_plain_runs_of_these_programs_do_differ(tmp_path: Path) -> None:
     """Else the tests above would prove nothing."""
-    work = PROGRAMS["pagerank"](tmp_path)
-    digests = {run_ranks(r, lambda group: work(group, {}))[0].result_sha256 for r in (1, 2, 3, 5)}
-    assert len(digests) > 1
+    for program in ("pagerank", "indexed, pushed"):
+        work = PROGRAMS[program](tmp_path)
+        digests = {
+            run_ranks(r, lambda group, work=work: work(group, {}))[0].result_sha256 for r in (1, 2, 3, 5)
+        }
+        assert len(digests) > 1
+
+
+def test_reproducible_results_are_those_of_plain_runs_but_for_rounding(tmp_path: Path) -> None:
+    for program in ("kmeans", "standardized", "indexed, pushed", "indexed, pulled"):
+        work = PROGRAMS[program](tmp_path)
+        plain, free = (work(SoloGroup(), {"reproducible": on}).batch for on in (False, True))
+        for name in plain.names:
+            if isinstance(plain[name], np.ndarray):
+                np.testing.assert_allclose(free[name], plain[name], rtol=1e-6, atol=1e-9)
 
 
 # ---------------------------------------------------------------------- parts
@@ -374,10 +453,10 @@ def test_a_float_monoid_of_the_user_onto_a_table_is_refused() -> None:
     st.sampled_from(["sum", "mean"]),
     st.integers(1, 5),
 )
-def test_an_exact_distance_does_not_depend_on_the_cut(
+def test_a_distance_does_not_depend_on_the_cut(
     values: list[float], per_row: Any, fold: Any, ranks: int
 ) -> None:
-    rule = exactly(Distance(("x",), 1.0, per_row, fold))
+    rule = without_order(Distance(("x",), 1.0, per_row, fold))
     old, new = Batch(x=np.zeros(len(values))), Batch(x=np.array(values))
     ends = np.linspace(0, len(values), ranks + 1).astype(int)
     whole = rule.fold_ranks([rule.partial(old, new)])
@@ -385,3 +464,14 @@ def test_an_exact_distance_does_not_depend_on_the_cut(
     assert rule.fold_ranks(parts) == whole
     plain = Distance(("x",), 1.0, per_row, fold)
     assert plain.fold_ranks([plain.partial(old, new)]) == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_distance_of_rows_that_were_written_in_place_counts_all_rows() -> None:
+    """The engine tells what was written; the others have not moved, but count where a mean is asked for."""
+    batch = Batch(k=np.arange(4), x=np.array([1.0, 2.0, 3.0, 4.0]))
+    table = Table(batch, by_key("k"))
+    old, new = Batch(x=np.array([1.0])), Batch(x=np.array([9.0]))
+    written = SimpleNamespace(old=old, new=new, rows=4)
+    rule = without_order(Distance(("x",), 1.0, "l1", "mean", table="t"))
+    told = partials(Until((rule,)), {"t": table}, {"t": table}, 0, {"t": lambda before, after: written})
+    assert rule.fold_ranks([told, told]) == 2.0
