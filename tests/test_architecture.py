@@ -54,6 +54,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "carrying",
         "superstep",
         "levels",
+        "accounting",
         "control",
         "transaction",
         "loading",
