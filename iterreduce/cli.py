@@ -273,11 +273,11 @@ def _write_summary(
     crew: Crew, request: Request, result: Any, started: float, start_seconds: float
 ) -> Problem | None:
     """Rank 0 writes; all ranks learn whether it could."""
-    from iterreduce.observe.summary import add_up, spread, summarise, write_summary
+    from iterreduce.observe.summary import add_up, most_held, spread, summarise, write_summary
 
     group, path = crew.group, str(request.config.options.summary)
-    mine = json.dumps([peak_rss_bytes(), result.bytes_exchanged]).encode()
-    peaks, exchanged = zip(*map(json.loads, group.allgather_bytes(mine)), strict=True)
+    mine = json.dumps([peak_rss_bytes(), result.bytes_exchanged, result.memory_bytes]).encode()
+    peaks, exchanged, held = zip(*map(json.loads, group.allgather_bytes(mine)), strict=True)
     problem = None
     if group.rank == 0:
         seconds = {"start": start_seconds} | dict(result.seconds) | {"total": time.perf_counter() - started}
@@ -294,6 +294,7 @@ def _write_summary(
             seconds=seconds,
             seconds_per_iteration=spread(result.seconds_per_iteration),
             bytes_exchanged=add_up(exchanged),
+            memory_bytes=most_held(held),
             values=result.values,
         )
         try:

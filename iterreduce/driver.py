@@ -17,12 +17,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from iterreduce import fixpoint
+from iterreduce.accounting import account, audit, invariant_bytes, is_audited
 from iterreduce.agreement import Caught, Guard, caught, raise_agreed
 from iterreduce.carrying import Number, initial_numbers
 from iterreduce.collectives import Group, group_for
@@ -38,15 +39,17 @@ from iterreduce.levels import (
     Level,
     Position,
     Standing,
+    initials,
     may_repeat,
     refuse_unbuilt,
     sinks_of,
     values_of,
 )
-from iterreduce.loading import Loader, check_given
+from iterreduce.loading import Clock, Loader, check_given
 from iterreduce.loop import Loop, indexes_of
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import in_user_code, refuse_in_user_code
+from iterreduce.memory import Accounts
 from iterreduce.options import Options
 from iterreduce.reproducible import reproducible
 from iterreduce.superstep import SuperstepRun, Workshop
@@ -54,16 +57,6 @@ from iterreduce.table import Table
 from iterreduce.transaction import Transaction
 
 __all__ = ["LoopRun", "Position"]
-
-
-@dataclass
-class Clock:
-    """Seconds by phase, and of every iteration, on this rank."""
-
-    load: float = 0.0
-    invariants: float = 0.0
-    iterate: float = 0.0
-    iterations: list[float] = field(default_factory=list)
 
 
 class LoopRun:
@@ -95,7 +88,7 @@ class LoopRun:
         self.loop = loop = reproducible(loop) if self.options.reproducible else loop
         self.pool = pool_for(group, self.options.threads)
         self.clock = Clock()
-        self.bytes_invariants = 0
+        self.bytes_invariants = self.invariant_bytes = 0  # sent for them; held, where somebody watches
         self.bytes_iterations: list[int] = []
         self.shop = self._workshop()
         self.root = Level(loop, None, self.shop, self.options.naive, itertools.count())
@@ -199,6 +192,9 @@ class LoopRun:
         with using(self.pool):
             self._start()
         self._started = True
+        self._audit("before the first iteration")
+        if self.events.active:
+            self.invariant_bytes = invariant_bytes(self.memory())
         self.bytes_invariants = self.group.traffic.payload_bytes - before
 
     def _start(self) -> None:
@@ -207,8 +203,10 @@ class LoopRun:
                 around = level.parent.constants
                 level.constants = {n: around[n] for n in level.loop.outer if n in around}
             self._prepare(level, level.constants, self._guard)
+            self.loader.drop(level, level.constants, kept=initials(level.loop))
         bindings = dict(self.root.constants)
         self.loader.initial_once(self.root, bindings)
+        self.loader.done(self.root, bindings)
         self.root.standing = self.root.entered(bindings)
 
     def _prepare(self, level: Level, tables: dict[str, Table], guard: Callable[[], Guard]) -> None:
@@ -217,14 +215,27 @@ class LoopRun:
         self.loader.sources(level, tables)
         loaded = time.perf_counter()
         self.loader.run_once(level, level.once, tables, "prepare", guard)
-        self.clock.load += loaded - started
-        self.clock.invariants += time.perf_counter() - loaded
+        prepared = time.perf_counter()
+        streaming = self.loader.end_streams()
+        self.clock.load += loaded - started + streaming
+        self.clock.invariants += prepared - loaded - streaming
+
+    def memory(self) -> Accounts:
+        """What this rank holds now, by name."""
+        return account(self.root, self.shop, self.options.memory_bytes, self)
+
+    def _audit(self, where: str) -> None:
+        """With a budget: plans get what is left of it, and a rank over it says so at the next collective."""
+        if self.options.memory_bytes is not None:
+            guard = self._guard("memory")
+            guard.run(lambda: audit(self.memory(), self.shop, f'the loop "{self.loop.name}", {where}'))
+            self._late = guard.failure
 
     def _run_source(self, loop: Loop) -> Table:
         """The result of a loop that is a source of this one. Collective."""
         alike = replace(loop, partitions=self.loop.partitions)  # its result may be shuffled onto
         inner = LoopRun(alike, self.group, replace(self.options, naive=False), self.events)
-        inner.loader.read = self.loader.read
+        inner.loader.read, inner.loader.shares_read = self.loader.read, True
         inner.run()
         inner.finish()
         return inner.tables[loop.result]
@@ -297,6 +308,7 @@ class LoopRun:
     def _prepare_again(self, level: Level, draft: Standing, guard: Guard) -> None:
         """Without caches: read and prepare anew. Collective."""
         self._prepare(level, draft.bindings, lambda: guard)
+        self.loader.drop(level, draft.bindings, kept=initials(level.loop) if level.parent else ())
         if level.prepare is not None and draft.iteration:
             self._now.ran.append(level.prepare)
             draft.bindings.update(level.prepare.results(draft.bindings, guard))
@@ -393,7 +405,7 @@ class LoopRun:
                 residual=standing.residual,
                 seconds=seconds,
                 bytes=sent,
-                invariant_bytes=self.shop.cache.nbytes + self.loader.loaded_bytes,
+                invariant_bytes=self.shop.cache.nbytes + self.invariant_bytes,
                 path=self.path,
             )
         if level.parent is not None and standing.outcome is not None:
@@ -407,6 +419,8 @@ class LoopRun:
             self.clock.iterations.append(self._seconds)
             self.bytes_iterations.append(self._sent)
             self._seconds, self._sent = 0.0, 0
+            if self.outcome is None and is_audited(self.iteration):
+                self._audit(f"after iteration {self.iteration}")
 
     def _end_inner(self, level: Level, standing: Standing) -> None:
         assert standing.outcome is not None

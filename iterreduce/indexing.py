@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,12 @@ from iterreduce.columns.stretches import Named, Stretches, addressed
 from iterreduce.columns.vertexcodes import Numbering
 from iterreduce.errors import SchemaError, UsageError
 from iterreduce.exchange import FAILED, HEADER_WORDS, FreshExchange, Outgoing, exclusive
+from iterreduce.sources.blocks import RowStream
 from iterreduce.stages import Index
 from iterreduce.table import BY_BLOCK, Table, by_key
 
 PIECE_ROWS = 1 << 18  # rows of a round: their words, codes and copies take about 8 MB
+NO_STREAMS: Mapping[str, RowStream] = MappingProxyType({})
 GAP = HEADER_WORDS  # places in front of each rank's: in a message of one word each the header stands there
 MOST_KEYS = (1 << 31) - (1 << 20)  # numbers are int32
 NONE = np.empty(0, np.int64)
@@ -156,9 +159,11 @@ class IndexRows:
         residents: dict[str, Resident],
         check: bool = False,
         limit_bytes: int | None = None,
+        streams: Mapping[str, RowStream] = NO_STREAMS,
     ):
         self.stage, self.number, self.group, self.partitions = stage, number, group, partitions
-        self.residents = residents
+        self.residents, self.streams = residents, streams
+        self._met = 0  # pieces of rows here
         self.fresh = FreshExchange(group, number, check, limit_bytes=limit_bytes)
         self.keys_changed = False
         self.made: dict[str, Table] = {}
@@ -215,8 +220,9 @@ class IndexRows:
         return out
 
     def _agreed_schema(self, guard: Guard) -> Schema:
-        rows = self._tables[self.stage.rows].batch
-        known = self.group.agree_any(len(rows) > 0)
+        stream = self.streams.get(self.stage.rows)
+        rows = self._tables[self.stage.rows].batch if stream is None else Batch.empty(stream.schema)
+        known = stream is None and self.group.agree_any(len(rows) > 0)
         mine = rows.schema if len(rows) or not known else None
         merged = agreed_schema(self.group, mine)
         assert merged is not None
@@ -246,13 +252,22 @@ class IndexRows:
 
     def _pieces(self) -> Iterator[Batch]:
         """This rank's rows, some at a time."""
+        for batch in self._batches():
+            for lo in range(0, len(batch), PIECE_ROWS):
+                yield batch.slice(lo, min(lo + PIECE_ROWS, len(batch)))
+
+    def _batches(self) -> Iterator[Batch]:
+        """The rows as they are held, or as they are read."""
+        stream = self.streams.get(self.stage.rows)
+        if stream is not None:
+            yield from stream.pieces()
+            return
         table = self._tables[self.stage.rows]
         batch = table.batch
         if table.everywhere:
             n, rank, size = len(batch), self.group.rank, self.group.size
             batch = batch.slice(n * rank // size, n * (rank + 1) // size)
-        for lo in range(0, len(batch), PIECE_ROWS):
-            yield batch.slice(lo, min(lo + PIECE_ROWS, len(batch)))
+        yield batch
 
     def _count(self, schema: Schema) -> dict[str, Numbering]:
         """Number the keys that this rank meets; count in which role they come."""
@@ -261,7 +276,9 @@ class IndexRows:
             table: Numbering(Schema({self.stage.names[table]: schema[key]})) for key, table in keys.items()
         }
         (a, first), (b, second) = keys.items()
+        self._met = 0
         for piece in self._pieces():
+            self._met += 1
             out[first].count(piece[a], 0)
             out[second].count(piece[b], 1)
         also = {name: self._also(name) for name in self.stage.also}
@@ -361,9 +378,9 @@ class IndexRows:
         stretches: Stretches = self._step(guard, self._room, first, schema)
         ways = self._step(guard, self._translations, numberings[one], numberings[other], first, second)
         pieces = self._pieces()
-        rounds = self.group.agree_max(-(-len(self._tables[self.stage.rows].batch) // PIECE_ROWS))
+        rounds = self.group.agree_max(self._met)
         for _ in range(rounds):
-            numbers = guard.run(self._numbers, next(pieces, None), *ways)
+            numbers = guard.run(lambda: self._numbers(next(pieces, None), *ways))
             self._round(guard, stretches, numbers, first.base)
             if self.stage.symmetric:
                 self._round(guard, stretches, guard.run(_turned, numbers), first.base)

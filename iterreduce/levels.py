@@ -86,6 +86,7 @@ class Level:
             set(loop.outer) & (parent.invariant if parent else set())
         )
         self.once, later = split(prepare, self.invariant)
+        self.read_later = readers(loop, body).union(*(reads_of(stage) for stage in later))
         self.constants: dict[str, Table] = {}
         shop = self.shop = level_shop(loop, parent, shop)
         self.within = within = f"{self.label}: " if parent else ""
@@ -220,14 +221,10 @@ def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep | Loop, ...]
     return (*loop.prepare, *moved), tuple(body)
 
 
-def wanted(loop: Loop) -> set[str]:
-    """Names that are read outside of the stages that prepare."""
-    out = {
-        loop.result,
-        *(s.initial for s in loop.state.values()),
-        *(table for table, _ in loop.values.values()),
-    }
-    for step in loop.body:
+def readers(loop: Loop, body: tuple[Superstep | Loop, ...]) -> set[str]:
+    """Names that something reads after the stages that prepare and the states' initial rows."""
+    out = {loop.result, *(table for table, _ in loop.values.values())}
+    for step in body:
         if isinstance(step, Loop):
             out |= set(step.outer)
             continue
@@ -237,6 +234,16 @@ def wanted(loop: Loop) -> set[str]:
     for stage in loop.finish:
         out |= set(reads_of(stage))
     return out
+
+
+def wanted(loop: Loop) -> set[str]:
+    """Names that are read outside of the stages that prepare."""
+    return readers(loop, loop.body) | initials(loop)
+
+
+def initials(loop: Loop) -> set[str]:
+    """Names of tables that states begin with."""
+    return {state.initial for state in loop.state.values()}
 
 
 def may_repeat(loop: Loop) -> bool:

@@ -7,31 +7,42 @@ one rank is raised on all. Collective functions say so.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 import numpy as np
 
+from iterreduce.accounting import dead_after, open_sources
 from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.numbering import number_keys
 from iterreduce.errors import DisagreementError, UsageError, did_you_mean
 from iterreduce.indexing import LinkTable
-from iterreduce.levels import INITIAL, SHUFFLED, Level, wanted
-from iterreduce.loop import Loop, Shuffle, Stage, State, Superstep, makes, reads_of
+from iterreduce.levels import INITIAL, SHUFFLED, Level, initials
+from iterreduce.loop import Loop, Shuffle, Stage, State, Superstep, makes
 from iterreduce.maps import in_user_code
 from iterreduce.options import Options
-from iterreduce.sources.blocks import Loaded, Source, load
+from iterreduce.sources.blocks import Loaded, Source, load, release
 from iterreduce.sources.borders import in_global_blocks
 from iterreduce.sources.local import LocalSource
-from iterreduce.superstep import SuperstepRun, Workshop
+from iterreduce.superstep import SuperstepRun, Workshop, one_by_one
 from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, by_key, column_tokens, everywhere, token
 
 Tell = Callable[..., None]
 RunLoop = Callable[[Loop], Table]
+
+
+@dataclass
+class Clock:
+    """Seconds by phase, and of every iteration, on this rank."""
+
+    load: float = 0.0
+    invariants: float = 0.0
+    iterate: float = 0.0
+    iterations: list[float] = field(default_factory=list)
 
 
 class Loader:
@@ -41,8 +52,7 @@ class Loader:
         self.group, self.options, self.shop, self.tell = group, options, shop, tell
         self.run_loop = run_loop
         self.read: dict[int, tuple[Source, Loaded]] = {}  # a loop that is a source shares what was read
-        self.loaded: dict[str, int] = {}
-        self.loaded_bytes = 0
+        self.shares_read = False  # this run's loop is such a source itself
         self.frozen: dict[str, tuple[LocalSource, str]] = {}
 
     def guard(self, stage: str) -> Guard:
@@ -59,9 +69,37 @@ class Loader:
     # ------------------------------------------------------------------ sources
 
     def sources(self, level: Level, tables: dict[str, Table]) -> None:
-        """Bind the sources of a loop. Collective."""
+        """Bind the sources of a loop, but for those whose rows stream by. Collective."""
+        streams = open_sources(level, self.read, self.group, self.options)
         for name, source in level.loop.sources.items():
-            tables[name] = self.load(level.label, name, source)
+            if name not in streams:
+                tables[name] = self.load(level.label, name, source)
+        self.shop.streams.update(streams)  # after loops that are sources, which have streams of their own
+        if not self.shares_read and level.parent is None and not any(level.inner):
+            self.read.clear()  # no other loop will ask for the same rows
+
+    def end_streams(self) -> float:
+        """Rows that streamed by are where they must be; the seconds that reading them took."""
+        streams = dict(self.shop.streams)
+        self.shop.streams.clear()
+        for name, stream in streams.items():
+            release(stream.source)
+            self.tell("load", name=name, rows=stream.rows, bytes=0, seconds=stream.seconds)
+        return sum(stream.seconds for stream in streams.values())
+
+    def done(self, root: Level, bindings: dict[str, Table]) -> None:
+        """All levels are prepared, and the outermost loop's states have their rows."""
+        self.drop(root, root.constants, bindings)
+        if not self.shares_read:
+            self.read.clear()
+
+    @staticmethod
+    def drop(level: Level, *holders: dict[str, Table], kept: Iterable[str] = ()) -> None:
+        """Let go of what was prepared and nobody reads any more."""
+        prepared = set(level.loop.sources).union(*(makes(stage) for stage in level.once))
+        for name in prepared - level.read_later - set(kept):
+            for tables in holders:
+                tables.pop(name, None)
 
     def load(self, label: str, name: str, source: Any, feed: object = None) -> Table:
         """The table of a source, a batch, or the result of a loop. Collective.
@@ -90,7 +128,8 @@ class Loader:
         if known is not None:
             got = known[1]
         else:
-            source.open(self.group)
+            if not kept:
+                source.open(self.group)
             got = load(self.group, source)
             if self.options.reproducible and source.blocks.rank_bounds is not None:
                 got = in_global_blocks(self.group, got, source.schema)
@@ -100,8 +139,6 @@ class Loader:
                 self.frozen[name] = source, source.fingerprint()
         of = token("source", name, source.token)
         tokens = column_tokens(of, got.batch) if not self.options.naive else NO_TOKENS
-        self.loaded[name] = got.batch.nbytes
-        self.loaded_bytes = sum(self.loaded.values())
         seconds = time.perf_counter() - started
         self.tell("load", name=name, rows=len(got.batch), bytes=got.batch.nbytes, seconds=seconds)
         return Table(got.batch, BY_BLOCK, tokens, got.block_starts, got.first_row, got.rows_total)
@@ -130,15 +167,22 @@ class Loader:
             return
         guard = new_guard()
         shop = replace(level.shop, repeats=False, keep=False, exchangers=[], stages=count((1 << 14) + 1))
-        later = level.prepare.step.stages if level.prepare else ()
-        kept = wanted(level.loop).union(*(reads_of(stage) for stage in later))
-        made = SuperstepRun(Superstep(what, stages), shop, kept).results(tables, guard)
+        kept, number = level.read_later | initials(level.loop), 0
+        groups = list(one_by_one(stages, kept))
+        for together, dead in zip(groups, dead_after(groups, kept), strict=True):
+            step = SuperstepRun(Superstep(what, together), shop, {*kept, *(s.into for s in together[-1:])})
+            made = step.results(tables, guard)
+            for stage in together:
+                for name in makes(stage):
+                    if name in made:
+                        of = token(what, level.label, number, name)
+                        tables[name] = made[name] if self.options.naive else renewed(made[name], of)
+                number += 1
+            for name in dead:
+                tables.pop(name, None)
+            del step, made
+            shop.exchangers.clear()
         self.leave_if_failed(guard)
-        for number, stage in enumerate(stages):
-            for name in makes(stage):
-                if name in made:
-                    of = token(what, level.label, number, name)
-                    tables[name] = made[name] if self.options.naive else renewed(made[name], of)
 
     # ------------------------------------------------------------------ initial rows
 

@@ -141,6 +141,11 @@ class LoopCache:
         self._entries.move_to_end(token)
         return entry.value
 
+    def peek(self, token: int) -> Any:
+        """The value, or None; this counts as no use."""
+        entry = self._entries.get(token)
+        return None if entry is None else entry.value
+
     def __contains__(self, token: int) -> bool:
         return token in self._entries
 

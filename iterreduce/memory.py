@@ -1,18 +1,36 @@
 """Who holds how many bytes: accounts by name, against a budget.
 
-On Linux memory errors mostly kill, so large holders say here what they hold before they hold it. Nothing is
-allocated, measured or freed here, and one rank's accounts say nothing about another's: agreement is the
-engine's business.
+On Linux memory errors mostly kill, so what is held is counted, not caught. An account is made on demand, by a
+walk over the objects that hold arrays: a hot path keeps no books, and nobody can forget to. An array that
+several hold stands in the first account that meets it, with all the memory behind it: a view of one column
+keeps the whole table.
+
+Nothing is allocated or freed here, and one rank's accounts say nothing about another's: agreement is the
+engine's business. Memory that is no NumPy array (the interpreter, compiled code, buffers of MPI) is not seen.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+PACKAGE = __name__.partition(".")[0]
+CONTAINERS = (list, tuple, set, frozenset, deque)
 
 
 class Accounts:
     """The accounts of one rank; sizes in bytes. Without a budget everything fits.
+
+    >>> import numpy as np
+    >>> column, accounts = np.zeros(100), Accounts()
+    >>> accounts.count("first half", column[:50])
+    >>> accounts.count("second half", [column[50:]])
+    >>> accounts.report()
+    {'first half': 800}
 
     >>> accounts = Accounts(1000)
     >>> accounts.set("input", 600)
@@ -26,6 +44,7 @@ class Accounts:
     def __init__(self, budget_bytes: int | None = None) -> None:
         self.budget_bytes = budget_bytes
         self._held: dict[str, int] = {}
+        self._seen: dict[int, Any] = {}  # by id; held, so that no id comes twice
         self.total = 0
         self.peak = 0
 
@@ -35,6 +54,18 @@ class Accounts:
         if nbytes:
             self._held[name] = nbytes
         self.peak = max(self.peak, self.total)
+
+    def count(self, name: str, *things: Any) -> None:
+        """All arrays that can be reached from these things, and stand in no account yet, join the account.
+
+        The way leads through containers and through objects of this package, never into user code. What was
+        met stays alive as long as the accounts do.
+        """
+        self.set(name, self.get(name) + sum(_sizes(things, self._seen)))
+
+    def leave_out(self, *things: Any) -> None:
+        """No way leads through these things."""
+        self._seen.update((id(thing), thing) for thing in things)
 
     def get(self, name: str) -> int:
         """Bytes that the account holds now; 0 if there is none of that name."""
@@ -47,6 +78,41 @@ class Accounts:
     def report(self) -> Mapping[str, int]:
         """Bytes by account, largest first."""
         return dict(sorted(self._held.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _sizes(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[int]:
+    """Bytes of the memory behind each array that is reached; ``seen`` holds what was met before."""
+    todo = list(things)
+    while todo:
+        thing = todo.pop()
+        if isinstance(thing, np.ndarray):
+            thing, nbytes = _behind(thing)
+        else:
+            nbytes = 0
+        if thing is None or id(thing) in seen:
+            continue
+        seen[id(thing)] = thing
+        if nbytes:
+            yield nbytes
+        elif isinstance(thing, Mapping):
+            todo += thing.values()
+        elif isinstance(thing, CONTAINERS):
+            todo += thing
+        elif type(thing).__module__.partition(".")[0] == PACKAGE:
+            todo += _attributes(thing)
+
+
+def _behind(array: Any) -> tuple[Any, int]:
+    """The object that owns an array's memory, and its bytes."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return (array if array.base is None else array.base), int(array.nbytes)
+
+
+def _attributes(thing: Any) -> list[Any]:
+    slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+    found = [getattr(thing, name, None) for name in slots if not name.startswith("__")]
+    return found + list(getattr(thing, "__dict__", {}).values())
 
 
 def peak_rss_bytes() -> int:

@@ -53,7 +53,8 @@ class Result:
     rank for others: invariants (int), per_iteration (list), total. ``result_sha256`` does not depend on the
     order of rows or on how they are spread over ranks; float sums may differ in their last bits between
     numbers of ranks, and then so does it, unless the run was ``reproducible``. ``values`` holds the loop's
-    named numbers and its carry; ``outputs`` what its iterations kept by `Sink`.
+    named numbers and its carry; ``outputs`` what its iterations kept by `Sink`; ``memory_bytes`` what this
+    rank held at the end, by name.
     """
 
     outcome: Outcome
@@ -136,7 +137,7 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         bytes_exchanged={"invariants": run.bytes_invariants, "per_iteration": per_iteration, "total": sent},
         result_sha256=digest(table, run.group),
         reproducible=run.options.reproducible,
-        memory_bytes={**run.loader.loaded, **run.shop.cache.report()},
+        memory_bytes=dict(run.memory().report()),
         threads=run.pool.threads,
     )
 

@@ -51,6 +51,7 @@ from iterreduce.maps import BlockMap
 from iterreduce.rangeshuffle import RangeShuffle
 from iterreduce.rowshuffle import GatherRows, RowShuffle
 from iterreduce.shuffle import CombineShuffle
+from iterreduce.sources.blocks import RowStream
 from iterreduce.table import Table
 from iterreduce.total import TotalRows
 from iterreduce.uncombined import WithFallback, may_need_rows
@@ -81,6 +82,7 @@ class Workshop:
     in_place: dict[str, KeyedState] = field(default_factory=dict)  # those of all levels
     carry: frozenset[str] = frozenset()
     laid: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    streams: dict[str, RowStream] = field(default_factory=dict)
 
     def exchanger(self, stage: Stage, source: RowSource, laid: Laid) -> Exchanger:
         """The stage at work, under the next stage number; ``laid``: how tables lie."""
@@ -101,6 +103,7 @@ class Workshop:
                 self.residents,
                 self.check,
                 self.limit_bytes,
+                self.streams,
             )
         elif isinstance(stage, Shuffle) and stage.rows in self.indexes:
             made = LinkShuffle(stage, common[0], self.group, self.residents, self.check, self.limit_bytes)
@@ -317,6 +320,18 @@ def fused_maps(stages: Iterable[Stage], kept: set[str]) -> set[str]:
             if len(by) == 1 and not isinstance(by[0], Local | Index | Lookup) and by[0].rows == stage.into:
                 out.add(stage.into)
     return out
+
+
+def one_by_one(stages: Iterable[Stage], kept: set[str]) -> Iterator[tuple[Stage, ...]]:
+    """The stages in groups that run together: an exchange with the map inside it, or a map alone."""
+    stages = tuple(stages)
+    fused, inside = fused_maps(stages, kept), dict[str, Stage]()
+    for stage in stages:
+        if stage.into in fused:
+            inside[stage.into] = stage
+        else:
+            rows = inside.pop(getattr(stage, "rows", ""), None)
+            yield (stage,) if rows is None else (rows, stage)
 
 
 def written(write: Replace, old: Table, rows: Table, shop: Workshop) -> Table:

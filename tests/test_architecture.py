@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "carrying",
         "superstep",
         "levels",
+        "accounting",
         "control",
         "transaction",
         "loading",

@@ -1,9 +1,9 @@
 """The JSON that tells what a run did, made from plain values and written in one piece.
 
 Keys of a run (see `summarise`): app, ranks, threads (of rank 0), iterations, outcome, residual,
-result_sha256, reproducible, seconds, seconds_per_iteration, bytes_exchanged, peak_rss_bytes, values,
-versions, cpu. A key whose subject did not take place is absent. It gathers nothing from other ranks: who
-calls it has done that.
+result_sha256, reproducible, seconds, seconds_per_iteration, bytes_exchanged, memory_bytes, peak_rss_bytes,
+values, versions, cpu. A key whose subject did not take place is absent. It gathers nothing from other ranks:
+who calls it has done that.
 """
 
 from __future__ import annotations
@@ -45,6 +45,19 @@ def add_up(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else sum(part[key] for part in parts)
         for key, value in parts[0].items()
     }
+
+
+def most_held(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Of each account the most that a rank held, largest first, behind the most that a rank held in all.
+
+    >>> most_held([{"state s": 1, "source p": 5}, {"state s": 3, "source p": 4}])
+    {'total': 7, 'source p': 5, 'state s': 3}
+    """
+    out: dict[str, int] = {}
+    for name, nbytes in (item for part in parts for item in part.items()):
+        out[name] = max(nbytes, out.get(name, 0))
+    total = max((sum(part.values()) for part in parts), default=0)
+    return {"total": total, **dict(sorted(out.items(), key=lambda item: (-item[1], item[0])))}
 
 
 def summarise(

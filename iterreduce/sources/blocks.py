@@ -8,7 +8,8 @@ module opens no file: formats do, and `Dataset` calls `load`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -145,6 +146,71 @@ def load(group: Group, source: Source) -> Loaded:
     if check is not None:
         agree(group, lambda: check(batch, first_row))
     return Loaded(batch, first_row, int(rows.sum()), starts)
+
+
+PIECE_BYTES = 2 << 20  # of a stream: in cache, and few reads
+
+
+def expected_bytes(source: Any, lo: int, hi: int) -> int:
+    """Bytes that the rows of blocks ``[lo, hi)`` of an opened source will take.
+
+    Texts count as long as their file is, and so do all rows where only reading tells how many there are.
+    Local.
+    """
+    fields, count = source.schema.values(), max(1, source.blocks.count)
+    fixed = sum(f.row_bytes + f.nullable for f in fields if f.kind == "fixed")
+    starts = source.blocks.starts
+    nbytes = 0 if starts is None else int(starts[hi] - starts[lo]) * fixed
+    if starts is None or any(f.kind != "fixed" for f in fields):
+        nbytes += file_bytes(source) * (hi - lo) // count
+    return nbytes
+
+
+def file_bytes(source: Any) -> int:
+    """Bytes of the files of an opened source; 0 for rows that came otherwise."""
+    while source is not None:
+        if hasattr(source, "files"):
+            return int(sum(state.size for state in source.files))
+        source = getattr(source, "source", None)
+    return 0
+
+
+class RowStream:
+    """A rank's rows of an opened source in pieces of about 2 MB: read anew each time, never held as a whole.
+
+    `rows`: how many the last pass brought; `seconds`: what reading took, in all passes.
+    """
+
+    def __init__(self, group: Group, source: Source):
+        self.source, self.schema = source, source.schema
+        self._lo, self._hi = source.blocks.owned(group.rank, group.size)
+        self._checked = False
+        self.rows, self.seconds = 0, 0.0
+
+    @staticmethod
+    def can_read(source: Source) -> bool:
+        """Rows that a wrapper checks must know their numbers."""
+        return source.blocks.starts is not None or not hasattr(source, "check")
+
+    def pieces(self) -> Iterator[Batch]:
+        """The rows, whole blocks at a time. Local."""
+        held = expected_bytes(self.source, self._lo, self._hi)
+        step = max(1, PIECE_BYTES * (self._hi - self._lo) // max(1, held))
+        self.rows = 0
+        for lo in range(self._lo, self._hi, step):
+            batch = self._read(lo, min(lo + step, self._hi))
+            self.rows += len(batch)
+            yield batch
+        self._checked = True
+
+    def _read(self, lo: int, hi: int) -> Batch:
+        started = time.perf_counter()
+        batch = of_schema(self.source.read(lo, hi), self.schema)
+        check, starts = getattr(self.source, "check", None), self.source.blocks.starts
+        if check is not None and starts is not None and not self._checked:
+            check(batch, int(starts[lo]))
+        self.seconds += time.perf_counter() - started
+        return batch
 
 
 def release(source: Any) -> None:

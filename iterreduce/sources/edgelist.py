@@ -134,6 +134,11 @@ class EdgeListSource(TextSource):
 
     # -- reading
 
+    def release(self) -> None:
+        """Give back what only makes reading faster. Local; blocks can still be read."""
+        super().release()
+        self._scratch = None
+
     def read(self, lo: int, hi: int) -> Batch:
         """The edges of blocks ``[lo, hi)``. Local."""
         ids = edges.PLACES if self._textual else edges.INTEGERS

@@ -61,6 +61,8 @@ def test_centres_summary_and_events_are_written_on_any_number_of_ranks(
     assert set(told["seconds_per_iteration"]) == {"min", "median", "max"}
     assert len(told["bytes_exchanged"]["per_iteration"]) == told["iterations"]
     assert told["peak_rss_bytes"]["sum"] >= told["peak_rss_bytes"]["max"] > 0
+    assert told["memory_bytes"]["source rows (points.npy)"] >= 400 * 3 * 8 // ranks
+    assert told["memory_bytes"]["total"] <= sum(told["memory_bytes"].values()) / 2
     assert (told["bytes_exchanged"]["total"] > 0) == (ranks > 1)
 
     names = [json.loads(line)["event"] for line in events.read_text().splitlines()]
@@ -93,3 +95,14 @@ def test_a_result_that_cannot_be_written_is_told_before_the_work_starts(points: 
     result = run(1, APP, points, "--out", "no/such/place.csv")
     assert result.returncode == 1
     assert "no/such" in result.stderr and "iteration" not in result.stderr
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_points_that_cannot_fit_are_refused_with_what_would_help(tmp_path: Path, ranks: int) -> None:
+    path = tmp_path / "many.npy"
+    np.save(path, np.zeros((400_000, 3)))
+    result = run(ranks, APP, str(path), *WORDS, "--memory", "2MiB")
+    assert result.returncode == 1
+    assert "needs at least" in result.stderr and "source rows (many.npy)" in result.stderr
+    assert "use at least 5 ranks" in result.stderr and "--memory" in result.stderr
+    assert result.stderr.count("needs at least") == 1
