@@ -457,6 +457,8 @@ def wanted_after(loop: Loop) -> set[str]:
         out |= {w.rows for w in step.writes}
         for stage in step.stages:
             out |= set(reads_of(stage))
+    for stage in loop.finish:
+        out |= set(reads_of(stage))
     return out
 
 
