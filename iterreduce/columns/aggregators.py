@@ -378,7 +378,8 @@ def _not_an_aggregator(value: Any) -> str:
 def _bind_output(name: str, aggregator: Aggregator, schema: Schema) -> Output:
     if aggregator.kind == "count" and aggregator.column is None:
         return Output(name, (), aggregator.bind())
-    inputs = (str(aggregator.column or name),) + (() if aggregator.by is None else (aggregator.by,))
+    column = name if aggregator.column is None else str(aggregator.column)  # an expression has no truth value
+    inputs = (column,) + (() if aggregator.by is None else (aggregator.by,))
     schema.require(*inputs)
     try:
         return Output(name, inputs, aggregator.bind(*(schema[column] for column in inputs)))
