@@ -75,7 +75,7 @@ class Turns:
     """A loop that goes on and on, or, where it ends with each iteration, again and again."""
 
     def __init__(self, loop: Loop, reproducible: bool):
-        self.loop, self.options = loop, ir.Options(reproducible=reproducible)
+        self.loop, self.options = loop, ir.Options(reproducible=reproducible, threads=1)
         self.run = self._started()
         self.milliseconds: list[float] = []
         self.step()

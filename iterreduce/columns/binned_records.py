@@ -15,6 +15,7 @@ from iterreduce.columns.jit import kernel
 SQUARE_LIMBS = 4  # of a variance's sums: 81 bits below the largest addend, since two sums nearly cancel
 LEAST_EXPONENT = -1074
 DIGIT = (1 << BITS) - 1
+WHOLE = 1 << 53
 ROOM = 62  # bits that are gathered before the one rounding: more than 53, less than 63
 
 
@@ -109,9 +110,28 @@ def nonfinite(records: Any, c: Any, at: Any, stride: Any) -> float:
 
 
 @kernel
+def two_sum(x: float, y: float) -> tuple[float, float]:
+    """A sum and its rounding error (Knuth)."""
+    s = x + y
+    t = s - x
+    return s, (x - (s - t)) + (y - t)
+
+
+@kernel
+def added(high: Any, middle: Any, low: Any) -> float:
+    """Three limbs that float64 holds as one number in units of the last: within 1.0001 half units of the last
+    place, and exact where that is possible.
+    """
+    s, error = two_sum(np.float64(high) * 2.0 ** (2 * BITS), np.float64(middle) * 2.0**BITS)
+    s, more = two_sum(s, np.float64(low))
+    return s + (error + more)
+
+
+@kernel
 def finish_binned(records: Any, offset: Any, out: Any) -> None:
     """The sums of all records, ``out`` float64 of shape ``(records, width)``."""
     stride, digits = np.uint64(out.shape[1]), np.empty(LIMBS, np.int64)
+    two = stride + stride
     for i in range(len(records)):
         for j in range(stride):
             c, at = np.uint64(i), np.uint64(offset) + j
@@ -121,9 +141,17 @@ def finish_binned(records: Any, offset: Any, out: Any) -> None:
             elif bin_ == 0:
                 out[c, j] = 0.0
             else:
-                negative = digits_of(records, c, at, stride, LIMBS, digits)
-                value = rounded(digits, bin_)
-                out[c, j] = -value if negative and value else value
+                high, middle, low = (
+                    records[c, at] >> SHIFT,
+                    records[c, at + stride] >> SHIFT,
+                    records[c, at + two] >> SHIFT,
+                )
+                if max(abs(high), abs(middle), abs(low)) < WHOLE:
+                    out[c, j] = scaled(added(high, middle, low), (bin_ - 2) * BITS + LEAST_EXPONENT)
+                else:
+                    negative = digits_of(records, c, at, stride, LIMBS, digits)
+                    value = rounded(digits, bin_)
+                    out[c, j] = -value if negative and value else value
 
 
 @kernel
@@ -141,14 +169,6 @@ def two_product(x: float, y: float) -> tuple[float, float]:
     a, b = _split(x)
     c, d = _split(y)
     return p, ((a * c - p) + a * d + b * c) + b * d
-
-
-@kernel
-def two_sum(x: float, y: float) -> tuple[float, float]:
-    """A sum and its rounding error (Knuth)."""
-    s = x + y
-    t = s - x
-    return s, (x - (s - t)) + (y - t)
 
 
 @kernel
