@@ -167,7 +167,8 @@ class Loader:
             return
         guard = new_guard()
         shop = replace(level.shop, repeats=False, keep=False, exchangers=[], stages=count((1 << 14) + 1))
-        kept, number = level.read_later | initials(level.loop), 0
+        # tables of the loops around stay: without caches these stages run again, and nobody brings them anew
+        kept, number = level.read_later | initials(level.loop) | set(level.loop.outer), 0
         groups = list(one_by_one(stages, kept))
         for together, dead in zip(groups, dead_after(groups, kept), strict=True):
             step = SuperstepRun(Superstep(what, together), shop, {*kept, *(s.into for s in together[-1:])})

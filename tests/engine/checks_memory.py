@@ -205,6 +205,34 @@ def check_rows_that_somebody_else_reads_are_held(group: Group) -> None:
     assert "edges" not in run.tables
 
 
+def check_loops_in_a_body_stream_drop_and_name_what_is_theirs(group: Group) -> None:
+    for naive in (False, True):
+        edges = Watched(share(graph(n=400), group))
+        inner = replace(program(edges, {"n": ir.count()}, iterations=2), name="inner", outer=("few",))
+        also = Local(lambda keys, few: keys, ("keys", "few"), "unread", cut="share")
+        inner = replace(inner, prepare=(*inner.prepare, also))
+        look = Local(lambda pages, s: Batch(n=s["n"] + 1), ("inner", "s"), "next", cut="share")
+        loop = Loop(
+            "outer",
+            {"r": fresh_arrays(60, group), "zero": Batch(n=np.zeros(1))},
+            {"s": State("zero")},
+            (inner, Superstep("step", (look,), (Replace("s", "next"),))),
+            Until((MaxIterations(2),)),
+            "s",
+            prepare=(Total("r", (), {"n": ir.count()}, "few"),),
+        )
+        run = LoopRun(loop, group, Options(naive=naive))
+        run.advance()
+        assert not run.loader.read and not run.shop.streams
+        assert set(run.level.constants) == {"few", "links", "start"}
+        held = run.memory().report()
+        assert {"outer/inner: state pages", "index links", "keys of keys"} <= set(held)
+        run.run()
+        assert run.tables["s"].batch["n"].tolist() == [2]
+        assert "r" not in run.tables and "unread" not in run.tables
+        assert naive or edges.opened == 1
+
+
 def check_a_streamed_source_that_fails_tells_all_ranks(group: Group) -> None:
     edges = graph(n=300)
     edges["w"][200] = np.nan
