@@ -211,12 +211,13 @@ def check_loops_in_a_body_stream_drop_and_name_what_is_theirs(group: Group) -> N
         inner = replace(program(edges, {"n": ir.count()}, iterations=2), name="inner", outer=("few",))
         also = Local(lambda keys, few: keys, ("keys", "few"), "unread", cut="share")
         inner = replace(inner, prepare=(*inner.prepare, also))
-        look = Local(lambda pages, s: Batch(n=s["n"] + 1), ("inner", "s"), "next", cut="share")
+        total = Total("inner", (), {"pages": ir.count()}, "many")
+        look = Local(lambda s, many: Batch(n=s["n"] + len(many)), ("s", "many"), "next", cut="share")
         loop = Loop(
             "outer",
             {"r": fresh_arrays(60, group), "zero": Batch(n=np.zeros(1))},
             {"s": State("zero")},
-            (inner, Superstep("step", (look,), (Replace("s", "next"),))),
+            (inner, Superstep("step", (total, look), (Replace("s", "next"),))),
             Until((MaxIterations(2),)),
             "s",
             prepare=(Total("r", (), {"n": ir.count()}, "few"),),
