@@ -85,14 +85,14 @@ class Turns:
 
     def _started(self, read: Any = None) -> LoopRun:
         run = LoopRun(self.loop, SoloGroup(), self.options)
-        run.read = read or run.read  # rows stay in memory
+        run.loader.read = read or run.loader.read  # rows stay in memory
         run.start()
         return run
 
     def step(self) -> None:
         """One iteration."""
         if self.run.outcome is not None:
-            self.run = self._started(self.run.read)
+            self.run = self._started(self.run.loader.read)
         began = time.thread_time()
         self.run.advance()
         self.milliseconds.append(1e3 * (time.thread_time() - began))

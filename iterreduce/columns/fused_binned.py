@@ -88,8 +88,18 @@ def _add_hashed(
     """Add the values of rows whose hash lies in ``[first, last]``; ``(rows done, keys held)``."""
     slots, pieces = np.empty(AHEAD, np.uint64), np.empty((LIMBS, AHEAD), np.int64)
     rows, hashes, some = np.empty(AHEAD + 1, np.int64), np.empty(AHEAD + 1, np.uint64), np.empty(AHEAD + 1)
+    whole = first == 0 and last == EMPTY
     for lo in range(0, len(words), AHEAD):
         hi = min(lo + AHEAD, len(words))
+        if whole:
+            for i in range(lo, hi):
+                hashes[i - lo] = mix(np.uint64(words[i]))
+            done, used = _find_some(hashes[: hi - lo], table, base, shift, homes, probes, room, used, slots)
+            if done:
+                add_scalars(records, 1, slots[:done], values[lo : lo + done], pieces)
+            if done < hi - lo:
+                return lo + done, used
+            continue
         m = _rows_of_part(words, values, lo, hi, first, last, rows, hashes, some)
         if m == 0:
             continue
@@ -102,38 +112,53 @@ def _add_hashed(
 
 
 @kernel
-def _add_addressed(words: Any, values: Any, low: Any, table: Any, lo: Any, hi: Any) -> Any:
-    """Add the values of rows whose address lies in ``[lo, hi)``; if that is all of them, the rows done: it
-    stops at a key out of range.
-    """
+def _mark(slots: Any, table: Any) -> None:
+    """Mark records as held; loads run further ahead than stores, and most are marked already."""
+    zero, marks = np.uint64(0), np.int64(0)
+    for i in range(len(slots)):
+        marks |= table[slots[i], zero]
+    if marks:
+        for i in range(len(slots)):
+            if table[slots[i], zero]:
+                table[slots[i], zero] = 0
+
+
+@kernel
+def _add_addressed(words: Any, values: Any, low: Any, table: Any) -> Any:
+    """Add each row's value at its address; the rows done: it stops at a key out of range."""
+    slots, pieces = np.empty(AHEAD, np.uint64), np.empty((LIMBS, AHEAD), np.int64)
+    end = np.uint64(table.shape[0] - 1)
+    for lo in range(0, len(words), AHEAD):
+        hi, most = min(lo + AHEAD, len(words)), np.uint64(0)
+        for i in range(lo, hi):
+            at = np.uint64(words[i] - low)
+            most = max(most, at)
+            slots[i - lo] = at
+        done: Any = hi
+        if most >= end:
+            done = lo + np.int64(np.argmax(slots[: hi - lo] >= end))
+        if done > lo:
+            _mark(slots[: done - lo], table)
+            add_scalars(table, 1, slots[: done - lo], values[lo:done], pieces)
+        if done < hi:
+            return done
+    return len(words)
+
+
+@kernel
+def _add_addressed_part(words: Any, values: Any, low: Any, table: Any, lo: Any, hi: Any) -> None:
+    """`_add_addressed` for the rows whose address lies in ``[lo, hi)``; all keys are in range."""
     slots, pieces = np.empty(AHEAD + 1, np.uint64), np.empty((LIMBS, AHEAD), np.int64)
-    some, zero, first, span = np.empty(AHEAD + 1), np.uint64(0), np.uint64(lo), np.uint64(hi - lo)
-    whole = lo == 0 and hi == table.shape[0] - 1
+    some, first, span = np.empty(AHEAD + 1), np.uint64(lo), np.uint64(hi - lo)
     for start in range(0, len(words), AHEAD):
-        end: Any = min(start + AHEAD, len(words))
         m: Any = 0
-        for i in range(start, end):
+        for i in range(start, min(start + AHEAD, len(words))):
             at = np.uint64(words[i] - low)
             slots[m], some[m] = at, values[i]
             m += at - first < span
-        if whole and m < end - start:
-            m = 0
-            while np.uint64(words[start + m] - low) < span:
-                slots[m], some[m] = np.uint64(words[start + m] - low), values[start + m]
-                m += 1
-            end = start + m
-        marks = np.int64(0)
-        for i in range(m):
-            marks |= table[slots[i], zero]
-        if marks:
-            for i in range(m):
-                if table[slots[i], zero]:
-                    table[slots[i], zero] = 0
         if m:
+            _mark(slots[:m], table)
             add_scalars(table, 1, slots[:m], some[:m], pieces)
-        if end < min(start + AHEAD, len(words)):
-            return end
-    return len(words)
 
 
 class FusedBinned(Fused):
@@ -158,10 +183,12 @@ class FusedBinned(Fused):
         pool, values, base, end = current(), self._values(rows), np.int64(low), len(store) - 1
         of_rows = pool.parts(len(words), GRAIN)
         if len(of_rows) == 1:
-            return int(_add_addressed(words, values, base, store, 0, end))
+            return int(_add_addressed(words, values, base, store))
         done = self._in_range(pool, words, base, np.uint64(end), of_rows)
         words, values = words[:done], None if values is None else values[:done]
-        pool.run(lambda lo, hi: _add_addressed(words, values, base, store, lo, hi), pool.parts(int(end), 1))
+        pool.run(
+            lambda lo, hi: _add_addressed_part(words, values, base, store, lo, hi), pool.parts(int(end), 1)
+        )
         return done
 
 

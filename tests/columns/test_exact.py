@@ -17,6 +17,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import Fold
 from iterreduce.columns.schema import Field
 from iterreduce.columns.superaccumulator import exact_sum
+from iterreduce.columns.threads import Pool, using
 from tests.columns.aggregator_oracle import field_like, fold, fold_apart
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True, width=64)
@@ -267,3 +268,26 @@ def test_a_combiner_gives_the_same_records_in_any_order_of_rows(keys):
     for i in some:
         of = x[key == folded_.keys["k"][i]]
         assert abs(sums[i] - math.fsum(of)) <= len(of) * 2.0**-53 * np.abs(of).max()
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("spread_keys", [1, 982451653])
+def test_threads_give_the_records_of_one(threads, spread_keys):
+    rng = np.random.default_rng(13)
+    n = 50_000
+    key = rng.integers(0, 4000, n) * spread_keys
+    key[-1] = 5_000 * spread_keys  # out of the range that addresses begin with
+    rows = Batch(k=key, x=rng.normal(size=n) * 10.0 ** rng.uniform(-25, 25, n))
+    outputs = bind_outputs({"x": SUM.order_free()}, ["k"], rows.schema)
+    schema = rows.select("k").schema
+
+    def records(first):
+        fold = Fold(schema, outputs)
+        fold.add(rows.slice(0, first))
+        fold.add(rows.slice(first, n))
+        return fold.result().records.tobytes()
+
+    alone = records(n)
+    for first in (100, 20_000, n):
+        with Pool(threads) as pool, using(pool):
+            assert records(first) == alone
