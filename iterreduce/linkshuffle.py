@@ -51,6 +51,7 @@ class LinkShuffle:
     """One `Shuffle` of indexed rows at work, on every iteration of a loop run.
 
     ``residents``: what the `Index` stages of the run made, by name; all ranks have the same ones.
+    ``walked`` counts the rows that touched shuffles have folded on this rank: the messages of a frontier.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class LinkShuffle:
         limit_bytes: int | None = None,
     ):
         self.stage, self.number, self.group, self.check = stage, number, group, check
-        self.residents = residents
+        self.residents, self.walked = residents, 0
         self.fresh = FreshExchange(group, number, check, limit_bytes=limit_bytes) if stage.touched else None
         self.keys_changed = False
         self.shelf = Shelf()
@@ -230,8 +231,9 @@ class LinkShuffle:
 
     def _fold_touched(self, links: Links, frontier: Array | None, lanes: list[Lane]) -> None:
         """The places that were reached, and their values in ``_scratch``."""
-        assert self.resident is not None
+        assert self.resident is not None and frontier is not None
         rows = len(self._target.keys)
+        self.walked += links.edges_of(frontier)
         while len(self._touched) < len(lanes):
             self._touched.append(Touched(rows))
         if [lane.word for lane in lanes] != [out.dtype for out in self._scratch]:

@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 
 import iterreduce as ir
+from iterreduce.collectives import Group
+from iterreduce.driver import LoopRun
+from iterreduce.linkshuffle import LinkShuffle
+from iterreduce.testing import run_ranks
 from tests.waist.kit import (
     NAMES,
     by,
+    dealt,
     graph,
     grid,
     id_of,
     named,
+    program,
     random_graph,
     ring,
     rmat,
@@ -100,3 +106,23 @@ def test_a_source_that_is_not_there_is_named() -> None:
 def test_negative_weights_are_refused() -> None:
     with pytest.raises(ir.InputError, match="negative"):
         solved("sssp", 2, tree(9).with_columns(weight=-np.ones(8)), source="0")
+
+
+def test_a_tree_takes_one_message_per_edge_and_a_superstep_as_many_as_its_frontier(ranks: int) -> None:
+    n = (1 << 9) - 1
+    edges = tree(n)
+
+    def job(group: Group) -> list[int]:
+        loop = program("sssp")(dealt(edges, group), source="0", weights=False).to_loop()
+        run = LoopRun(loop, group)
+        run.start()
+        folding = [work for work in run.shop.exchangers if isinstance(work, LinkShuffle)]
+        walked = []
+        while run.outcome is None:
+            run.advance()
+            walked.append(sum(work.walked for work in folding))
+        return walked
+
+    walked = np.sum(run_ranks(ranks, job), axis=0)
+    assert walked[-1] == n - 1
+    assert np.diff(walked, prepend=0).tolist() == [2 << i for i in range(8)] + [0]
