@@ -239,8 +239,8 @@ class Combiner:
     """The fold of one stage: outputs bound to the columns as first seen, a table for this rank's rows, and
     one for what arrives."""
 
-    def __init__(self, reduce: Reduce, keys: tuple[str, ...], source: RowSource):
-        self.reduce, self.keys, self.source = reduce, keys, source
+    def __init__(self, reduce: Reduce, keys: tuple[str, ...], source: RowSource, one_key: bool = False):
+        self.reduce, self.keys, self.source, self.one_key = reduce, keys, source, one_key
         self.outputs: Outputs | None = None
         self.dirty = False
         self.provisional = False
@@ -261,8 +261,8 @@ class Combiner:
         """Bind to these columns, forgetting what was folded."""
         self.provisional = False
         self.outputs = outputs = Outputs(self.reduce, self.keys, schema)
-        self.fold = Fold(outputs.key_schema, outputs.outputs)
-        self.merged = Fold(outputs.key_schema, outputs.outputs)
+        self.fold = Fold(outputs.key_schema, outputs.outputs, self.one_key)
+        self.merged = Fold(outputs.key_schema, outputs.outputs, self.one_key)
         self.wire = Schema(
             {**outputs.key_schema, RECORDS: Field("fixed", np.dtype(np.int64), (outputs.width,))}
         )

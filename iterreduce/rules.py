@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.folds import largest_change
+from iterreduce.columns.folds import largest_change, sum_of_changes
 from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.distances import FLOAT64, PerRow, asked, checked_rows, combined, row_distance
 from iterreduce.errors import SchemaError, UsageError
@@ -76,6 +76,8 @@ class Distance:
         plain = self._plain_columns(old, new)
         if plain is not None and self.fold == "max":
             found = 0.0, float(len(new)), float(largest_change(*plain))
+        elif plain is not None and self.per_row != "l2":
+            found = float(sum_of_changes(*plain)), float(len(new)), 0.0
         elif plain is not None:
             rows = plain[1] - plain[0]
             found = self._folded(np.abs(rows, out=rows))

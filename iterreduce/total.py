@@ -60,7 +60,7 @@ class TotalRows:
         self.key = stage.key or (ALL,)
         self.fresh = FreshExchange(group, number, check)
         self.extra_status = OK  # what else the next header says
-        self.combiner = Combiner(stage.aggregators, self.key, source)
+        self.combiner = Combiner(stage.aggregators, self.key, source, one_key=not stage.key)
         self.domain: Domain | None = None
         self._domain_next: Domain | None = None
         self._dense: Dense | None = None

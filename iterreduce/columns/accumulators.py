@@ -75,6 +75,14 @@ class BoundAggregator(ABC):
         null.
         """
 
+    def update_one(
+        self, record: Array, offset: int, codes: Array, values: Any, valid: Array | None = None
+    ) -> None:
+        """Fold all rows into one record, int64 ``(1, W)``; ``codes`` are zeros. Floats may be added in
+        another order than `update` adds them in: one that follows from the number of rows.
+        """
+        self.update(record, offset, codes, values, valid)
+
     @abstractmethod
     def merge(self, records: Array, offset: int, slots: Array, partial: Array, partial_offset: int) -> None:
         """Fold partial record ``i`` into ``records[slots[i]]``, in order; both in the layout of this
@@ -260,6 +268,17 @@ class Elementwise(Words):
             return None
         return self.kernel, self.loops.merge, self.field_out.dtype
 
+    def update_one(
+        self, record: Array, offset: int, codes: Array, values: Array, valid: Array | None = None
+    ) -> None:
+        """Plain sums pairwise: several times as fast as one after another, and nearer to the true sum."""
+        if not self.plain or valid is not None:
+            self.update(record, offset, codes, values, valid)
+            return
+        cells = record.view(FLOAT64 if self.word == "f" else INT64)
+        with np.errstate(all="ignore"):  # an infinite sum says enough
+            cells[0, offset] += np.add.reduce(self.read(values), dtype=cells.dtype)
+
     def merge(self, records: Array, offset: int, slots: Array, partial: Array, partial_offset: int) -> None:
         """Fold partial records; see `BoundAggregator.merge`."""
         self.loops.merge(records, offset, slots, partial, partial_offset, self.merged)
@@ -358,6 +377,12 @@ class Count(BoundAggregator):
         if valid is not None:
             codes = codes[valid]
         folds.count_int(records, offset, codes)
+
+    def update_one(
+        self, record: Array, offset: int, codes: Array, values: Any, valid: Array | None = None
+    ) -> None:
+        """Count without looking at rows."""
+        record[0, offset] += len(codes) if valid is None else np.count_nonzero(valid)
 
     def merge(self, records: Array, offset: int, slots: Array, partial: Array, partial_offset: int) -> None:
         """Add counts."""

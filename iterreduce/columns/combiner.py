@@ -32,6 +32,7 @@ from iterreduce.columns.stores import (
     HashedStore,
     Layout,
     PartedStore,
+    SingleStore,
     Store,
 )
 from iterreduce.columns.threads import current
@@ -43,7 +44,8 @@ ADDRESS_KINDS = "biumM"  # keys whose words can be addresses
 class Fold:
     """Rows folded into one record per key.
 
-    ``key_schema``: the key columns; ``outputs``: what `bind_outputs` returns. Memory is kept between
+    ``key_schema``: the key columns; ``outputs``: what `bind_outputs` returns; ``one_key``: all rows have the
+    same key, which is not looked at twice. Memory is kept between
     iterations by `clear`, and grows with the distinct keys, never with the rows. Raises `UsageError` without
     key columns, and for outputs that need all rows of a key together.
 
@@ -58,9 +60,10 @@ class Fold:
     4.0
     """
 
-    def __init__(self, key_schema: Schema, outputs: Sequence[Output]):
+    def __init__(self, key_schema: Schema, outputs: Sequence[Output], one_key: bool = False):
         if not len(key_schema):
             raise UsageError("a fold needs at least one key column, got none")
+        self.one_key = one_key
         self.key_schema, self.outputs, self.names = key_schema, tuple(outputs), tuple(key_schema)
         self.width = Layout(outputs, 0).width
         self._word = is_word_key(key_schema)
@@ -89,16 +92,21 @@ class Fold:
         if not len(part):
             return
         if self._store is None:
-            self._store = (
-                self._by_hash(len(part)) if self._word else GeneralStore(self.key_schema, self.outputs)
-            )
+            self._store = self._first_store(part)
         done = self._store.merge(part)
         if done < len(part):
             left = part.slice(done, len(part))
             self._replace(left.keys)
             self.merge(left)
 
+    def _first_store(self, part: Folded) -> Store:
+        if self.one_key:
+            return SingleStore(self.key_schema, self.outputs, part.keys)
+        return self._by_hash(len(part)) if self._word else GeneralStore(self.key_schema, self.outputs)
+
     def _choose(self, keys: Batch, span: tuple[int, int] | None = None) -> Store:
+        if self.one_key:
+            return SingleStore(self.key_schema, self.outputs, keys)
         if not self._word:
             return GeneralStore(self.key_schema, self.outputs)
         column, valid = keys[self.names[0]], keys.valid(self.names[0])

@@ -245,6 +245,13 @@ def evaluate(tree: Expr, columns: Mapping[str, Any]) -> Any:
 
     Raises `SchemaError` for a column that is not there.
     """
+    if not isinstance(tree, Apply):
+        return _evaluated(tree, columns)
+    with np.errstate(all="ignore"):
+        return _evaluated(tree, columns)
+
+
+def _evaluated(tree: Expr, columns: Mapping[str, Any]) -> Any:
     if isinstance(tree, Column):
         if tree.name not in columns:
             raise SchemaError(
@@ -255,8 +262,7 @@ def evaluate(tree: Expr, columns: Mapping[str, Any]) -> Any:
     if isinstance(tree, Constant):
         return tree.value
     assert isinstance(tree, Apply)
-    with np.errstate(all="ignore"):
-        return OPERATIONS[tree.operation](*(evaluate(part, columns) for part in tree.arguments))
+    return OPERATIONS[tree.operation](*(_evaluated(part, columns) for part in tree.arguments))
 
 
 def dtype_of(tree: Expr, dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:

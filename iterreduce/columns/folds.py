@@ -322,6 +322,29 @@ def largest_change(old: Array, new: Array) -> Any:
 
 
 @kernel
+def sum_of_changes(old: Array, new: Array) -> float:
+    """The sum of absolute differences of float64 ``(n,)`` values, in eight sums side by side."""
+    a = b = c = d = e = f = g = h = 0.0
+    whole = np.uint64(old.size) // np.uint64(8) * np.uint64(8)
+    i = np.uint64(0)
+    while i < whole:
+        a += abs(new[i] - old[i])
+        b += abs(new[i + np.uint64(1)] - old[i + np.uint64(1)])
+        c += abs(new[i + np.uint64(2)] - old[i + np.uint64(2)])
+        d += abs(new[i + np.uint64(3)] - old[i + np.uint64(3)])
+        e += abs(new[i + np.uint64(4)] - old[i + np.uint64(4)])
+        f += abs(new[i + np.uint64(5)] - old[i + np.uint64(5)])
+        g += abs(new[i + np.uint64(6)] - old[i + np.uint64(6)])
+        h += abs(new[i + np.uint64(7)] - old[i + np.uint64(7)])
+        i += np.uint64(8)
+    rest = 0.0
+    while i < np.uint64(old.size):
+        rest += abs(new[i] - old[i])
+        i += np.uint64(1)
+    return ((a + b) + (c + d)) + ((e + f) + (g + h)) + rest
+
+
+@kernel
 def sum_afresh(cells: Array, codes: Array, values: Array) -> None:
     """Zeros, then scalars added: ``cells`` of shape ``(groups, 1)`` in the dtype of the sum."""
     cells[:] = 0

@@ -104,6 +104,12 @@ class Layout:
             values, valid = output.read(rows)
             output.bound.update(store, offset, slots, values, valid)
 
+    def update_one(self, record: Array, codes: Array, rows: Batch) -> None:
+        """Fold all rows into one record; ``codes`` are zeros."""
+        for output, offset, _ in self._at:
+            values, valid = output.read(rows)
+            output.bound.update_one(record, offset, codes, values, valid)
+
     def merge(self, store: Array, slots: Array, partial: Array) -> None:
         """Fold each partial record into its slot."""
         for output, offset, at in self._at:
@@ -431,3 +437,41 @@ class GeneralStore:
         """The result, keys as bytes that stay here."""
         hashes, numbers = self.keys.canonical()
         return FoldedRows(self.schema, hashes, self.keys.rows(numbers), self.records[numbers])
+
+
+class SingleStore:
+    """The record of the one key that all rows have: nobody looks at keys.
+
+    It stands in no table, and its sums need not be made row by row.
+    """
+
+    def __init__(self, key_schema: Schema, outputs: Sequence[Output], keys: Batch):
+        self.layout, self.keys = Layout(outputs, 0), keys.select(*key_schema).slice(0, 1).copy()
+        self._hashes, self._codes = hashing.hash_keys(self.keys), np.zeros(0, np.int32)
+        self._record = np.empty((1, self.layout.width), np.int64)
+        self.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return self._record.nbytes + self._codes.nbytes
+
+    def add(self, keys: Batch, rows: Batch) -> int:
+        n = len(rows)
+        if len(self._codes) < n:
+            self._codes = np.zeros(n, np.int32)
+        self.layout.update_one(self._record, self._codes[:n], rows)
+        self._rows += n
+        return n
+
+    def merge(self, part: Folded) -> int:
+        self.layout.merge(self._record, np.zeros(len(part), np.int64), part.records)
+        self._rows += len(part)
+        return len(part)
+
+    def result(self) -> Folded:
+        some = min(1, self._rows)
+        return Folded(self._hashes[:some], self.keys.slice(0, some), self._record[:some].copy())
+
+    def clear(self) -> None:
+        self._rows = 0
+        self.layout.fill(self._record)
