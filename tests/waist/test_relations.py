@@ -1,12 +1,29 @@
-"""Programs of joins at the waist: descendants, against closed forms and sets."""
+"""Programs of joins at the waist: descendants, closures, triangles, against closed forms and matrices."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 
 import iterreduce as ir
-from tests.waist.kit import NAMES, by, graph, id_of, named, random_graph, solved, tree, verify
+from tests.waist.kit import (
+    NAMES,
+    by,
+    complete,
+    graph,
+    id_of,
+    named,
+    path,
+    random_graph,
+    ring,
+    rmat,
+    solved,
+    together,
+    tree,
+    verify,
+)
 
 
 @pytest.mark.parametrize(("k", "h"), [(2, 4), (3, 3), (5, 2)])
@@ -29,3 +46,37 @@ def test_random_graphs_with_cycles_have_the_descendants_of_sets(kind: str, ranks
 def test_a_root_without_children_is_found_alone() -> None:
     _, rows = solved("descendants", 3, graph([1], [2]), ir.Batch(node=np.array([7])))
     assert by(rows, "node", "generation") == {7: 0}
+
+
+@pytest.mark.parametrize("n", [3, 6, 17])
+def test_all_pairs_of_a_path_are_found_in_as_many_rounds_as_are_known(n: int, ranks: int) -> None:
+    for doubling, rounds in ((False, n - 1), (True, (n - 2).bit_length() + 1)):
+        result, rows = solved("closure", ranks, path(n), doubling=doubling)
+        assert sorted(zip(rows["src"].tolist(), rows["dst"].tolist(), strict=True)) == [
+            (i, j) for i in range(n) for j in range(i + 1, n)
+        ]
+        assert result.iterations == rounds and result.outcome is ir.Outcome.EMPTY
+
+
+def test_random_graphs_have_the_closure_of_warshall(ranks: int) -> None:
+    edges = random_graph(30, 45, seed=ranks)
+    for doubling in (False, True):
+        _, rows = solved("closure", ranks, edges, doubling=doubling)
+        assert verify("closure", rows, edges) > 45
+
+
+@pytest.mark.parametrize("n", [3, 4, 7, 12])
+def test_complete_graphs_and_wheels_have_as_many_triangles_as_are_known(n: int, ranks: int) -> None:
+    result, rows = solved("triangles", ranks, complete(n))
+    assert result.values["triangles"] == math.comb(n, 3)
+    assert by(rows, "vertex", "triangles") == dict.fromkeys(range(n), math.comb(n - 1, 2))
+    if n > 3:
+        rim = graph(1 + ring(n)["src"], 1 + ring(n)["dst"])
+        spokes = graph(np.zeros(n, np.int64), np.arange(1, n + 1))
+        assert solved("triangles", ranks, together(rim, spokes))[0].values["triangles"] == n
+
+
+def test_random_and_rmat_graphs_have_the_triangles_of_scipy(ranks: int) -> None:
+    for edges in (random_graph(40, 300, seed=ranks), rmat(10, factor=4, seed=ranks)):
+        result, rows = solved("triangles", ranks, edges)
+        assert verify("triangles", rows, edges) == result.values["triangles"] > 100
