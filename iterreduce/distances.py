@@ -53,8 +53,9 @@ def side_by_side(old: Table, new: Table, columns: tuple[str, ...]) -> tuple[Batc
 
 
 def _same_keys(old: Batch, new: Batch, keys: tuple[str, ...]) -> bool:
+    ours, theirs = old._columns, new._columns
     for k in keys:
-        if old[k] is not new[k]:
+        if k not in ours or ours[k] is not theirs.get(k):
             break
     else:
         return True

@@ -20,25 +20,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from iterreduce import fixpoint
 from iterreduce.accounting import account, audit, invariant_bytes, is_audited
 from iterreduce.agreement import Caught, Guard, caught, raise_agreed
-from iterreduce.carrying import Number, initial_numbers
+from iterreduce.carrying import initial_numbers
 from iterreduce.collectives import Group, group_for
 from iterreduce.columns.partition import PARTITIONS, PartitionMap
 from iterreduce.columns.threads import current, using
-from iterreduce.control import Control, Heard
+from iterreduce.control import Control, Heard, ask_conditions
 from iterreduce.cores import pool_for
 from iterreduce.errors import UsageError
-from iterreduce.events import Events
+from iterreduce.events import Events, emit_iteration
 from iterreduce.exchange import FAILED
 from iterreduce.fixpoint import Outcome
 from iterreduce.levels import (
     Level,
     Position,
     Standing,
+    feeds_wanted,
     initials,
     may_repeat,
     refuse_unbuilt,
@@ -48,13 +47,13 @@ from iterreduce.levels import (
 from iterreduce.loading import Clock, Loader, check_given
 from iterreduce.loop import Loop, indexes_of
 from iterreduce.loop_cache import LoopCache
-from iterreduce.maps import in_user_code, refuse_in_user_code
+from iterreduce.maps import refuse_in_user_code
 from iterreduce.memory import Accounts
 from iterreduce.options import Options
 from iterreduce.reproducible import reproducible
 from iterreduce.superstep import SuperstepRun, Workshop
 from iterreduce.table import Table
-from iterreduce.transaction import Transaction
+from iterreduce.transaction import Plain, Transaction
 
 __all__ = ["LoopRun", "Position"]
 
@@ -102,7 +101,9 @@ class LoopRun:
         self._started = False
         self._late: Caught | None = None
         self._now = Transaction()
+        self._open: Transaction | Plain = self._now  # what was begun last
         self._fed = any(level.loop.feeds for level in self.root.all())
+        self._plain = Plain(self.root) if self.root.plain else None
         self._seconds, self._sent = 0.0, 0  # of the outermost iteration under way
 
     def _workshop(self) -> Workshop:
@@ -156,31 +157,21 @@ class LoopRun:
     @property
     def path(self) -> tuple[int, ...]:
         """Iterations committed on each level that is open, outermost first."""
+        standing = self.level.standing
+        if self.level.parent is None and standing is not None:
+            return (standing.iteration,)
         return tuple([at.standing.iteration for at in self.level.chain if at.standing is not None])
 
     @property
     def position(self) -> Position:
         """Where the loop stands."""
         assert self.level.standing is not None
-        names = tuple(at.loop.name for at in self.level.chain)
-        return Position(self.iteration, self.level.standing.residual, self.path, names)
+        return Position(self.iteration, self.level.standing.residual, self.path, self.level.names)
 
     @property
     def wants(self) -> tuple[str, ...]:
         """The feeds that the next `advance` must be given."""
-        level, out = self.level, list[str]()
-        at = 0 if level.standing is None else level.standing.at
-        if level.standing is not None and level.standing.outcome is not None and level.parent is not None:
-            level = level.parent
-            assert level.standing is not None
-            at = level.standing.at + 1
-        while True:
-            if at == 0:
-                out += [name for name, feed in level.loop.feeds.items() if feed is None]
-            inner = next((step for step in level.steps[at:] if isinstance(step, Level)), None)
-            if inner is None:
-                return tuple(out)
-            level, at = inner, 0
+        return feeds_wanted(self.level)
 
     # ------------------------------------------------------------------ start
 
@@ -249,24 +240,45 @@ class LoopRun:
         the loop ended with it. If anything fails, on any rank, the iteration is rolled back and the same
         error is raised on all; ``tables`` are those of the last commit.
         """
-        if self.outcome is not None:
-            raise UsageError(f"the loop has ended ({self.outcome.value}); make a new LoopRun to run it again")
-        self.start()
-        started = time.perf_counter()
-        sent = self.group.traffic.payload_bytes
+        outcome = self.outcome
+        if outcome is not None:
+            raise UsageError(f"the loop has ended ({outcome.value}); make a new LoopRun to run it again")
+        if not self._started:
+            self.start()
+        traffic, started = self.group.traffic, time.perf_counter()
+        sent = traffic.payload_bytes
         try:
             with using(self.pool):
-                level, heard = self._iterate(feed)
+                if self._plain is None or feed:
+                    level, heard = self._iterate(feed)
+                else:
+                    level, heard = self.root, self._iterate_plain(self._plain)
         except BaseException as error:
             self._roll_back(error)
             raise
-        self._commit(level, heard, time.perf_counter() - started, self.group.traffic.payload_bytes - sent)
-        return self.outcome if self.outcome is not None else self.position
+        self._commit(level, heard, time.perf_counter() - started, traffic.payload_bytes - sent)
+        outcome = self.outcome
+        return outcome if outcome is not None else self.position
+
+    def _iterate_plain(self, now: Plain) -> Heard:
+        """One iteration of a body of supersteps that all run: nothing to ask, to enter or to collect.
+        Collective.
+        """
+        self._open, draft, level = now, now.begin(), self.root
+        iteration = draft.iteration + 1
+        guard = Guard(self.group.rank, iteration, (iteration,))
+        guard.failure, self._late = self._late, None
+        if self.events.active:
+            guard.stage = "start of the iteration"
+            guard.run(emit_iteration, self.events, iteration, guard.path)
+        for step in level.supersteps:
+            draft.bindings.update(step.run(draft.bindings, guard))
+        return self._reduce_control(level, draft, guard)
 
     def _iterate(self, feed: Mapping[str, Any] | None) -> tuple[Level, Heard]:
         """Go on to the end of an iteration, on whichever level it ends; returns that level. Collective."""
         level = self.level
-        self._now = now = Transaction()
+        self._now = self._open = now = Transaction()
         draft = now.draft(level)
         guard = self._guard()
         if feed or self._fed:
@@ -303,7 +315,7 @@ class LoopRun:
             draft.bindings.update(self.loader.feeds(level, draft.iteration + 1, path, feed, guard))
         if level.conditions:
             numbers = {name: n for s in self._now.standings(level) for name, n in s.carry.items()}
-            draft.runs = self._ask_conditions(level, numbers, guard)
+            draft.runs = ask_conditions(self.group, level, numbers, guard)
 
     def _prepare_again(self, level: Level, draft: Standing, guard: Guard) -> None:
         """Without caches: read and prepare anew. Collective."""
@@ -312,21 +324,6 @@ class LoopRun:
         if level.prepare is not None and draft.iteration:
             self._now.ran.append(level.prepare)
             draft.bindings.update(level.prepare.results(draft.bindings, guard))
-
-    def _ask_conditions(self, level: Level, numbers: dict[str, Number], guard: Guard) -> int:
-        """Which supersteps run: rank 0 asks the user's functions and tells all. Collective."""
-        words = np.zeros(len(level.conditions) + 1, np.int64)
-        if self.group.rank == 0:
-            for word, (at, when) in enumerate(level.conditions):
-                guard.stage = f"{level.within}{level.loop.body[at].name}: when"
-                words[word] = bool(guard.run(in_user_code, when, dict(numbers)))
-        words[-1] = guard.failure is not None
-        self.group.allreduce(words, "max")
-        if words[-1]:
-            raise_agreed(self.group, guard.failure)
-        return ~sum(
-            1 << at for (at, _), runs in zip(level.conditions, words.tolist(), strict=False) if not runs
-        )
 
     def _run_step(self, level: Level, draft: Standing, step: SuperstepRun, guard: Guard) -> None:
         self._now.ran.append(step)
@@ -370,12 +367,12 @@ class LoopRun:
         if self.loader.frozen:
             guard.stage = "check of arrays"
             guard.run(self.loader.check_frozen)
-        guard.stage = f"{level.within}fixpoint test"
+        guard.stage = level.testing
         found = guard.run(
             fixpoint.partials, level.loop.until, draft.before, draft.bindings, self.group.rank, level.in_place
         )
         heard = self._controls[level.number].run(
-            draft.iteration + 1, guard.status, self.shop.cache.wish(), self._now.changed(), found
+            draft.iteration + 1, guard.status, self.shop.cache.wish(), self._open.changed(), found
         )
         if heard.status & FAILED:
             raise_agreed(self.group, guard.failure)
@@ -384,16 +381,16 @@ class LoopRun:
     # ------------------------------------------------------------------ commit and roll back
 
     def _commit(self, level: Level, heard: Heard, seconds: float, sent: int) -> None:
-        self._now.commit(heard, level)
+        now, control = self._open, self._controls[level.number]
+        now.commit(heard, level)
         self.level, standing = level, level.standing
         assert standing is not None
         standing.iteration, standing.at = standing.iteration + 1, 0
-        control = self._controls[level.number]
         if control.carries:
             control.commit_carry(standing)
-        for output, rows in self._now.sunk:
+        for output, rows in now.sunk:
             self.outputs[output].append(rows)
-        self.inner_values.update(self._now.values)
+        self.inner_values.update(now.values)
         if heard.wishes:
             self._evict_agreed(heard)
         standing.outcome, standing.residual = control.verdict(standing)
@@ -414,13 +411,14 @@ class LoopRun:
     def _count(self, level: Level, seconds: float, sent: int) -> None:
         """Time and bytes, by iteration of the outermost loop."""
         self.clock.iterate += seconds
-        self._seconds, self._sent = self._seconds + seconds, self._sent + sent
-        if level.parent is None:
-            self.clock.iterations.append(self._seconds)
-            self.bytes_iterations.append(self._sent)
-            self._seconds, self._sent = 0.0, 0
-            if self.outcome is None and is_audited(self.iteration):
-                self._audit(f"after iteration {self.iteration}")
+        if level.parent is not None:
+            self._seconds, self._sent = self._seconds + seconds, self._sent + sent
+            return
+        self.clock.iterations.append(self._seconds + seconds)
+        self.bytes_iterations.append(self._sent + sent)
+        self._seconds, self._sent = 0.0, 0
+        if self.outcome is None and is_audited(self.iteration):
+            self._audit(f"after iteration {self.iteration}")
 
     def _end_inner(self, level: Level, standing: Standing) -> None:
         assert standing.outcome is not None
@@ -442,7 +440,7 @@ class LoopRun:
                 self.tell("cache.evict", what=name, bytes=self.shop.cache.nbytes)
 
     def _roll_back(self, error: BaseException) -> None:
-        self._now.roll_back()
+        self._open.roll_back()
         for level in self.root.all():
             level.gains = {}
         if self.events.active:
@@ -493,8 +491,3 @@ class LoopRun:
         """
         assert self.root.standing is not None
         return {**values_of(self.root, self.root.standing), **self.inner_values}
-
-
-def emit_iteration(events: Events, iteration: int, path: tuple[int, ...]) -> None:
-    """Tell that an iteration begins."""
-    events.emit("iteration.start", iteration=iteration, path=path)

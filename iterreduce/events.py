@@ -120,3 +120,8 @@ class Events:
         self.watchers = [other for other in self.watchers if other is not watcher]
         self._fragile.discard(watcher)
         self.active = bool(self.watchers)
+
+
+def emit_iteration(events: Events, iteration: int, path: tuple[int, ...]) -> None:
+    """Tell that an iteration begins."""
+    events.emit("iteration.start", iteration=iteration, path=path)

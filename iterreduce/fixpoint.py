@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -32,6 +33,7 @@ from iterreduce.rules import Distance as Distance
 from iterreduce.rules import Empty as Empty
 from iterreduce.rules import Fold as Fold
 from iterreduce.rules import MaxIterations as MaxIterations
+from iterreduce.rules import Measured as Measured
 from iterreduce.rules import NoneActive as NoneActive
 from iterreduce.rules import Outcome as Outcome
 from iterreduce.rules import Partials as Partials
@@ -80,6 +82,11 @@ class Until:
                 r if r.table or isinstance(r, WITHOUT_TABLE) else replace(r, table=table) for r in self.rules
             )
         )
+
+    @cached_property
+    def measured(self) -> tuple[Measured, ...]:
+        """The rules that look at tables."""
+        return tuple(r for r in self.rules if not isinstance(r, WITHOUT_TABLE))
 
 
 def _rule(rule: Any) -> Any:
@@ -193,26 +200,25 @@ def partials(
     ``in_place``: how to ask what was written of states that are written in place.
     """
     out: list[float] = []
-    for rule in until.rules:
-        if isinstance(rule, WITHOUT_TABLE):
-            continue
-        assert rule.table is not None
-        before, after = old[rule.table], new[rule.table]
-        changes = in_place[rule.table](before, after) if rule.table in in_place else None
+    for rule in until.measured:
+        name = rule.table
+        assert name is not None
+        before, after = old[name], new[name]
+        changes = in_place[name](before, after) if name in in_place else None
         if changes is not None:
-            out.extend(_partial_of_changes(rule, changes, before, after))
-        elif rank and after.everywhere:
-            out.extend([0.0] * rule.width)
+            out += _partial_of_changes(rule, changes, before, after)
+        elif rank and after.layout.kind == "everywhere":
+            out += [0.0] * rule.width
         elif isinstance(rule, Distance):
             if before.batch._valid or after.batch._valid:
                 rule.refuse_nulls(before.batch, after.batch)
-            out.extend(rule.partial(*side_by_side(before, after, rule.columns or after.batch.names)))
+            out += rule.partial(*side_by_side(before, after, rule.columns or after.batch.names))
         else:
-            out.extend(rule.partial(before.batch, after.batch))
+            out += rule.partial(before.batch, after.batch)
     return out
 
 
-def _partial_of_changes(rule: Rule, changes: Changes, before: Table, after: Table) -> Sequence[float]:
+def _partial_of_changes(rule: Measured, changes: Changes, before: Table, after: Table) -> Sequence[float]:
     """As of whole tables, from the rows that were written: the others have not moved."""
     if isinstance(rule, Distance):
         rule.refuse_nulls(after.batch)
@@ -223,7 +229,6 @@ def _partial_of_changes(rule: Rule, changes: Changes, before: Table, after: Tabl
         return rule.partial(changes.old, changes.new)
     if isinstance(rule, NoneActive):
         return (float(changes.active(rule.column)),)
-    assert not isinstance(rule, WITHOUT_TABLE)
     return rule.partial(changes.before() if isinstance(rule, Predicate) else before.batch, after.batch)
 
 

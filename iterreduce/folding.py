@@ -61,6 +61,8 @@ class Outputs:
         self._used = [
             (n, f, f.kind == "fixed", f.dtype, 1 + len(f.shape)) for n, f in ((n, schema[n]) for n in used)
         ]
+        scalar = all(f.kind == "fixed" and not f.shape for _, f, *_ in self._used)
+        self._scalar = [(n, f.dtype) for n, f, *_ in self._used] if scalar else None
         self._at = list(zip(self.outputs, self.offsets, strict=True))
         one = self.outputs[0].bound.direct() if len(self.outputs) == 1 else None
         key = self.key_schema[keys[0]]
@@ -73,6 +75,12 @@ class Outputs:
         columns, valid = batch._columns, batch._valid
         if tuple(columns) != self.names:
             return False
+        if self._scalar is not None and not valid:
+            for name, dtype in self._scalar:
+                column = columns[name]
+                if type(column) is Ragged or column.dtype != dtype or column.ndim != 1:
+                    return False
+            return True
         for name, field, fixed, dtype, ndim in self._used:
             column = columns[name]
             if type(column) is Ragged:

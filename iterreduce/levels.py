@@ -80,7 +80,8 @@ class Level:
     def __init__(self, loop: Loop, parent: Level | None, shop: Workshop, naive: bool, count: Iterator[int]):
         self.loop, self.parent, self.number = loop, parent, next(count)
         self.chain: tuple[Level, ...] = (*(parent.chain if parent else ()), self)
-        self.label = "/".join(level.loop.name for level in self.chain)
+        self.names = tuple(level.loop.name for level in self.chain)
+        self.label = "/".join(self.names)
         prepare, body = hoisted(loop) if not naive else (loop.prepare, loop.body)
         self.invariant: set[str] = set(loop.sources) | (
             set(loop.outer) & (parent.invariant if parent else set())
@@ -89,6 +90,7 @@ class Level:
         self.read_later = readers(loop, body).union(*(reads_of(stage) for stage in later))
         self.constants: dict[str, Table] = {}
         shop = self.shop = level_shop(loop, parent, shop)
+        self.testing = f"{self.label}: fixpoint test" if parent else "fixpoint test"
         self.within = within = f"{self.label}: " if parent else ""
         self.prepare = (
             SuperstepRun(Superstep("prepare", later), shop, wanted(loop), within) if later else None
@@ -113,6 +115,14 @@ class Level:
             if isinstance(step, SuperstepRun) and step.step.when is not None
         ]
         self.asks = bool(loop.feeds or self.conditions or naive)  # an iteration begins with more than a copy
+        self.supersteps = [step for step in self.steps if isinstance(step, SuperstepRun)]
+        #: an iteration is its supersteps, all of them, and a commit
+        self.plain = not (
+            self.asks
+            or loop.carry
+            or len(self.supersteps) < len(self.steps)
+            or any(step.sinks or step.accumulates for step in self.supersteps)
+        )
         self.standing: Standing | None = None
         self.gains: dict[str, Gain] = {}  # of this rank, in this transaction
 
@@ -153,6 +163,23 @@ class Level:
         numbers = initial_numbers(self.loop.carry)
         bindings.update(tables_of(self.loop.carry, numbers))
         return Standing(bindings, bindings, numbers)
+
+
+def feeds_wanted(level: Level) -> tuple[str, ...]:
+    """The feeds that the next iteration asks rows for, where ``level`` is the innermost that is open."""
+    out: list[str] = []
+    at = 0 if level.standing is None else level.standing.at
+    if level.standing is not None and level.standing.outcome is not None and level.parent is not None:
+        level = level.parent
+        assert level.standing is not None
+        at = level.standing.at + 1
+    while True:
+        if at == 0:
+            out += [name for name, feed in level.loop.feeds.items() if feed is None]
+        inner = next((step for step in level.steps[at:] if isinstance(step, Level)), None)
+        if inner is None:
+            return tuple(out)
+        level, at = inner, 0
 
 
 def level_shop(loop: Loop, parent: Level | None, shop: Workshop) -> Workshop:

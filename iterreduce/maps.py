@@ -43,32 +43,30 @@ class Handed:
     origin: dict[int, tuple[Any, int]]
 
     def __init__(self, batch: Batch, tokens: Mapping[str, int], lo: int = 0):
-        views, origin = {}, {}
+        views: dict[str, Any] = {}
+        self.origin = origin = {}
+        token = tokens.get
         for name, column in batch._columns.items():
             if type(column) is Ragged:
-                view = read_only(column)
+                views[name] = view = read_only(column)
             else:  # the same, without the call
-                view = column.view()
+                views[name] = view = column.view()
                 view.setflags(False)
-            views[name] = view
-            origin[id(view)] = (column, tokens.get(name, 0))
-        self.origin = origin
+            origin[id(view)] = column, token(name, 0)
         self.batch = Batch._trusted(views, batch._valid, batch._length, batch._schema)
         self.lo = lo
 
 
-def take_back(result: Batch, origins: Sequence[dict[int, tuple[Any, int]]]) -> tuple[Batch, dict[str, int]]:
+def take_back(result: Batch, origin: dict[int, tuple[Any, int]]) -> tuple[Batch, dict[str, int]]:
     """The result with resident columns in place of their views, and the tokens of those columns."""
     tokens: dict[str, int] = {}
     columns, valid = result._columns.copy(), result._valid
     for name, column in columns.items():
-        key = id(column)
-        for origin in origins:
-            if key in origin:
-                columns[name], of = origin[key]
-                if of and name not in valid:
-                    tokens[name] = of
-                break
+        found = origin.get(id(column))
+        if found is not None:
+            columns[name], of = found
+            if of and name not in valid:
+                tokens[name] = of
     return Batch._trusted(columns, valid, result._length, result._schema), tokens
 
 
@@ -203,14 +201,14 @@ class BlockMap:
             lo, batch = handed.lo, handed.batch
             context = iteration, first.first_row + lo, first.rows_total
             result = call(function, context, (batch, *beside[i]))
-            made, tokens = take_back(result, (handed.origin,))
+            made, tokens = take_back(result, handed.origin)
             yield Piece(lo, lo + batch._length, made, tokens)
 
     def _all_beside(
         self, tables: Mapping[str, Table], first: Table, pieces: list[Handed]
     ) -> list[list[Batch]]:
         """What each piece is handed beside its rows, made anew where any table is another than before."""
-        read = [tables[name] for name in self.stage.reads]
+        read = list(map(tables.__getitem__, self.stage.reads))
         known = self._seen
         if known is not None and known[1] is pieces and all(map(is_, known[0], read)):
             return known[2]
@@ -258,19 +256,27 @@ class BlockMap:
 
     def share(self, tables: Mapping[str, Table], iteration: int) -> Table:
         """The map's result on the whole share."""
-        if self.reproducible and not self.stage.rank_free and self.stage.cut == "share":
-            refuse_share(self.stage, tables)
-        first = tables[self.stage.reads[0]]
-        given = [self._hand_beside(name, tables[name], first) for name in self.stage.reads]
-        context = iteration, first.first_row, first.rows_total
-        result = call(self.stage.function, context, [handed.batch for handed in given])
-        return self._placed(*take_back(result, [handed.origin for handed in given]), tables)
+        stage = self.stage
+        if self.reproducible and not stage.rank_free and stage.cut == "share":
+            refuse_share(stage, tables)
+        first = tables[stage.reads[0]]
+        batches: list[Batch] = []
+        origin: dict[int, tuple[Any, int]] = {}
+        for name in stage.reads:
+            handed = self._hand_beside(name, tables[name], first)
+            batches.append(handed.batch)
+            origin.update(handed.origin)
+        result = call(stage.function, (iteration, first.first_row, first.rows_total), batches)
+        return self._placed(*take_back(result, origin), tables)
 
     def _hand_beside(self, name: str, table: Table, first: Table) -> Handed:
         """The table, or those of its rows that the first table read is made of."""
-        if first.rows_of is None or table is first or not first.rows_of.lies_in(table.batch):
-            return self._hand(name, table)
-        return Handed(table.batch.take(first.rows_of.rows), NO_TOKENS)
+        if first.rows_of is not None and table is not first and first.rows_of.lies_in(table.batch):
+            return Handed(table.batch.take(first.rows_of.rows), NO_TOKENS)
+        known = self._whole.get(name)  # as in `_hand`, without the call
+        if known is None or known[0] is not table:
+            self._whole[name] = known = table, Handed(table.batch, table.tokens)
+        return known[1]
 
     def _placed(self, batch: Batch, tokens: Mapping[str, int], tables: Mapping[str, Table]) -> Table:
         """Where the rows of a share's result live: as the first table read that is not everywhere."""

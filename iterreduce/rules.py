@@ -12,12 +12,13 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.folds import largest_change, sum_of_changes
+from iterreduce.columns.folds import largest_change, total_change
 from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.distances import FLOAT64, PerRow, asked, checked_rows, combined, row_distance
 from iterreduce.errors import SchemaError, UsageError
@@ -75,12 +76,11 @@ class Distance:
         """(sum, rows, largest) over rows that stand side by side."""
         plain = self._plain_columns(old, new)
         if plain is not None and self.fold == "max":
-            found = 0.0, float(len(new)), float(largest_change(*plain))
+            found = 0.0, float(new._length), largest_change(*plain)
         elif plain is not None and self.per_row != "l2":
-            found = float(sum_of_changes(*plain)), float(len(new)), 0.0
+            found = total_change(*plain), float(new._length), 0.0
         elif plain is not None:
-            rows = plain[1] - plain[0]
-            found = self._folded(np.abs(rows, out=rows))
+            found = self._folded(plain[1] - plain[0])  # its squares are those of its absolute values
         else:
             found = self._folded(self._rows(old, new))
         if math.isnan(found[0] + found[2]) and not callable(self.per_row):
@@ -90,12 +90,21 @@ class Distance:
 
     def _plain_columns(self, old: Batch, new: Batch) -> tuple[Array, Array] | None:
         """What the commonest distance is of: one column of float64 numbers."""
-        if len(self.columns) != 1 or self.per_row not in ("l1", "l2", "max"):
+        name = self._column
+        if name is None:
             return None
-        a, b = old[self.columns[0]], new[self.columns[0]]
+        a, b = old._columns.get(name), new._columns.get(name)
+        if a is None or b is None:
+            return None
         if type(a) is Ragged or type(b) is Ragged or not (a.dtype == b.dtype == FLOAT64) or a.ndim != 1:
             return None
         return (a, b) if a.flags.c_contiguous and b.flags.c_contiguous else None
+
+    @cached_property
+    def _column(self) -> str | None:
+        """The one column whose numbers are compared; None where it is more than that."""
+        plain = len(self.columns) == 1 and self.per_row in ("l1", "l2", "max")
+        return self.columns[0] if plain else None
 
     def _folded(self, rows: Array) -> tuple[float, float, float]:
         if len(rows) == 0:
@@ -279,6 +288,7 @@ class CarryRule:
 
 
 COMPARISONS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
-Rule = Distance | Unchanged | Empty | NoneActive | Predicate | CarryRule | MaxIterations
+Measured = Distance | Unchanged | Empty | NoneActive | Predicate
+Rule = Measured | CarryRule | MaxIterations
 RULES = (Distance, Unchanged, Empty, NoneActive, Predicate, CarryRule, MaxIterations)
 WITHOUT_TABLE = (CarryRule, MaxIterations)

@@ -153,24 +153,24 @@ class CombineShuffle(KeyLineage):
         self._begin()
         self.combiner.clear()
         body = self._start_plan()
+        combiner = self.combiner
         for piece in self.source.pieces(self._tables, self._iteration):
-            if piece.batch._length:  # no rows, no say: their columns may be those of an empty list
-                self.combiner.check(piece.batch)
-            proposal = self._propose(piece.tokens)
+            lo, hi, batch, tokens = piece
+            if batch._length:  # no rows, no say: their columns may be those of an empty list
+                combiner.check(batch)
+            proposal = self._propose(tokens)
             if body is not None and self.on_plan and proposal == self.plan_token:
-                assert self.plan is not None and self.combiner.outputs is not None
+                assert self.plan is not None and combiner.outputs is not None
                 codes = body.codes
-                if piece.lo or piece.hi < len(codes):
-                    codes = codes[piece.lo : piece.hi]
-                if piece.lo:
-                    self.combiner.outputs.update(self.plan.records, codes, piece.batch)
-                else:
-                    self.combiner.outputs.update_afresh(self.plan.records, codes, piece.batch)
+                if lo or hi < codes.size:
+                    codes = codes[lo:hi]
+                fold = combiner.outputs.update if lo else combiner.outputs.update_afresh
+                fold(self.plan.records, codes, batch)
             else:
                 self._leave_plan(body)
-                if len(piece.batch):
+                if batch._length:
                     self._add(piece)
-            self._rows_seen = piece.hi
+            self._rows_seen = hi
         if body is not None and self._rows_seen != len(body.codes):
             self._leave_plan(body)
 

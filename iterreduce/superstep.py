@@ -204,7 +204,7 @@ class ExchangeStep(Watched):
         self.work.prepare(seen, iteration)
 
     def _after(self, seen: dict[str, Table], iteration: int) -> None:
-        made = finished(self.work)
+        made: Table | dict[str, Table] = self.work.finish()
         if isinstance(made, dict):
             seen.update(made)
         else:
@@ -248,11 +248,14 @@ class SuperstepRun:
         self.accumulates = [w for w in step.writes if isinstance(w, Accumulate) and w.table in shop.carry]
         self.sunk: list[tuple[str, Table]] = []  # by the last run, in order
         self.accumulated: list[tuple[Accumulate, Table]] = []
+        self._writing = f"{within}{step.name}: writes"
+        replaces = [w for w in step.writes if isinstance(w, Replace)]
+        self._replaces = replaces if len(replaces) == len(step.writes) else None
 
     def run(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
         """Run the stages; returns the tables written. Collective. Raises the same error on all ranks."""
         seen = self.results(tables, guard)
-        guard.stage = f"{self.within}{self.step.name}: writes"
+        guard.stage = self._writing
         return guard.run(self._writes, seen) or {}
 
     def results(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
@@ -264,13 +267,16 @@ class SuperstepRun:
         return seen
 
     def _writes(self, seen: Mapping[str, Table]) -> dict[str, Table]:
-        known = self.shop.states
+        known, shop, out = self.shop.states, self.shop, dict[str, Table]()
+        if self._replaces is not None and not shop.in_place:  # nothing shares memory with what is written
+            for write in self._replaces:
+                out[write.table] = written(write, seen[write.table], seen[write.rows], shop)
+            return out
         rows = [detached(seen[w.rows], self.shop.in_place) for w in self.step.writes]
         if self.sinks:  # copied: rows of a table may be changed in place later
             self.sunk = [
                 (w.output, replace(seen[w.rows], batch=seen[w.rows].batch.copy())) for w in self.sinks
             ]
-        out: dict[str, Table] = {}
         for w, given in zip(self.step.writes, rows, strict=True):
             if isinstance(w, Replace):
                 out[w.table] = written(w, seen[w.table], given, self.shop)
@@ -279,11 +285,6 @@ class SuperstepRun:
         if self.accumulates:
             self.accumulated = [(w, seen[w.rows]) for w in self.accumulates]
         return out
-
-
-def finished(work: Exchanger) -> Table | dict[str, Table]:
-    """What an exchanging stage made."""
-    return work.finish()
 
 
 def computed(stage: Stage) -> dict[str, Expr]:
@@ -363,12 +364,12 @@ def check_owned(write: Replace, old: Table, rows: Table, shop: Workshop) -> None
     """Every row must lie with the owner of its key: known where its columns were passed on, else hashed."""
     keys, here, before = old.layout.keys, rows.batch, old.batch
     for key in keys:
-        if here[key] is not before._columns.get(key):  # or names what is missing
+        if key not in here._columns or here._columns[key] is not before._columns.get(key):
             break
     else:
         return
     for key in keys:
-        here[key]
+        here[key]  # or names what is missing
     if rows.layout == old.layout and all(k in rows.tokens for k in keys):
         return
     if shop.group.size > 1:

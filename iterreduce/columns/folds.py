@@ -322,26 +322,53 @@ def largest_change(old: Array, new: Array) -> Any:
 
 
 @kernel
-def sum_of_changes(old: Array, new: Array) -> float:
-    """The sum of absolute differences of float64 ``(n,)`` values, in eight sums side by side."""
-    a = b = c = d = e = f = g = h = 0.0
-    whole = np.uint64(old.size) // np.uint64(8) * np.uint64(8)
-    i = np.uint64(0)
-    while i < whole:
-        a += abs(new[i] - old[i])
-        b += abs(new[i + np.uint64(1)] - old[i + np.uint64(1)])
-        c += abs(new[i + np.uint64(2)] - old[i + np.uint64(2)])
-        d += abs(new[i + np.uint64(3)] - old[i + np.uint64(3)])
-        e += abs(new[i + np.uint64(4)] - old[i + np.uint64(4)])
-        f += abs(new[i + np.uint64(5)] - old[i + np.uint64(5)])
-        g += abs(new[i + np.uint64(6)] - old[i + np.uint64(6)])
-        h += abs(new[i + np.uint64(7)] - old[i + np.uint64(7)])
-        i += np.uint64(8)
-    rest = 0.0
-    while i < np.uint64(old.size):
-        rest += abs(new[i] - old[i])
-        i += np.uint64(1)
-    return ((a + b) + (c + d)) + ((e + f) + (g + h)) + rest
+def _few_changes(old: Array, new: Array, lo: int, n: int) -> Any:
+    """The sum of at most 128 absolute differences from ``lo`` on, in eight lanes."""
+    total, end = 0.0, lo
+    if n >= 8:
+        a, b = abs(new[lo] - old[lo]), abs(new[lo + 1] - old[lo + 1])
+        c, d = abs(new[lo + 2] - old[lo + 2]), abs(new[lo + 3] - old[lo + 3])
+        e, f = abs(new[lo + 4] - old[lo + 4]), abs(new[lo + 5] - old[lo + 5])
+        g, h = abs(new[lo + 6] - old[lo + 6]), abs(new[lo + 7] - old[lo + 7])
+        end = lo + n - n % 8
+        for i in range(lo + 8, end, 8):
+            a += abs(new[i] - old[i])
+            b += abs(new[i + 1] - old[i + 1])
+            c += abs(new[i + 2] - old[i + 2])
+            d += abs(new[i + 3] - old[i + 3])
+            e += abs(new[i + 4] - old[i + 4])
+            f += abs(new[i + 5] - old[i + 5])
+            g += abs(new[i + 6] - old[i + 6])
+            h += abs(new[i + 7] - old[i + 7])
+        total = ((a + b) + (c + d)) + ((e + f) + (g + h))
+    for i in range(end, lo + n):
+        total += abs(new[i] - old[i])
+    return total
+
+
+@kernel
+def total_change(old: Array, new: Array) -> Any:
+    """The sum of absolute differences of float64 ``(n,)`` values: one pass and no temporary, yet the bits of
+    `numpy.add.reduce` of them, which halves what is more than 128 values and adds the halves.
+    """
+    lo, n, depth = 0, old.size, 0
+    if n <= 128:
+        return _few_changes(old, new, 0, n)
+    lefts, rights = np.empty(64), np.empty(64, np.int64)  # of the halvings under way; 0: on its right half
+    while True:
+        while n > 128:
+            half = n // 2
+            half -= half % 8
+            rights[depth] = n - half
+            depth, n = depth + 1, half
+        total = _few_changes(old, new, lo, n)
+        lo += n
+        while depth > 0 and rights[depth - 1] == 0:
+            depth -= 1
+            total = lefts[depth] + total
+        if depth == 0:
+            return total
+        lefts[depth - 1], n, rights[depth - 1] = total, rights[depth - 1], 0
 
 
 @kernel

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import iterreduce as ir
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
+from iterreduce.columns.folds import total_change
 from iterreduce.fixpoint import Measure, Until, partials, side_by_side, verdict
 from iterreduce.loop import Local, State
 from iterreduce.table import BY_BLOCK, Table, by_key, everywhere
@@ -243,3 +244,13 @@ CHECKS = [check for name, check in list(globals().items()) if name.startswith("c
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_rules_in_loops(check: Any, ranks: int) -> None:
     run_ranks(ranks, check, timeout=120)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(0, 3000), seed=st.integers(0, 2**32 - 1))
+def test_a_sum_of_changes_in_one_pass_has_the_bits_of_numpys(n: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    old, new = random.standard_normal((2, n)) * 10.0 ** random.integers(-9, 9, (2, n))
+    assert total_change(old, new) == np.add.reduce(np.abs(new - old))
+    found = ir.Distance(("x",), 0.0, "l1").partial(Batch(x=old), Batch(x=new))
+    assert found == (float(np.add.reduce(np.abs(new - old))), float(n), 0.0)
