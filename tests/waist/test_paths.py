@@ -67,8 +67,8 @@ def test_log_normal_degrees_have_the_distances_of_dijkstra() -> None:
 
 
 @pytest.mark.parametrize("kind", NAMES)
-@pytest.mark.parametrize("symmetric", [False, True], ids=["directed", "symmetric"])
-def test_random_graphs_have_the_paths_of_scipy(kind: str, symmetric: bool, ranks: int) -> None:
+def test_random_graphs_have_the_paths_of_scipy(kind: str, ranks: int) -> None:
+    symmetric = ranks % 2 == 1
     edges = named(random_graph(60, 150, seed=ranks), NAMES[kind])
     source = id_of(9, kind)
     for weight in (edges["weight"], edges["weight"] / 7):

@@ -29,28 +29,40 @@ def found(name: str, ranks: int, path: Path, *args: Any, **options: Any) -> ir.B
     return ir.Batch.concat([r.batch for r in results])
 
 
-@RANKS
-def test_components_are_those_of_networkx(wordnet_edges: Path, lines: Any, ranks: int) -> None:
-    rows = found("components", ranks, wordnet_edges)
-    want: dict[str, str] = {}
+@pytest.fixture(scope="module")
+def components(lines: Any) -> dict[str, str]:
+    named: dict[str, str] = {}
     for part in nx.connected_components(nx.Graph(lines)):
-        want.update(dict.fromkeys(part, min(part)))
-    assert by(rows, "vertex", "component") == want
+        named.update(dict.fromkeys(part, min(part)))
+    return named
 
 
-@RANKS
-def test_shortest_paths_are_those_of_networkx(wordnet_edges: Path, lines: Any, ranks: int) -> None:
-    want = nx.single_source_shortest_path_length(nx.DiGraph(lines), ROOT)
-    rows = found("sssp", ranks, wordnet_edges, ROOT, weights=False)
-    assert by(rows, "vertex", "distance") == want
-    assert by(found("bfs", ranks, wordnet_edges, ROOT), "vertex", "level") == want
+@pytest.fixture(scope="module")
+def distances(lines: Any) -> dict[str, int]:
+    return dict(nx.single_source_shortest_path_length(nx.DiGraph(lines), ROOT))
 
 
-@RANKS
-def test_ranks_are_those_of_igraph(wordnet_edges: Path, lines: Any, ranks: int) -> None:
-    rows = found("pagerank", ranks, wordnet_edges, tolerance=1e-10)
+@pytest.fixture(scope="module")
+def ranks_of_pages(lines: Any) -> dict[str, float]:
     graph = igraph.Graph.TupleList(lines, directed=True)
-    want = dict(zip(graph.vs["name"], graph.pagerank(damping=0.85), strict=True))
-    got = by(rows, "page", "rank")
-    assert set(got) == set(want)
-    np.testing.assert_allclose([got[page] for page in want], list(want.values()), rtol=0, atol=1e-9)
+    return dict(zip(graph.vs["name"], graph.pagerank(damping=0.85), strict=True))
+
+
+@RANKS
+def test_components_are_those_of_networkx(wordnet_edges: Path, components: Any, ranks: int) -> None:
+    assert by(found("components", ranks, wordnet_edges), "vertex", "component") == components
+
+
+@RANKS
+def test_shortest_paths_are_those_of_networkx(wordnet_edges: Path, distances: Any, ranks: int) -> None:
+    rows = found("sssp", ranks, wordnet_edges, ROOT, weights=False)
+    assert by(rows, "vertex", "distance") == distances
+    assert by(found("bfs", ranks, wordnet_edges, ROOT), "vertex", "level") == distances
+
+
+@RANKS
+def test_ranks_are_those_of_igraph(wordnet_edges: Path, ranks_of_pages: Any, ranks: int) -> None:
+    got = by(found("pagerank", ranks, wordnet_edges, tolerance=1e-10), "page", "rank")
+    assert set(got) == set(ranks_of_pages)
+    want = list(ranks_of_pages.values())
+    np.testing.assert_allclose([got[page] for page in ranks_of_pages], want, rtol=0, atol=1e-9)
