@@ -195,10 +195,8 @@ class LinkShuffle:
 
     def _frontier(self, slots: Array | None, starts: int) -> tuple[Array | None, dict[str, Array]]:
         """The slots that rows start from, with the values beside them; None: all, by slot."""
-        if slots is None and not self.stage.touched:
-            return None, self._values
         if slots is None:
-            return np.arange(starts), {name: v[:starts] for name, v in self._values.items()}
+            return None, self._values
         chosen = np.flatnonzero((slots >= 0) & (slots < starts))
         if len(chosen) == len(slots):
             return slots, self._values
@@ -231,9 +229,9 @@ class LinkShuffle:
 
     def _fold_touched(self, links: Links, frontier: Array | None, lanes: list[Lane]) -> None:
         """The places that were reached, and their values in ``_scratch``."""
-        assert self.resident is not None and frontier is not None
+        assert self.resident is not None
         rows = len(self._target.keys)
-        self.walked += links.edges_of(frontier)
+        self.walked += links.n_edges if frontier is None else links.edges_of(frontier)
         while len(self._touched) < len(lanes):
             self._touched.append(Touched(rows))
         if [lane.word for lane in lanes] != [out.dtype for out in self._scratch]:
@@ -241,6 +239,8 @@ class LinkShuffle:
             self._own = [np.empty(rows, lane.word) for lane in lanes]
         for lane, out in zip(lanes, self._scratch, strict=True):
             self._reached = walk(links, lane, frontier, out)
+        if frontier is None:  # all rows start from it: what they lead to never changes
+            self._reached = np.flatnonzero(links.counts).astype(np.int32)
 
     def _outputs(self, words: list[Array]) -> list[Array]:
         """One column of words for each output, from those of its lanes."""
@@ -420,9 +420,22 @@ class LinkShuffle:
     def _finish_touched(self, onto: Table) -> Table:
         """Only the keys that were reached."""
         assert self.program is not None and self.resident is not None
+        slots, words = self._reached_here()
+        keys = self._target.keys.take(slots).rename(**{self._target.keys.names[0]: onto.layout.keys[0]})
+        made = dict(keys._columns)
+        for bound, column in zip(self.program.outputs, self._outputs(words), strict=True):
+            made[bound.output.name] = bound.finished(column)
+        made_of = RowsOf(onto.batch.select(*onto.layout.keys), self._rows_at(onto, slots))
+        return Table(Batch._trusted(made, {}, len(slots)), onto.layout, rows_of=made_of)
+
+    def _reached_here(self) -> tuple[Array, list[Array]]:
+        """The slots of this rank that were reached, by any rank, and the words of every lane."""
+        assert self.resident is not None
         own_at = self.resident.own_at
         near = self._reached[np.searchsorted(self._reached, own_at) :]
         own = near - own_at
+        if self.group.size == 1:
+            return own, [out[near] for out in self._scratch]
         for j, lane in enumerate(self._folded):
             seen, into = self._touched[j], self._own[j]
             seen.begin()
@@ -430,13 +443,7 @@ class LinkShuffle:
             for slots, values in self._came(j, lane):
                 seen.merge(lane.combine, into, slots, values)
         slots = self._touched[0].slots()
-        keys = self._target.keys.take(slots).rename(**{self._target.keys.names[0]: onto.layout.keys[0]})
-        made = dict(keys._columns)
-        columns = self._outputs([words[slots] for words in self._own])
-        for bound, words in zip(self.program.outputs, columns, strict=True):
-            made[bound.output.name] = bound.finished(words)
-        made_of = RowsOf(onto.batch.select(*onto.layout.keys), self._rows_at(onto, slots))
-        return Table(Batch._trusted(made, {}, len(slots)), onto.layout, rows_of=made_of)
+        return slots, [words[slots] for words in self._own]
 
     def _rows_at(self, onto: Table, slots: Array) -> Array:
         """The rows of the table that stand for these slots."""
