@@ -146,9 +146,16 @@ class Npy:
     suffix: str = ".npy"
     suffixes: tuple[str, ...] = (".npy",)
 
+    def __init__(self) -> None:
+        self._headers: dict[str, Header] = {}  # of files that are read a piece at a time
+
     def _header(self, path: str) -> Header:
         with open(path, "rb") as file:
             return read_header(file, path)
+
+    def release(self) -> None:
+        """Forget headers. Local."""
+        self._headers = {}
 
     def inspect(self, path: str) -> tuple[Schema, int]:
         """Schema and rows; a file shorter than its header says is refused."""
@@ -164,7 +171,9 @@ class Npy:
 
     def read(self, path: str, schema: Schema, lo: int, hi: int) -> Batch:
         """Rows by one read at their offset."""
-        header = self._header(path)
+        if path not in self._headers:
+            self._headers[path] = self._header(path)
+        header = self._headers[path]
         values = rows_of(path, header, lo, hi)
         structured = header.dtype.names is not None
         return Batch.from_dict(
