@@ -25,7 +25,9 @@ def lines(wordnet_edges: Path) -> list[tuple[str, str]]:
 
 
 def found(name: str, ranks: int, path: Path, *args: Any, **options: Any) -> ir.Batch:
-    results = run_ranks(ranks, lambda group: program(name)(ir.read(str(path)), *args, **options).run(group))
+    results = run_ranks(
+        ranks, lambda group: program(name)(ir.read(str(path)), *args, **options).run(group), timeout=240
+    )
     return ir.Batch.concat([r.batch for r in results])
 
 
