@@ -15,8 +15,18 @@ from iterreduce.columns.threads import ALONE, Pool, current, even_parts, using
 from iterreduce.errors import UsageError
 
 
+before: set[threading.Thread] = set()  # of runs that other tests drive by hand and never end
+
+
+@pytest.fixture(autouse=True)
+def _threads_before() -> None:
+    gc.collect()
+    before.clear()
+    before.update(threading.enumerate())
+
+
 def pool_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("iterreduce pool")]
+    return [t.name for t in set(threading.enumerate()) - before if t.name.startswith("iterreduce pool")]
 
 
 def wait_for_helpers(pool: Pool, wanted: int) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -39,8 +40,18 @@ def bits(group: Group, made: Made, threads: int) -> tuple[Any, ...]:
     return result.iterations, len(result.batch), columns, masks
 
 
+before: set[threading.Thread] = set()  # of runs that other tests drive by hand and never end
+
+
+@pytest.fixture(autouse=True)
+def _threads_before() -> None:
+    gc.collect()
+    before.clear()
+    before.update(threading.enumerate())
+
+
 def pool_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("iterreduce pool")]
+    return [t.name for t in set(threading.enumerate()) - before if t.name.startswith("iterreduce pool")]
 
 
 def k_means(group: Group) -> Loop:
