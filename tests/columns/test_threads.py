@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from iterreduce.columns.threads import ALONE, Pool, current, even_parts, using
 from iterreduce.errors import UsageError
 
-
 before: set[threading.Thread] = set()  # of runs that other tests drive by hand and never end
 
 
