@@ -190,6 +190,7 @@ def indexes_of(loop: Loop) -> frozenset[str]:
 
 def check_names(loop: Loop) -> None:
     """Every name is bound before it is read, once, and every stage is well formed."""
+    _check_forms(loop)
     bound = set(loop.sources) | set(loop.outer)
     if len(set(loop.outer)) < len(loop.outer) or bound - set(loop.outer) != set(loop.sources):
         twice = sorted(set(loop.sources) & set(loop.outer)) or sorted(loop.outer)
@@ -198,7 +199,11 @@ def check_names(loop: Loop) -> None:
         bound = _bind(stage, bound, "prepare")
     for name, state in loop.state.items():
         if state.initial:
-            _known(state.initial, bound, f'state "{name}"')
+            where = f'loop "{loop.name}": state "{name}" begins with'
+            outside = (
+                "" if loop.outer else "; what an inner loop reads of the loop around it stands in its outer"
+            )
+            _known(state.initial, bound, where, outside)
         if name in bound:
             raise UsageError(f'state "{name}" has the name of a source or a prepare output; give it another')
     tables = bound | set(loop.state)
@@ -215,7 +220,12 @@ def check_names(loop: Loop) -> None:
         if isinstance(rule, CarryRule):
             _known(rule.carry, set(loop.carry), "until, the carry")
         elif rule.table is not None or not isinstance(rule, MaxIterations):
-            _known(rule.table or "", set(loop.state), "until")
+            hint = (
+                ""
+                if rule.table
+                else f"; say of which state: ir.Until.of(...).on({next(iter(loop.state), 's')!r})"
+            )
+            _known(rule.table or "", set(loop.state), "until", hint)
     for stage in loop.finish:
         tables = _bind(stage, tables, "finish")
     _known(loop.result, tables, "result")
@@ -278,6 +288,49 @@ def _check_step(step: Any, tables: set[str], loop: Loop) -> None:
         _check_write(write, bound, loop, f"{where} writes")
 
 
+def _check_forms(loop: Loop) -> None:
+    """What a comma forgotten or a word without its tuple gives, said where it was written."""
+    if not isinstance(loop.until, Until):
+        raise UsageError(
+            f"until: wanted ir.Until.of(...), got {loop.until!r}; write ir.Until.of({loop.until!r}, n)"
+        )
+    _tuple_of("body", loop.body, "a superstep, or an inner loop")
+    _tuple_of("prepare", loop.prepare, "a stage")
+    _tuple_of("finish", loop.finish, "a stage")
+    for name, state in loop.state.items():
+        _names(f'state "{name}": key', state.key)
+    for step in loop.body:
+        if isinstance(step, Superstep):
+            _tuple_of(f'superstep "{step.name}": stages', step.stages, "a stage")
+            _tuple_of(f'superstep "{step.name}": writes', step.writes, "a write")
+            _check_stages(step.stages)
+    _check_stages((*loop.prepare, *loop.finish))
+
+
+def _check_stages(stages: tuple[Stage, ...]) -> None:
+    for stage in stages:
+        what = f"{type(stage).__name__} into {getattr(stage, 'into', '')!r}"
+        if isinstance(stage, Local):
+            _names(f"{what}: reads", stage.reads)
+            if stage.cut not in ("block", "share"):
+                raise UsageError(f'{what}: cut is {stage.cut!r}; wanted "block" or "share"')
+        elif isinstance(stage, Shuffle | Total | Lookup):
+            _names(f"{what}: key", stage.key)
+
+
+def _names(what: str, names: Any) -> None:
+    if not isinstance(names, tuple):
+        shown = f'("{names}",)' if isinstance(names, str) else '("a", "b")'
+        raise UsageError(f"{what}: wanted a tuple of names such as {shown}, got {names!r}")
+
+
+def _tuple_of(what: str, things: Any, one: str) -> None:
+    if not isinstance(things, tuple):
+        raise UsageError(
+            f"{what}: wanted a tuple, of one thing ({one},) with its comma; got {type(things).__name__}"
+        )
+
+
 def _check_write(write: Any, bound: set[str], loop: Loop, where: str) -> None:
     if not isinstance(write, WRITES):
         wanted = ", ".join(w.__name__ for w in WRITES)
@@ -289,7 +342,8 @@ def _check_write(write: Any, bound: set[str], loop: Loop, where: str) -> None:
         if write.merge:
             raise UsageError(f'{where}: the carry "{write.table}" has its aggregator; leave out merge')
         return
-    _known(write.table, set(loop.state), where)
+    hint = "; a number for all ranks is declared in carry={...}" if isinstance(write, Accumulate) else ""
+    _known(write.table, set(loop.state), where, hint)
     if not isinstance(write, Replace) and not loop.state[write.table].key:
         raise UsageError(
             f'{where} "{write.table}" by {type(write).__name__}, which needs a state with a key; '
@@ -338,11 +392,11 @@ def _check_index(stage: Index, what: str) -> None:
         raise UsageError(f"{what}: rows count both ways round only where both keys are of one table")
 
 
-def _known(name: str, bound: set[str], where: str) -> None:
+def _known(name: str, bound: set[str], where: str, hint: str = "") -> None:
     if name not in bound:
         raise UsageError(
             f'{where} "{name}", which is not bound '
-            f"(known: {', '.join(sorted(bound)) or 'nothing'}){did_you_mean(name, bound)}"
+            f"(known: {', '.join(sorted(bound)) or 'nothing'}){did_you_mean(name, bound)}{hint}"
         )
 
 

@@ -38,6 +38,9 @@ from iterreduce.maps import call
 Map = Callable[..., Batch]
 
 
+BUILTINS = {"sum": "SUM", "min": "MIN", "max": "MAX", "any": "ANY", "all": "ALL", "len": "COUNT"}
+
+
 @dataclass(frozen=True)
 class ReduceGroups:
     """A kernel: the user's reduce function over rows that stand together by key."""
@@ -77,6 +80,9 @@ class MapReduce:
     def __post_init__(self) -> None:
         if self.map is not None and not callable(self.map):
             raise UsageError(f"map: wanted a function of a Batch, got {type(self.map).__name__}")
+        reduce: Any = self.reduce
+        if getattr(reduce, "__module__", "") == "builtins" and reduce.__name__ in BUILTINS:
+            raise UsageError(f"reduce: got Python's {reduce.__name__}; write ir.{BUILTINS[reduce.__name__]}")
         if not isinstance(self.reduce, (Aggregator, Mapping)) and not callable(self.reduce):
             raise UsageError(
                 "reduce: wanted an aggregator such as ir.SUM, a mapping of them, or a function of "

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 import iterreduce as ir
 from iterreduce.collectives import Group
+from iterreduce.columns.aggregators import SUM
 from iterreduce.columns.batch import Batch
-from iterreduce.loop import Shuffle, Total
+from iterreduce.errors import UsageError
+from iterreduce.fixpoint import Empty, MaxIterations, Until
+from iterreduce.frontends.mapreduce import MapReduce
+from iterreduce.loop import Local, Loop, Shuffle, State, Superstep, Total
 from iterreduce.testing import run_ranks
 from tests.engine import checks_library
 from tests.engine.kit import Check, int_rows, local, once, raised
@@ -49,3 +55,34 @@ def test_text_can_be_reduced(reduce: object) -> None:
         ir.Dataset.from_local(None, k=np.array([1, 2, 1]), x=["a", "b", "c"])
     ).collect()  # type: ignore[arg-type]
     assert sorted(got["x"].to_list()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"body": Superstep("s", ())}, "of one thing (a superstep"),
+        ({"body": (Superstep("s", Total("x", (), SUM, "t")),)}, "of one thing (a stage"),  # type: ignore[arg-type]
+        ({"until": MaxIterations(1)}, "ir.Until.of"),
+        ({"until": Until((Empty(),))}, ".on('s')"),
+        ({"state": {"s": State("x", "k")}}, '("k",)'),  # type: ignore[arg-type]
+        ({"body": (Superstep("s", (Shuffle("x", "k", "y"),)),)}, '("k",)'),  # type: ignore[arg-type]
+        ({"body": (Superstep("s", (Local(len, ("x",), "y", cut="shares"),)),)}, '"block" or "share"'),  # type: ignore[arg-type]
+        ({"state": {"s": State("o")}}, "in its outer"),
+    ],
+)
+def test_a_loop_that_is_written_wrongly_says_what_to_write(change: dict[str, Any], said: str) -> None:
+    right: dict[str, Any] = {
+        "sources": {"x": Batch(k=np.arange(3))},
+        "state": {"s": State("x")},
+        "body": (Superstep("step", ()),),
+        "until": Until((MaxIterations(1),)),
+    }
+    Loop("l", **right, result="s")
+    with pytest.raises(UsageError) as caught:
+        Loop("l", **{**right, **change}, result="s")
+    assert said in str(caught.value)
+
+
+def test_pythons_own_sum_is_no_aggregator() -> None:
+    with pytest.raises(UsageError, match=r"write ir\.SUM"):
+        MapReduce(reduce=sum, key="k")
