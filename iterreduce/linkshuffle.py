@@ -143,6 +143,7 @@ class LinkShuffle:
         self._tables = tables
         assert self.stage.onto is not None
         self._check_layout(self.stage.onto, tables[self.stage.onto])
+        self.shape.check_key(*tables[self.stage.onto].layout.keys)
         if self.shape.counts_only:
             return
         joined, slots = self._joined()
@@ -345,7 +346,7 @@ class LinkShuffle:
         keys = dict(onto.batch.select(*onto.layout.keys)._columns)
         for bound, words in zip(outputs, columns, strict=True):
             if order is not None:
-                words = np.where(order >= 0, words[order], np.array(bound.identity, words.dtype))
+                words = _at(words, order, bound.identity)
             keys[bound.output.name] = bound.finished(words)
         tokens = {k: onto.tokens[k] for k in onto.layout.keys if k in onto.tokens}
         return Table(Batch._trusted(keys, {}, len(onto)), onto.layout, tokens)
@@ -399,13 +400,13 @@ class LinkShuffle:
         if key is own[own.names[0]]:
             return None
         if self._order[0] is not key:
-            self._order = key, self._target.find(key)
-            self._check_missing(self._order[1])
+            slots = self._target.find(key)
+            self._check_missing(slots)  # before they are kept: what failed once must fail again
+            self._order = key, slots
         return self._order[1]
 
-    def _check_missing(self, slots: Array | None) -> None:
+    def _check_missing(self, slots: Array) -> None:
         """Keys that have rows must be in the table, unless they may be dropped."""
-        assert slots is not None
         absent = np.ones(len(self._target.keys), bool)
         absent[slots[slots >= 0]] = False
         role = 1 if self.push else 0
@@ -429,23 +430,24 @@ class LinkShuffle:
             seen.merge(lane.combine, into, own, self._scratch[j][near])
             for slots, values in self._came(j, lane):
                 seen.merge(lane.combine, into, slots, values)
-        slots = self._touched[0].slots()
+        slots, rows = self._rows_at(onto, self._touched[0].slots())
         keys = self._target.keys.take(slots).rename(**{self._target.keys.names[0]: onto.layout.keys[0]})
         made = dict(keys._columns)
         columns = self._outputs([words[slots] for words in self._own])
         for bound, words in zip(self.program.outputs, columns, strict=True):
             made[bound.output.name] = bound.finished(words)
-        made_of = RowsOf(onto.batch.select(*onto.layout.keys), self._rows_at(onto, slots))
+        made_of = RowsOf(onto.batch.select(*onto.layout.keys), rows)
         return Table(Batch._trusted(made, {}, len(slots)), onto.layout, rows_of=made_of)
 
-    def _rows_at(self, onto: Table, slots: Array) -> Array:
-        """The rows of the table that stand for these slots."""
+    def _rows_at(self, onto: Table, slots: Array) -> tuple[Array, Array]:
+        """Those of these slots that stand for a row of the table, and their rows."""
         order = self._order_of(onto.batch[onto.layout.keys[0]])
         if order is None:
-            return slots.astype(np.int64)
+            return slots, slots.astype(np.int64)
         row_of = np.full(len(self._target.keys), -1)
         row_of[order[order >= 0]] = np.flatnonzero(order >= 0)
-        return row_of[slots]
+        known = slots[row_of[slots] >= 0]
+        return known, row_of[known]
 
     def _came(self, j: int, lane: Lane) -> list[tuple[Array, Array]]:
         """Slots and values of lane ``j`` from each rank."""
@@ -478,6 +480,14 @@ def _by_slot(values: Array, slots: Array) -> Array:
     known = slots >= 0
     out = np.empty(int(known.sum()), values.dtype)
     out[slots[known]] = values[known]
+    return out
+
+
+def _at(words: Array, slots: Array, identity: float | int) -> Array:
+    """The words at some slots; the identity for slot -1, which is nobody's."""
+    out = np.full(len(slots), identity, words.dtype)
+    known = slots >= 0
+    out[known] = words[slots[known]]
     return out
 
 
