@@ -249,6 +249,10 @@ class IndexRows:
                     f'column "{name}" ({found.describe()}) cannot stand beside indexed rows: wanted numbers '
                     "without nulls; leave it out"
                 )
+            if name not in self.stage.keys and found.dtype == np.float16:
+                raise SchemaError(
+                    f'column "{name}" is float16: indexed rows keep float32 or float64; convert it'
+                )
 
     def _pieces(self) -> Iterator[Batch]:
         """This rank's rows, some at a time."""

@@ -136,3 +136,24 @@ def finished(words: Sequence[Array], grid: Grid) -> Array:
         out[positive], out[negative] = np.inf, -np.inf
         out[positive & negative] = np.nan
     return out
+
+
+def by_slot(values: Array, slots: Array) -> Array:
+    """Values of rows in the order of their slots; rows without one are left out."""
+    known = slots >= 0
+    out = np.empty(int(known.sum()), values.dtype)
+    out[slots[known]] = values[known]
+    return out
+
+
+def at_slots(words: Array, slots: Array, identity: float | int) -> Array:
+    """The words at some slots; the identity for slot -1, which is nobody's."""
+    out = np.full(len(slots), identity, words.dtype)
+    known = slots >= 0
+    out[known] = words[slots[known]]
+    return out
+
+
+def as_words(values: Array) -> Array:
+    """Numbers as 8-byte words."""
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False).view(np.int64)

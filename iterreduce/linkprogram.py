@@ -71,6 +71,11 @@ class Shape:
                 f"(they have {', '.join(columns) or 'no columns'}); say joined=Joined(table, on)"
             )
 
+    def check_key(self, key: str) -> None:
+        """An output must not take the place of the key."""
+        if any(output.name == key for output in self.outputs):
+            raise UsageError(f'output "{key}" has the name of the key beside it; give it another one')
+
     def _output(self, name: str, aggregator: Aggregator, columns: tuple[str, ...]) -> Output:
         tree = _tree(name, aggregator)
         here = {c for c in columns_of(tree) if c not in columns}
@@ -114,6 +119,8 @@ def named(stage: Shuffle) -> dict[str, Aggregator]:
         raise UsageError(
             f'shuffle of "{stage.rows}": name the outputs, such as combine={{"heard": ir.sum("rank")}}'
         )
+    if not out and stage.touched:
+        raise UsageError(f'shuffle of "{stage.rows}": no outputs; wanted one at least, such as ir.count()')
     for name, aggregator in out.items():
         if not isinstance(aggregator, Aggregator) or aggregator.kind not in COMBINES:
             kind = getattr(aggregator, "name", type(aggregator).__name__)

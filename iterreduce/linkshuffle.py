@@ -40,7 +40,16 @@ from iterreduce.exchange import (
 from iterreduce.indexing import GAP, Resident, Side
 from iterreduce.linkexchange import LinkExchange
 from iterreduce.linkgrids import Grids, walk
-from iterreduce.linklanes import Lane, exact, finished, is_exact, plain
+from iterreduce.linklanes import (
+    Lane,
+    as_words,
+    at_slots,
+    by_slot,
+    exact,
+    finished,
+    is_exact,
+    plain,
+)
 from iterreduce.linkprogram import Bound, Program, Shape
 from iterreduce.rowrounds import Shelf
 from iterreduce.stages import Shuffle
@@ -143,6 +152,7 @@ class LinkShuffle:
         self._tables = tables
         assert self.stage.onto is not None
         self._check_layout(self.stage.onto, tables[self.stage.onto])
+        self.shape.check_key(*tables[self.stage.onto].layout.keys)
         if self.shape.counts_only:
             return
         joined, slots = self._joined()
@@ -151,7 +161,7 @@ class LinkShuffle:
             self.program = Program(self.shape, dtypes, joined.schema)
         self._values = self.program.values(joined._columns, len(joined))
         if slots is not None and self._are_all(slots):
-            self._values = {name: _by_slot(v, slots) for name, v in self._values.items()}
+            self._values = {name: by_slot(v, slots) for name, v in self._values.items()}
             slots = None
         if self.push:
             self._starts = self._frontier(slots, self.residents[self.stage.rows].pushed().n_sources)
@@ -295,7 +305,7 @@ class LinkShuffle:
             first = int(plan.send_at[rank]) + GAP * plan.width
             segment = plan.send[first : first + len(slots) * plan.width].reshape(-1, plan.width)
             for j, value in enumerate(self._values.values()):
-                segment[:, j] = _words(value[slots])
+                segment[:, j] = as_words(value[slots])
 
     def _outgoing(self) -> Outgoing:
         """Places and values of what was reached at other ranks."""
@@ -345,7 +355,7 @@ class LinkShuffle:
         keys = dict(onto.batch.select(*onto.layout.keys)._columns)
         for bound, words in zip(outputs, columns, strict=True):
             if order is not None:
-                words = np.where(order >= 0, words[order], np.array(bound.identity, words.dtype))
+                words = at_slots(words, order, bound.identity)
             keys[bound.output.name] = bound.finished(words)
         tokens = {k: onto.tokens[k] for k in onto.layout.keys if k in onto.tokens}
         return Table(Batch._trusted(keys, {}, len(onto)), onto.layout, tokens)
@@ -399,13 +409,13 @@ class LinkShuffle:
         if key is own[own.names[0]]:
             return None
         if self._order[0] is not key:
-            self._order = key, self._target.find(key)
-            self._check_missing(self._order[1])
+            slots = self._target.find(key)
+            self._check_missing(slots)  # before they are kept: what failed once must fail again
+            self._order = key, slots
         return self._order[1]
 
-    def _check_missing(self, slots: Array | None) -> None:
+    def _check_missing(self, slots: Array) -> None:
         """Keys that have rows must be in the table, unless they may be dropped."""
-        assert slots is not None
         absent = np.ones(len(self._target.keys), bool)
         absent[slots[slots >= 0]] = False
         role = 1 if self.push else 0
@@ -421,11 +431,15 @@ class LinkShuffle:
         """Only the keys that were reached."""
         assert self.program is not None and self.resident is not None
         slots, words = self._reached_here()
+        rows = self._rows_at(onto, slots)
+        if len(rows) and rows.min() < 0:
+            known = rows >= 0
+            slots, rows, words = slots[known], rows[known], [w[known] for w in words]
         keys = self._target.keys.take(slots).rename(**{self._target.keys.names[0]: onto.layout.keys[0]})
         made = dict(keys._columns)
         for bound, column in zip(self.program.outputs, self._outputs(words), strict=True):
             made[bound.output.name] = bound.finished(column)
-        made_of = RowsOf(onto.batch.select(*onto.layout.keys), self._rows_at(onto, slots))
+        made_of = RowsOf(onto.batch.select(*onto.layout.keys), rows)
         return Table(Batch._trusted(made, {}, len(slots)), onto.layout, rows_of=made_of)
 
     def _reached_here(self) -> tuple[Array, list[Array]]:
@@ -446,7 +460,7 @@ class LinkShuffle:
         return slots, [words[slots] for words in self._own]
 
     def _rows_at(self, onto: Table, slots: Array) -> Array:
-        """The rows of the table that stand for these slots."""
+        """The rows of the table that stand for these slots; -1: it has none."""
         order = self._order_of(onto.batch[onto.layout.keys[0]])
         if order is None:
             return slots.astype(np.int64)
@@ -478,16 +492,3 @@ class LinkShuffle:
         """The iteration never was, or is over."""
         self._places, self._values, self._came_values = [], {}, {}
         self.shelf.trim()
-
-
-def _by_slot(values: Array, slots: Array) -> Array:
-    """Values of rows in the order of their slots; rows without one are left out."""
-    known = slots >= 0
-    out = np.empty(int(known.sum()), values.dtype)
-    out[slots[known]] = values[known]
-    return out
-
-
-def _words(values: Array) -> Array:
-    """Numbers as 8-byte words."""
-    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False).view(np.int64)

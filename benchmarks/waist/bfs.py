@@ -35,7 +35,7 @@ class Found:
 def is_one(names: np.ndarray | ir.Ragged, name: str) -> np.ndarray:
     """Which ids are this one, given as text."""
     if isinstance(names, np.ndarray):
-        return names == int(name)
+        return names == (int(name) if name.lstrip("-").isdecimal() else np.nan)
     return ~names.differs(ir.Ragged.from_list([name]).take(np.zeros(len(names), np.int64)))
 
 

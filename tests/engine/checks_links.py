@@ -254,6 +254,67 @@ def a_wrong_key_is_named(group: Group) -> None:
     assert "src and dst" in str(raised(group, UsageError, lambda: run(group, loop)))
 
 
+def onto(
+    group: Group, edges: Batch, key: str, outputs: dict[str, Aggregator], touched: bool = False
+) -> LoopRun:
+    """Ready to shuffle edges onto rows 1, 2, 5 and 6, of which 1 and 3 speak if all need not."""
+    rows, some = np.array([1, 2, 5, 6]), np.array([1, 3])
+    sources = {"all": local(Batch(page=rows, x=rows), group), "few": local(Batch(page=some, x=some), group)}
+    joined = Joined("some" if touched else "rows", "src" if key == "dst" else "dst")
+    missing = "drop" if touched else "error"
+    stages = (
+        Shuffle("links", (key,), "heard", outputs, "rows", touched=touched, joined=joined, missing=missing),
+        Local(lambda h, r: h.with_columns(own=r["x"]), ("heard", "rows"), "both", cut="share"),
+    )
+    states = {"rows": State("all", ("page",)), "some": State("few", ("page",)), "got": State("")}
+    step = Superstep("step", stages, (Replace("got", "both"),))
+    index = Index("edges", {"src": "keys", "dst": "keys"}, "links", {"keys": "page"})
+    until = Until((MaxIterations(1),))
+    loop = Loop(
+        "onto", {"edges": local(edges, group), **sources}, states, (step,), until, "got", prepare=(index,)
+    )
+    return LoopRun(loop, group)
+
+
+def touched_rows_that_the_table_lacks_are_dropped(group: Group) -> None:
+    edges = Batch(src=np.array([1, 1, 3, 2, 3]), dst=np.array([2, 3, 4, 1, 5]))
+    made = onto(group, edges, "dst", {"got": sum_("x")}, touched=True)
+    made.run()
+    assert sorted(rows_of(group, made.tables["got"])) == [(2, 1, 2), (5, 3, 5)]
+
+
+def rows_hear_nothing_where_no_edges_are(group: Group) -> None:
+    none = np.empty(0, np.int64)
+    for key in ("src", "dst"):
+        made = onto(group, Batch(src=none, dst=none), key, {"got": sum_("x"), "low": min_("x")})
+        made.run()
+        most = np.iinfo(np.int64).max
+        assert sorted(rows_of(group, made.tables["got"])) == [(k, 0, most, k) for k in (1, 2, 5, 6)]
+
+
+def keys_that_the_table_lacks_are_an_error_each_time(group: Group) -> None:
+    made = onto(group, Batch(src=np.array([1, 2]), dst=np.array([2, 7])), "dst", {"got": sum_("x")})
+    made.start()
+    for _ in range(2):
+        assert "1 keys" in str(raised(group, UsageError, made.advance))
+
+
+def an_output_with_the_name_of_the_key_is_refused(group: Group) -> None:
+    made = onto(group, Batch(src=np.array([1]), dst=np.array([2])), "dst", {"page": sum_("x")})
+    assert '"page"' in str(raised(group, UsageError, made.run))
+
+
+def a_touched_shuffle_without_outputs_is_refused(group: Group) -> None:
+    made = onto(group, Batch(src=np.array([1]), dst=np.array([2])), "dst", {}, touched=True)
+    assert "no outputs" in str(raised(group, UsageError, made.run))
+
+
+def half_floats_beside_edges_are_refused(group: Group) -> None:
+    edges = graph().with_columns(w=np.ones(N, np.float16))
+    loop = program(local(edges, group), {"got": count()})
+    assert "float16" in str(raised(group, SchemaError, lambda: run(group, loop)))
+
+
 CHECKS: dict[str, Check] = {
     f"{name}, {kind} keys, by {key}": outputs_are_those_of_a_loop_over_edges(name, kind, key)
     for name in OUTPUTS
@@ -273,5 +334,11 @@ CHECKS: dict[str, Check] = {
         keys_of_two_types_are_refused,
         ranks_with_other_columns_are_refused,
         a_wrong_key_is_named,
+        touched_rows_that_the_table_lacks_are_dropped,
+        rows_hear_nothing_where_no_edges_are,
+        keys_that_the_table_lacks_are_an_error_each_time,
+        an_output_with_the_name_of_the_key_is_refused,
+        a_touched_shuffle_without_outputs_is_refused,
+        half_floats_beside_edges_are_refused,
     )
 }

@@ -98,9 +98,9 @@ def test_rmat_graphs_have_the_paths_of_scipy(scale: int, ranks: int) -> None:
 
 
 def test_a_source_that_is_not_there_is_named() -> None:
-    for name in ("sssp", "bfs"):
+    for name, source in (("sssp", "77"), ("bfs", "77"), ("sssp", "home"), ("bfs", "")):
         with pytest.raises(ir.UsageError, match="no vertex of the graph"):
-            solved(name, 3, tree(9).with_columns(weight=np.ones(8)), source="77")
+            solved(name, 3, tree(9).with_columns(weight=np.ones(8)), source=source)
 
 
 def test_negative_weights_are_refused() -> None:
