@@ -233,10 +233,7 @@ class IndexRows:
         schema.require(*self.stage.keys)
         one, other = (schema[key] for key in self.stage.keys)
         for key in self.stage.keys:
-            if schema[key].nullable:
-                raise SchemaError(f'key column "{key}" has nulls, which are no keys: filter them out first')
-            if schema[key].shape:
-                raise SchemaError(f'key column "{key}" holds vectors; a key is one value')
+            self._check_key(key, schema[key])
         if len(set(self.stage.keys.values())) == 1 and (one.kind, one.dtype) != (other.kind, other.dtype):
             a, b = self.stage.keys
             raise SchemaError(
@@ -244,15 +241,19 @@ class IndexRows:
                 "table: give them the same type"
             )
         for name, found in schema.items():
-            if name not in self.stage.keys and (found.kind != "fixed" or found.nullable or found.shape):
+            odd = found.kind != "fixed" or found.nullable or found.shape or found.dtype == np.float16
+            if name not in self.stage.keys and odd:
                 raise SchemaError(
                     f'column "{name}" ({found.describe()}) cannot stand beside indexed rows: wanted numbers '
-                    "without nulls; leave it out"
+                    "without nulls, floats of 4 or 8 bytes; convert it or leave it out"
                 )
-            if name not in self.stage.keys and found.dtype == np.float16:
-                raise SchemaError(
-                    f'column "{name}" is float16: indexed rows keep float32 or float64; convert it'
-                )
+
+    @staticmethod
+    def _check_key(key: str, field: Field) -> None:
+        if field.nullable:
+            raise SchemaError(f'key column "{key}" has nulls, which are no keys: filter them out first')
+        if field.shape:
+            raise SchemaError(f'key column "{key}" holds vectors; a key is one value')
 
     def _pieces(self) -> Iterator[Batch]:
         """This rank's rows, some at a time."""
@@ -305,6 +306,7 @@ class IndexRows:
         rows, column = self.stage.also[name]
         found = self._tables[rows].batch
         found.schema.require(column)
+        self._check_key(column, found.schema[column])
         return found[column]
 
     def _side(self, guard: Guard, name: str, numbering: Numbering) -> Side:

@@ -315,6 +315,14 @@ def half_floats_beside_edges_are_refused(group: Group) -> None:
     assert "float16" in str(raised(group, SchemaError, lambda: run(group, loop)))
 
 
+def other_keys_are_values_without_nulls(group: Group) -> None:
+    nulls = Batch.from_dict({"id": np.array([5, 6])}, valid={"id": np.array([True, False])})
+    for nodes, said in ((nulls, "nulls"), (Batch(id=np.ones((2, 2), np.int64)), "vectors")):
+        more: dict[str, Any] = {"also": {"keys": ("nodes", "id")}, "sources": {"nodes": local(nodes, group)}}
+        loop = program(local(graph(), group), {"got": count()}, **more)
+        assert said in str(raised(group, SchemaError, lambda loop=loop: run(group, loop)))
+
+
 CHECKS: dict[str, Check] = {
     f"{name}, {kind} keys, by {key}": outputs_are_those_of_a_loop_over_edges(name, kind, key)
     for name in OUTPUTS
@@ -340,5 +348,6 @@ CHECKS: dict[str, Check] = {
         an_output_with_the_name_of_the_key_is_refused,
         a_touched_shuffle_without_outputs_is_refused,
         half_floats_beside_edges_are_refused,
+        other_keys_are_values_without_nulls,
     )
 }
