@@ -34,6 +34,7 @@ from iterreduce.stages import Shuffle
 
 COMBINES = {"sum": "sum", "count": "sum", "min": "min", "max": "max", "any": "max", "all": "min"}
 MOST_VALUES = 3  # of the joined table, and of the rows, that one output may take
+LARGE_ROWS = 1 << 14  # values of which memory is kept: 128 KiB
 READABLE = frozenset(map(np.dtype, (np.float64, np.float32, np.int64, np.int32, np.bool_)))
 
 
@@ -189,6 +190,7 @@ class Program:
             self._check(name, joined)
         self.dtypes = {name: joined[name].dtype for name in self._read}
         self.outputs = [self._bind(output) for output in shape.outputs]
+        self._held: dict[str, Array] = {}
 
     @staticmethod
     def _check(name: str, joined: Schema) -> None:
@@ -226,11 +228,20 @@ class Program:
         """Each part, computed on these columns of the joined table; in a type that the loops read."""
         out = {}
         for name, part in self.shape.parts.items():
-            value = full(evaluate(part, joined), rows)
+            value = full(evaluate(part, joined, self._memory(name, part, rows)), rows)
             dtype = _word_type(value.dtype)
             value = value if value.dtype == dtype else value.astype(dtype)
             out[name] = value if value.flags.c_contiguous else np.ascontiguousarray(value)
         return out
+
+    def _memory(self, name: str, part: Expr, rows: int) -> Array | None:
+        """Memory for a part of many rows, the same in every iteration: fresh pages cost more."""
+        if rows < LARGE_ROWS:
+            return None
+        held = self._held.get(name)
+        if held is None or len(held) != rows:
+            held = self._held[name] = np.empty(rows, dtype_of(part, self.dtypes))
+        return held
 
 
 def _word_type(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -240,15 +240,19 @@ def columns_of(tree: Expr) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in parts for name in columns_of(part)))
 
 
-def evaluate(tree: Expr, columns: Mapping[str, Any]) -> Any:
+def evaluate(tree: Expr, columns: Mapping[str, Any], out: Array | None = None) -> Any:
     """The value on columns of one length, with NumPy's types; a tree without columns gives a scalar.
 
+    ``out``: memory of the value's type and length to write it into, where its last operation can.
     Raises `SchemaError` for a column that is not there.
     """
     if not isinstance(tree, Apply):
         return _evaluated(tree, columns)
     with np.errstate(all="ignore"):
-        return _evaluated(tree, columns)
+        operation = OPERATIONS[tree.operation]
+        if out is None or not isinstance(operation, np.ufunc):
+            return _evaluated(tree, columns)
+        return operation(*(_evaluated(part, columns) for part in tree.arguments), out=out)
 
 
 def _evaluated(tree: Expr, columns: Mapping[str, Any]) -> Any:
