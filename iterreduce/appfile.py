@@ -97,7 +97,7 @@ def _run_file(absolute: str, path: str) -> ModuleType:
 
 
 def _explain(error: Exception, absolute: str, path: str) -> str:
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) or "null bytes" in str(error):  # a ValueError before Python 3.11.4
         return f"{path} is not valid Python\n" + "".join(traceback.format_exception_only(error)).rstrip()
     if isinstance(error, ModuleNotFoundError):
         advice = f"install it for {sys.executable}, or mend the import"
