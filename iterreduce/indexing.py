@@ -35,10 +35,10 @@ from iterreduce.columns.packing import pack, packed_words, unpack
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field, Schema
-from iterreduce.columns.stretches import Named, Stretches, addressed
+from iterreduce.columns.stretches import Named, Stretches, addressed, as_words
 from iterreduce.columns.vertexcodes import Numbering
 from iterreduce.errors import SchemaError, UsageError
-from iterreduce.exchange import FAILED, HEADER_WORDS, FreshExchange, Outgoing, exclusive
+from iterreduce.exchange import FAILED, HEADER_WORDS, ROWS, FreshExchange, Outgoing, exclusive
 from iterreduce.sources.blocks import RowStream
 from iterreduce.stages import Index
 from iterreduce.table import BY_BLOCK, Table, by_key
@@ -316,7 +316,7 @@ class IndexRows:
         arrival = self.fresh.run(out, guard.status)
         if arrival.status & FAILED:
             raise Stopped
-        schema, counts = self._wire(column, numbering), arrival.headers[:, 2]
+        schema, counts = self._wire(column, numbering), arrival.headers[:, ROWS]
         made = self._step(guard, self._numbered, column, schema, arrival, counts)
         keys, degrees, slots = made
         base = np.zeros(self.group.size + 1, np.int64)
@@ -424,7 +424,7 @@ class IndexRows:
         arrived = self._moved(words, counts, came)
         others = {}
         for name, column in stretches.columns.items():
-            sent = _as_words(columns[name]) if name in columns else NONE
+            sent = as_words(columns[name]) if name in columns else NONE
             others[name] = _from_words(self._moved(sent, counts, came), column.dtype)
         guard.run(stretches.lay, arrived, others)
 
@@ -487,12 +487,6 @@ def _addressed(numbers: Numbers | None, base: Array) -> tuple[Array, Array, dict
     first, second, columns = numbers
     words, counts, order = addressed(first, second, base, bool(columns))
     return words, counts, {name: column.take(order) for name, column in columns.items()}
-
-
-def _as_words(column: Array) -> Array:
-    """Numbers in 8 bytes each."""
-    wide = column.astype(np.float64 if column.dtype.kind == "f" else np.int64)
-    return wide.view(np.int64)
 
 
 def _from_words(words: Array, dtype: np.dtype[Any]) -> Array:

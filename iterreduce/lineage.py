@@ -5,17 +5,19 @@ same, later iterations move values only. The key columns that it makes are, from
 the same array objects as long as they are equal, and carry tokens by a version that all ranks raise together,
 so a shuffle that reads them can keep a plan of its own.
 
-Shared by the shuffles with and without ``combine``. Nothing here communicates.
+Shared by the shuffles with and without ``combine``, and by lookups. Nothing here communicates, but for a plan
+that is run or put in force.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from iterreduce.agreement import Guard
 from iterreduce.columns.batch import Batch
-from iterreduce.exchange import ABSTAIN
+from iterreduce.exchange import ABSTAIN, FAILED, REPLAN
 from iterreduce.loop import Shuffle
 from iterreduce.loop_cache import LoopCache
 from iterreduce.table import NO_TOKENS, Table, token
@@ -42,8 +44,28 @@ class Planner:
         self.proposal = ABSTAIN
         self.plan: Any = None
         self.plan_token = 0
+        self.on_plan = False  # does what this rank brings go by the plan?
+        self.planned = False  # did the exchange, on all ranks?
         self._pending: Pending | None = None
         self._last_proposal = 0
+
+    def _run_plan(self, guard: Guard, recover: Callable[[], object]) -> int:
+        """Exchange by the plan; ``planned`` tells whether it held on all ranks. Collective.
+
+        Where it did not, it is dropped, and what this rank had laid out for it is recovered for a fresh
+        exchange. Returns the status that all ranks agree on.
+        """
+        self.planned = False
+        status: int = self.plan.run(guard.status if self.on_plan else guard.status | REPLAN)
+        if status & FAILED:
+            return status
+        self.planned = not status & REPLAN
+        if not self.planned:
+            self.replans += 1
+            if self.on_plan:
+                guard.run(recover)
+            self._drop_plan()
+        return status
 
     def _worth_a_plan(self) -> bool:
         """Keys that changed before must be proposed twice in a row: plans for keys that change cost more."""

@@ -24,7 +24,7 @@ from iterreduce.errors import UsageError
 from iterreduce.linkprogram import MOST_VALUES, Bound, identity_of
 
 INT64 = np.dtype(np.int64)
-LEAST_EXPONENT, MOST_EXPONENT = -1000, 1024
+LEAST_EXPONENT = -1000
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,3 @@ def at_slots(words: Array, slots: Array, identity: float | int) -> Array:
     known = slots >= 0
     out[known] = words[slots[known]]
     return out
-
-
-def as_words(values: Array) -> Array:
-    """Numbers as 8-byte words."""
-    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False).view(np.int64)

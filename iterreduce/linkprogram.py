@@ -23,6 +23,7 @@ from iterreduce.columns.expressions import (
     columns_of,
     dtype_of,
     evaluate,
+    fills_memory,
     full,
     split,
 )
@@ -236,7 +237,7 @@ class Program:
 
     def _memory(self, name: str, part: Expr, rows: int) -> Array | None:
         """Memory for a part of many rows, the same in every iteration: fresh pages cost more."""
-        if rows < LARGE_ROWS:
+        if rows < LARGE_ROWS or not fills_memory(part):
             return None
         held = self._held.get(name)
         if held is None or len(held) != rows:

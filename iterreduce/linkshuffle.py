@@ -28,6 +28,7 @@ from iterreduce.columns.linkfold import Touched, merge_into
 from iterreduce.columns.links import Links
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field
+from iterreduce.columns.stretches import as_words
 from iterreduce.errors import UsageError
 from iterreduce.exchange import (
     FAILED,
@@ -42,7 +43,6 @@ from iterreduce.linkexchange import LinkExchange
 from iterreduce.linkgrids import Grids, walk
 from iterreduce.linklanes import (
     Lane,
-    as_words,
     at_slots,
     by_slot,
     exact,
@@ -471,8 +471,6 @@ class LinkShuffle:
     def _came(self, j: int, lane: Lane) -> list[tuple[Array, Array]]:
         """Slots and values of lane ``j`` from each rank."""
         assert self.resident is not None
-        if self.group.size == 1:
-            return []
         width, out = len(self._own), []
         rows = self._arrival.headers[:, ROWS].tolist()
         for rank, (segment, n) in enumerate(zip(self._arrival.segments(), rows, strict=True)):

@@ -37,7 +37,6 @@ from iterreduce.exchange import (
     EXTRA,
     FAILED,
     OK,
-    REPLAN,
     ROWS,
     SCHEMA,
     Arrival,
@@ -204,23 +203,10 @@ class LookupRows(Planner):
         if self.here:
             return OK  # nobody talks: what failed here is told with the next exchange
         if self.plan is not None:
-            status = self._exchange_planned(guard)
+            status = self._run_plan(guard, self._number)
             if self.planned or status & FAILED:
                 return status
         return self._exchange_fresh(guard)
-
-    def _exchange_planned(self, guard: Guard) -> int:
-        assert self.plan is not None
-        status = self.plan.run(guard.status if self.on_plan else guard.status | REPLAN)
-        if status & FAILED:
-            return status
-        self.planned = not status & REPLAN
-        if not self.planned:
-            self.replans += 1
-            if self.on_plan:
-                guard.run(self._number)
-            self._drop_plan()
-        return status
 
     def _exchange_fresh(self, guard: Guard) -> int:
         out = guard.run(self._asking) or nothing(self.group.size)

@@ -34,7 +34,6 @@ from iterreduce.exchange import (
     ABSTAIN,
     FAILED,
     OK,
-    REPLAN,
     ROWS,
     SCHEMA,
     Arrival,
@@ -286,7 +285,7 @@ class RowShuffle(RowSender, KeyLineage):
     def exchange(self, guard: Guard) -> int:
         """Send and receive; returns the status that all ranks agree on. Collective."""
         if self.plan is not None:
-            status = self._exchange_planned(guard)
+            status = self._run_plan(guard, self._recover)
             if self.planned or status & FAILED:
                 return status
         status = super().exchange(guard)
@@ -311,19 +310,6 @@ class RowShuffle(RowSender, KeyLineage):
             if rows is not None and len(rows):
                 total = int(hash_keys(rows).sum(dtype=np.uint64).view(np.int64))
                 sums[:2] += np.array([len(rows), total]) * sign
-
-    def _exchange_planned(self, guard: Guard) -> int:
-        assert self.plan is not None
-        status = self.plan.run(guard.status if self.on_plan else guard.status | REPLAN)
-        if status & FAILED:
-            return status
-        self.planned = not status & REPLAN
-        if not self.planned:
-            self.replans += 1
-            if self.on_plan:
-                guard.run(self._recover)
-            self._drop_plan()
-        return status
 
     def _recover(self) -> None:
         self.rows = rows_of(self._leave_plan(self.cache.get(self.plan_token)))

@@ -215,7 +215,9 @@ class CombineShuffle(KeyLineage):
     def exchange(self, guard: Guard) -> int:
         """Send and receive; returns the status that all ranks agree on. Collective."""
         if self.plan is not None:
-            status = self._exchange_planned(guard)
+            status = self._run_plan(guard, self._recover)
+            if self.planned:
+                self.slots.on_plan()
             if self.planned or status & FAILED:
                 return status
         if self.group.size == 1:
@@ -223,20 +225,8 @@ class CombineShuffle(KeyLineage):
             return guard.status
         return self._exchange_fresh(guard)
 
-    def _exchange_planned(self, guard: Guard) -> int:
-        assert self.plan is not None
-        status = self.plan.run(guard.status if self.on_plan else guard.status | REPLAN)
-        if status & FAILED:
-            return status
-        self.planned = not status & REPLAN
-        if self.planned:
-            self.slots.on_plan()
-        if not self.planned:
-            self.replans += 1
-            if guard.failure is None:
-                guard.run(self._leave_plan, self.cache.get(self.plan_token))
-            self._drop_plan()
-        return status
+    def _recover(self) -> None:
+        self._leave_plan(self.cache.get(self.plan_token))
 
     def _result_alone(self) -> tuple[Batch, Array]:
         if self.combiner.outputs is None:

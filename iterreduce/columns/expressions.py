@@ -249,10 +249,18 @@ def evaluate(tree: Expr, columns: Mapping[str, Any], out: Array | None = None) -
     if not isinstance(tree, Apply):
         return _evaluated(tree, columns)
     with np.errstate(all="ignore"):
-        operation = OPERATIONS[tree.operation]
-        if out is None or not isinstance(operation, np.ufunc):
+        if out is None or not fills_memory(tree):
             return _evaluated(tree, columns)
-        return operation(*(_evaluated(part, columns) for part in tree.arguments), out=out)
+        return OPERATIONS[tree.operation](*(_evaluated(part, columns) for part in tree.arguments), out=out)
+
+
+def fills_memory(tree: Expr) -> bool:
+    """Can `evaluate` write its value into memory that is handed over? A column is what it is.
+
+    >>> fills_memory(col("a") / 2), fills_memory(col("a"))
+    (True, False)
+    """
+    return isinstance(tree, Apply) and isinstance(OPERATIONS[tree.operation], np.ufunc)
 
 
 def _evaluated(tree: Expr, columns: Mapping[str, Any]) -> Any:

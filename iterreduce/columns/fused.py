@@ -26,7 +26,6 @@ BLOCK = 1024
 GRAIN = 1 << 13
 """Rows worth a thread of their own: 50 us."""
 
-FUSED_DTYPES = (np.dtype(np.float64), np.dtype(np.int64))
 """Sums of these need no conversion; others take the general way, a piece at a time."""
 
 

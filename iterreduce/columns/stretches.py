@@ -219,3 +219,8 @@ class Named:
             np.uint64(own_at),
             place_of,
         )
+
+
+def as_words(values: Array) -> Array:
+    """Numbers as 8-byte words."""
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False).view(np.int64)

@@ -24,9 +24,6 @@ ROLES = 2
 SAMPLE = 4096
 """Keys hashed, found and counted at a time: the rows of the table that they met are still in cache."""
 
-CACHE_BYTES = 1 << 20
-"""Smaller tables are not read ahead."""
-
 
 @kernel
 def _count_addressed(keys: Any, low: Any, counts: Any) -> int:

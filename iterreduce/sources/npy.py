@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import struct
+import threading
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -26,6 +27,10 @@ from iterreduce.storage import fixed_width_text
 
 # A header is a short literal; a longer one is junk, or an attack on the parser.
 HEADER_BYTES = 1 << 20
+
+# Up to 3.11.4, Python counts the depth of a syntax tree once for all threads (cpython issue 106905): two that
+# parse at a time meet a SystemError.
+_parsing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def read_header(file: IO[bytes], what: str) -> Header:
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text.strip())
+        with _parsing:
+            return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise ValueError(f"it says {text.strip()[:60]!r}") from error
 
