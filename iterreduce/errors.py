@@ -5,6 +5,7 @@
     │   └── SchemaError                  columns: names, dtypes, shapes, lengths
     ├── InputError                       a file, or what stands in it
     ├── OutputError                      a result that cannot be written
+    ├── CheckpointError                  a checkpoint directory that cannot be used, or gone on from
     ├── DisagreementError                ranks hold different things
     ├── StageError                       an unexpected exception while a stage ran, the same on all ranks
     │   └── UserCodeError                it came out of the user's code
@@ -41,6 +42,10 @@ class InputError(IterReduceError):
 
 class OutputError(IterReduceError):
     """A result that cannot be written; what stood there before still stands there."""
+
+
+class CheckpointError(IterReduceError):
+    """A checkpoint directory that holds another job, nothing that is whole, or that another run has taken."""
 
 
 class DisagreementError(IterReduceError):

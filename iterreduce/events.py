@@ -36,6 +36,24 @@ EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "cache.miss": (("what",), "an invariant has to be made"),
     "cache.evict": (("what", "bytes"), "agreed by all ranks"),
     "replan": (("stage", "iteration", "reason"), "an exchange is repeated with a fresh plan"),
+    "checkpoint.copy": (
+        ("number", "iteration", "path", "bytes", "seconds"),
+        "this rank's share of the state is copied, and its write begins behind the iterations; "
+        "seconds: how long the iterations waited",
+    ),
+    "checkpoint.step": (
+        ("number", "step"),
+        "a write got this far on this rank; may come from the thread that writes",
+    ),
+    "checkpoint.published": (
+        ("number", "iteration", "seconds", "bytes"),
+        "all ranks' shares are on disk under their name; seconds from the copy to that",
+    ),
+    "checkpoint.failed": (("number", "reason"), "it was given up, and the job goes on without"),
+    "restart": (
+        ("number", "iteration", "path", "ranks", "seconds"),
+        "the loop goes on from this checkpoint, which that many ranks had written",
+    ),
     "run.end": (("outcome", "iterations", "residual", "seconds"), "outcome is None when the run failed"),
 }
 

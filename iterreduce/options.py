@@ -44,6 +44,12 @@ class Options:
     memory_bytes: int | None = None
     partitions: int = 1024
     threads: int | None = None
+    checkpoint_dir: str | None = None
+    checkpoint_every: int | None = None
+    checkpoint_files: str = "node"
+    fresh: bool = False
+    mtbf: float | None = None
+    time_limit: float | None = None
     start_timeout: float = 120.0
 
 
@@ -147,6 +153,40 @@ def _parse_seconds(text: str) -> float:
     return seconds
 
 
+def parse_duration(text: str) -> float:
+    """Seconds of a duration: `90`, `30s`, `10m`, `24h`, `2d`, or as Slurm writes them: `MM:SS`, `HH:MM:SS`,
+    `D-HH:MM:SS`.
+
+    >>> parse_duration("90"), parse_duration("1.5h"), parse_duration("1-00:30:00")
+    (90.0, 5400.0, 88200.0)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", text)
+    if match is not None:
+        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    else:
+        match = re.fullmatch(r"\s*(?:(\d+)-(?=\d+:\d+:))?(?:(\d+):)?(\d+):(\d+)\s*", text)
+        if match is None:
+            raise ValueError(text)
+        days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+        seconds = ((days * 24 + hours) * 60 + minutes) * 60.0 + rest
+    if not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
+def _parse_whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+def _parse_files(text: str) -> str:
+    if text not in ("node", "rank"):
+        raise ValueError(text)
+    return text
+
+
 def _parse_path(text: str) -> str:
     if not text:
         raise ValueError(text)
@@ -158,6 +198,9 @@ PATH = Kind("PATH", "a path", _parse_path)
 SIZE = Kind("SIZE", "a size such as 4GiB or 500MB", parse_size)
 COUNT = Kind("N", "a whole number of at least 1", _parse_count)
 SECONDS = Kind("SECONDS", "seconds above zero", _parse_seconds)
+WHOLE = Kind("N", "a whole number, 0 or more", _parse_whole)
+DURATION = Kind("TIME", "a time such as 90, 30m, 24h or 1-12:00:00", parse_duration)
+FILES = Kind("WHOSE", "node or rank", _parse_files)
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("out", PATH, "write the result here, by suffix: .npy .npz .h5 .csv .tsv .parquet"),
@@ -171,6 +214,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("memory", SIZE, "memory budget of each rank", field="memory_bytes"),
     Setting("partitions", COUNT, "logical partitions of the key space, at least the number of ranks"),
     Setting("threads", COUNT, "threads of each rank; not set: its share of the cores of its node"),
+    Setting("checkpoint_dir", PATH, "save here, and go on from what was saved here by the same job"),
+    Setting("fresh", SWITCH, "begin anew, whatever was saved"),
+    Setting("checkpoint_every", WHOLE, "save after every N iterations, 0: never; not set: Daly's interval"),
+    Setting("checkpoint_files", FILES, "one checkpoint file per node, or per rank"),
+    Setting("mtbf", DURATION, "mean time between interrupts of the whole job; not set: learnt, or 24h"),
+    Setting("time_limit", DURATION, "save and stop, with exit status 75, before this time is over"),
     Setting("quiet", SWITCH, "no progress"),
     Setting(
         "start_timeout",

@@ -19,10 +19,11 @@ PACKAGE = "iterreduce"
 MOST_LINES = 500
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("version", "errors", "events", "options", "memory"),
+    ("version", "errors", "events", "options", "memory", "stopping"),
     ("columns",),
     ("words", "group", "collectives", "cores"),
     ("storage", "sources"),
+    ("saving",),
     ("table",),
     ("exchange",),
     ("distances", "rules", "fixpoint"),
