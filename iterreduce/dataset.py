@@ -19,6 +19,7 @@ from iterreduce.loop import ChooseRows, Gather, Local, Loop, Replace, Stage, Sta
 from iterreduce.options import Options
 from iterreduce.run import Result, run_loop
 from iterreduce.sources import FiniteSource, LocalSource, StackedSource, open_source
+from iterreduce.stopping import StopRequest
 
 
 @dataclass(frozen=True)
@@ -250,14 +251,18 @@ def make_options(given: Mapping[str, Any]) -> Options:
 
 
 def run(
-    work: Dataset | Loop, comm: Any = None, options: Options | None = None, events: Events | None = None
+    work: Dataset | Loop,
+    comm: Any = None,
+    options: Options | None = None,
+    events: Events | None = None,
+    stop: StopRequest | None = None,
 ) -> Result:
     """Run a dataset or a loop on a communicator (None: that of its sources, or one rank). Collective."""
     if isinstance(work, Dataset):
-        return run_loop(work.to_loop(), group_for(comm if comm is not None else work.comm), options, events)
-    if not isinstance(work, Loop):
+        work, comm = work.to_loop(), comm if comm is not None else work.comm
+    elif not isinstance(work, Loop):
         raise UsageError(
             f"to run: wanted a Dataset or a Loop, got {type(work).__name__}; an app returns "
             "MapReduce(...)(rows), which runs once, or MapReduce(...).iterate(rows, state=...)"
         )
-    return run_loop(work, group_for(comm), options, events)
+    return run_loop(work, group_for(comm), options, events, stop)

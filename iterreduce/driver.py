@@ -25,7 +25,6 @@ from iterreduce.accounting import account, audit, invariant_bytes, is_audited
 from iterreduce.agreement import Caught, Guard, caught, raise_agreed
 from iterreduce.carrying import initial_numbers
 from iterreduce.collectives import Group, group_for
-from iterreduce.columns.partition import PARTITIONS, PartitionMap
 from iterreduce.columns.threads import current, using
 from iterreduce.control import Control, Heard, ask_conditions
 from iterreduce.cores import pool_for
@@ -33,25 +32,26 @@ from iterreduce.errors import UsageError
 from iterreduce.events import Events, emit_iteration
 from iterreduce.exchange import FAILED
 from iterreduce.fixpoint import Outcome
+from iterreduce.lasting import Lasting
 from iterreduce.levels import (
     Level,
     Position,
     Standing,
     feeds_wanted,
     initials,
-    may_repeat,
     refuse_unbuilt,
     sinks_of,
     values_of,
+    workshop_of,
 )
 from iterreduce.loading import Clock, Loader, check_given
-from iterreduce.loop import Loop, indexes_of
-from iterreduce.loop_cache import LoopCache
+from iterreduce.loop import Loop
 from iterreduce.maps import refuse_in_user_code
 from iterreduce.memory import Accounts
 from iterreduce.options import Options
 from iterreduce.reproducible import reproducible
-from iterreduce.superstep import SuperstepRun, Workshop
+from iterreduce.stopping import StopRequest
+from iterreduce.superstep import SuperstepRun
 from iterreduce.table import Table
 from iterreduce.transaction import Plain, Transaction
 
@@ -76,7 +76,12 @@ class LoopRun:
     """
 
     def __init__(
-        self, loop: Loop, comm: Any = None, options: Options | None = None, events: Events | None = None
+        self,
+        loop: Loop,
+        comm: Any = None,
+        options: Options | None = None,
+        events: Events | None = None,
+        stop: StopRequest | None = None,
     ):
         """On a `Group`, or on the ranks of a communicator (None: this rank alone)."""
         self.group: Group = group_for(comm)
@@ -84,12 +89,13 @@ class LoopRun:
         refuse_in_user_code(f'the loop "{loop.name}"', group.size)
         refuse_unbuilt(loop)
         self.options, self.events = options or Options(), events or Events()
-        self.loop = loop = reproducible(loop) if self.options.reproducible else loop
+        written, self.loop = loop, reproducible(loop) if self.options.reproducible else loop
+        loop = self.loop
         self.pool = pool_for(group, self.options.threads)
         self.clock = Clock()
         self.bytes_invariants = self.invariant_bytes = 0  # sent for them; held, where somebody watches
         self.bytes_iterations: list[int] = []
-        self.shop = self._workshop()
+        self.shop = workshop_of(loop, group, self.options, self.events)
         self.root = Level(loop, None, self.shop, self.options.naive, itertools.count())
         self.root.standing = Standing({}, {}, initial_numbers(loop.carry))
         self.level = self.root  # the innermost loop that is open
@@ -105,22 +111,7 @@ class LoopRun:
         self._fed = any(level.loop.feeds for level in self.root.all())
         self._plain = Plain(self.root) if self.root.plain else None
         self._seconds, self._sent = 0.0, 0  # of the outermost iteration under way
-
-    def _workshop(self) -> Workshop:
-        options, loop, naive = self.options, self.loop, self.options.naive
-        partitions = options.partitions if options.partitions != PARTITIONS else loop.partitions
-        return Workshop(
-            self.group,
-            LoopCache(options.memory_bytes, enabled=not naive),
-            PartitionMap(partitions, self.group.size),
-            self.events,
-            options.check,
-            options.memory_bytes,
-            repeats=may_repeat(loop),
-            keep=not naive,
-            reproducible=options.reproducible,
-            indexes=indexes_of(loop),
-        )
+        self.lasting = Lasting(self, written, stop) if self.options.checkpoint_dir else None
 
     # ------------------------------------------------------------------ where it stands
 
@@ -181,7 +172,11 @@ class LoopRun:
             return
         before = self.group.traffic.payload_bytes
         with using(self.pool):
+            if self.lasting is not None:
+                self.lasting.open()
             self._start()
+            if self.lasting is not None:
+                self.lasting.take_up()
         self._started = True
         self._audit("before the first iteration")
         if self.events.active:
@@ -225,7 +220,8 @@ class LoopRun:
     def _run_source(self, loop: Loop) -> Table:
         """The result of a loop that is a source of this one. Collective."""
         alike = replace(loop, partitions=self.loop.partitions)  # its result may be shuffled onto
-        inner = LoopRun(alike, self.group, replace(self.options, naive=False), self.events)
+        options = replace(self.options, naive=False, checkpoint_dir=None)
+        inner = LoopRun(alike, self.group, options, self.events)
         inner.loader.read, inner.loader.shares_read = self.loader.read, True
         inner.run()
         inner.finish()
@@ -245,6 +241,10 @@ class LoopRun:
             raise UsageError(f"the loop has ended ({outcome.value}); make a new LoopRun to run it again")
         if not self._started:
             self.start()
+            if self.outcome is not None:  # told to stop before anything was done
+                return self.outcome
+        if self.lasting is not None and self.lasting.replays:
+            return self.lasting.replays.popleft()
         traffic, started = self.group.traffic, time.perf_counter()
         sent = traffic.payload_bytes
         try:
@@ -371,8 +371,11 @@ class LoopRun:
         found = guard.run(
             fixpoint.partials, level.loop.until, draft.before, draft.bindings, self.group.rank, level.in_place
         )
+        status = guard.status
+        if self.lasting is not None:
+            status |= self.lasting.says(draft.iteration + 1)
         heard = self._controls[level.number].run(
-            draft.iteration + 1, guard.status, self.shop.cache.wish(), self._open.changed(), found
+            draft.iteration + 1, status, self.shop.cache.wish(), self._open.changed(), found
         )
         if heard.status & FAILED:
             raise_agreed(self.group, guard.failure)
@@ -407,6 +410,8 @@ class LoopRun:
             )
         if level.parent is not None and standing.outcome is not None:
             self._end_inner(level, standing)
+        if self.lasting is not None:
+            self.lasting.after(heard.status, seconds)
 
     def _count(self, level: Level, seconds: float, sent: int) -> None:
         """Time and bytes, by iteration of the outermost loop."""
@@ -465,6 +470,9 @@ class LoopRun:
 
     def run(self) -> Outcome:
         """Iterate until a stopping rule holds. Collective."""
+        self.start()
+        if self.lasting is not None:
+            self.lasting.skip_replays()
         while self.outcome is None:
             self.advance()
         return self.outcome
@@ -479,6 +487,8 @@ class LoopRun:
         """End the run's threads; it can go on without them."""
         if self.pool is not current():  # a run within a run works on that one's threads
             self.pool.close()
+        if self.lasting is not None:
+            self.lasting.ended()
 
     def settle(self) -> None:
         """Raise on all ranks what a watcher raised on one since the last collective. Collective."""

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from iterreduce.carrying import Gain, Number, initial_numbers, tables_of
+from iterreduce.collectives import Group
+from iterreduce.columns.partition import PARTITIONS, PartitionMap
 from iterreduce.errors import UsageError
+from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.inplace import IN_PLACE, KeyedState, keyed_states
 from iterreduce.laid import laid_out
@@ -25,10 +28,13 @@ from iterreduce.loop import (
     Sink,
     Stage,
     Superstep,
+    indexes_of,
     makes,
     reads_of,
     supersteps_of,
 )  # fmt: skip
+from iterreduce.loop_cache import LoopCache
+from iterreduce.options import Options
 from iterreduce.superstep import SuperstepRun, Workshop
 from iterreduce.table import Table
 
@@ -180,6 +186,23 @@ def feeds_wanted(level: Level) -> tuple[str, ...]:
         if inner is None:
             return tuple(out)
         level, at = inner, 0
+
+
+def workshop_of(loop: Loop, group: Group, options: Options, events: Events) -> Workshop:
+    """What all stages of a run share on this rank."""
+    partitions = options.partitions if options.partitions != PARTITIONS else loop.partitions
+    return Workshop(
+        group,
+        LoopCache(options.memory_bytes, enabled=not options.naive),
+        PartitionMap(partitions, group.size),
+        events,
+        options.check,
+        options.memory_bytes,
+        repeats=may_repeat(loop),
+        keep=not options.naive,
+        reproducible=options.reproducible,
+        indexes=indexes_of(loop),
+    )
 
 
 def level_shop(loop: Loop, parent: Level | None, shop: Workshop) -> Workshop:

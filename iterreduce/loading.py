@@ -204,13 +204,19 @@ class Loader:
         share = guard.run(self._share_of_everywhere, first)
         self.leave_if_failed(guard)
         assert share is not None
+        made = self.to_owners(name, state.key, share)
+        return self._unique(name, state, renewed(made, token("state", label, name)))
+
+    def to_owners(self, name: str, key: tuple[str, ...], share: Table) -> Table:
+        """Rows by block at the owners of their keys. Collective."""
+        guard = self.guard(f'initial rows of "{name}"')
         step = SuperstepRun(
-            Superstep("start", (Shuffle(INITIAL, state.key, SHUFFLED),)),
+            Superstep("start", (Shuffle(INITIAL, key, SHUFFLED),)),
             replace(self.shop, repeats=False, exchangers=[], stages=count((1 << 15) + 1)),
         )
         made = step.results({INITIAL: share}, guard)
         self.leave_if_failed(guard)
-        return self._unique(name, state, renewed(made[SHUFFLED], token("state", label, name)))
+        return made[SHUFFLED]
 
     def _unique(self, name: str, state: State, table: Table) -> Table:
         """The table, whose keys must be unique. Collective."""

@@ -420,7 +420,7 @@ class ChooseRows:
 
     k: int
     seed: int
-    of: str
+    of: str = field(compare=False)  # for messages
     at_least: int = 0
 
     def run(self, context: Context, *batches: Batch) -> Batch:

@@ -23,8 +23,10 @@ from iterreduce.cores import one_blas_thread
 from iterreduce.driver import LoopRun
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Outcome
+from iterreduce.lasting import Lasting
 from iterreduce.loop import Loop
 from iterreduce.options import Options
+from iterreduce.stopping import StopRequest
 from iterreduce.table import BY_BLOCK, Layout, Table
 
 
@@ -54,7 +56,9 @@ class Result:
     order of rows or on how they are spread over ranks; float sums may differ in their last bits between
     numbers of ranks, and then so does it, unless the run was ``reproducible``. ``values`` holds the loop's
     named numbers and its carry; ``outputs`` what its iterations kept by `Sink`; ``memory_bytes`` what this
-    rank held at the end, by name.
+    rank held at the end, by name. ``checkpoints``: written, failed, restarted_from_iteration, and on rank 0
+    how often and why; empty without a directory. A run that was told to stop has the outcome STOPPED_SAVED,
+    and no rows: the same call on the same directory goes on.
     """
 
     outcome: Outcome
@@ -71,14 +75,34 @@ class Result:
     memory_bytes: dict[str, int] = field(default_factory=dict)
     threads: int = 1
     outputs: dict[str, Output] = field(default_factory=dict)
+    checkpoints: dict[str, Any] = field(default_factory=dict)
+    _lasting: Lasting | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, column: str) -> Any:
         """A column of this rank's share."""
         return self.batch[column]
 
+    def finish(self) -> None:
+        """Mark the job of the checkpoint directory as finished, when its results are where they were wanted.
+
+        A run on that directory then raises `FinishedError`, unless it is ``fresh``. Local.
+        """
+        if self._lasting is not None and self.outcome is not Outcome.STOPPED_SAVED:
+            self._lasting.finish(
+                {
+                    "outcome": self.outcome.name,
+                    "iterations": self.iterations,
+                    "result_sha256": self.result_sha256,
+                }
+            )
+
 
 def run_loop(
-    loop: Loop, group: Group, options: Options | None = None, events: Events | None = None
+    loop: Loop,
+    group: Group,
+    options: Options | None = None,
+    events: Events | None = None,
+    stop: StopRequest | None = None,
 ) -> Result:
     """Run to the end on this group. Collective.
 
@@ -87,12 +111,13 @@ def run_loop(
     options, events = options or Options(), events or Events()
     started, sent = time.perf_counter(), group.traffic.payload_bytes
     limit = next((r.n for r in loop.until.rules if isinstance(r, MaxIterations)), None)
-    run = LoopRun(loop, group, options, events)
+    run = LoopRun(loop, group, options, events, stop)
     run.tell("run.start", name=loop.name, rank=group.rank, size=group.size, max_iterations=limit)
     try:
         with using(run.pool), one_blas_thread():
             outcome = run.run()
-            run.finish()
+            if outcome is not Outcome.STOPPED_SAVED:
+                run.finish()
             result = _result(run, outcome, time.perf_counter() - started, group.traffic.payload_bytes - sent)
     except BaseException:
         run.tell(
@@ -117,7 +142,8 @@ def run_loop(
 
 
 def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result:
-    table, clock = canonical(run.tables[run.loop.result]), run.clock
+    stopped, clock = outcome is Outcome.STOPPED_SAVED, run.clock
+    table = Table(Batch(), BY_BLOCK) if stopped else canonical(run.tables[run.loop.result])
     per_iteration = run.bytes_iterations
     return Result(
         outcome=outcome,
@@ -125,7 +151,7 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         residual=run.residual,
         batch=table.batch,
         everywhere=table.everywhere,
-        values=run.values,
+        values={} if stopped else run.values,
         outputs=_outputs(run),
         seconds={
             "load": clock.load,
@@ -135,10 +161,12 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         },
         seconds_per_iteration=clock.iterations,
         bytes_exchanged={"invariants": run.bytes_invariants, "per_iteration": per_iteration, "total": sent},
-        result_sha256=digest(table, run.group),
+        result_sha256="" if stopped else digest(table, run.group),
         reproducible=run.options.reproducible,
         memory_bytes=dict(run.memory().report()),
         threads=run.pool.threads,
+        checkpoints={} if run.lasting is None else run.lasting.checkpoints.report(),
+        _lasting=run.lasting,
     )
 
 

@@ -40,6 +40,11 @@ class LocalSource:
         self.schema: Schema = batch.schema
         self._first_block = 0
 
+    @property
+    def rows(self) -> Batch:
+        """This rank's rows."""
+        return self._batch
+
     def open(self, group: Group) -> None:
         """Agree on the schema, deal out blocks. Collective. Raises `DisagreementError`, naming the rank."""
         self.schema = agreed_schema(group, self._batch)

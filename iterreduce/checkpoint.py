@@ -1,0 +1,405 @@
+"""Checkpoints of a run: agreed with the control reduction, copied at once, written behind the iterations.
+
+What a rank knows alone (a signal came, its write is done, its disk is full, and on rank 0: it is time) are
+bits of the status word that it sends with each control reduction anyway. So all ranks learn it together, and
+take the next step together:
+
+    due        -> states are copied, sizes agreed, and a thread of each rank writes its share
+    all done   -> checksums go to rank 0, whose thread writes the index and publishes by one rename
+    published  -> the cost is known, and the pace is planned anew
+    a failure  -> it is given up with a warning; the job goes on, and the last good checkpoint stands
+    stop       -> what is under way is finished, the state is written at once, and the run ends
+
+What is saved of a loop says `iterreduce.capture`; how it lies on disk, `iterreduce.saving`; when, its
+`intervals`. Threads never communicate. How it can go wrong: a copy needs as much memory as the states; where
+the budget has no room the iterations wait for the write instead.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from iterreduce.capture import Captured
+from iterreduce.collectives import Group
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.ragged import Ragged
+from iterreduce.errors import CheckpointError, OutputError
+from iterreduce.exchange import STOP
+from iterreduce.fingerprints import difference, python
+from iterreduce.options import Options
+from iterreduce.saving.directory import Attempt
+from iterreduce.saving.intervals import Pacing
+from iterreduce.saving.reading import Checkpoint, newest
+from iterreduce.saving.writing import Saved, Writing, begin
+from iterreduce.stopping import StopRequest
+from iterreduce.version import __version__
+
+#: Bits of the status word of a control reduction, beside those of `iterreduce.exchange`.
+DUE, BUSY, LOST, PUBLISHED, UNPUBLISHED = (1 << bit for bit in range(8, 13))
+FIRST_RATE = 200e6  # bytes per second that a write is expected to reach before one was seen
+STOP_SECONDS = 0.5  # kept free before a time limit, beside an iteration and a write
+
+
+class FinishedError(CheckpointError):
+    """The job of this directory has ended; ``facts`` say how."""
+
+    def __init__(self, facts: Mapping[str, Any], directory: str) -> None:
+        self.facts = facts
+        super().__init__(
+            f"this job has finished ({facts.get('outcome')} after {facts.get('iterations')} iterations, says "
+            f"{directory}); --fresh runs it again"
+        )
+
+
+class Checkpointer:
+    """The checkpoints of one run on one rank.
+
+    ``capture`` gives what to save; ``tell`` emits events; ``room`` says whether so many bytes fit the budget.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        options: Options,
+        tell: Callable[..., None],
+        capture: Callable[[], Captured],
+        room: Callable[[int], bool],
+        stop: StopRequest | None = None,
+    ) -> None:
+        assert options.checkpoint_dir is not None
+        self.group, self.options, self.tell = group, options, tell
+        self.directory = options.checkpoint_dir
+        self.capture, self.room = capture, room
+        self.stop = stop or StopRequest(options.time_limit)
+        self.attempt: Attempt | None = None
+        self.pacing: Pacing | None = None  # rank 0's
+        self.job: dict[str, Any] = {}
+        self.written = self.failed = 0
+        self.restarted_from: int | None = None
+        self._number = self._last_failed = 0
+        self._why = ""
+        self._writing: Writing | None = None
+        self._publishing = False
+        self._copies: dict[str, Batch] = {}
+        self._began = self._blocked = 0.0
+        self._saving: tuple[int, tuple[int, ...], int] = (0, (), 0)  # iteration, path, bytes
+        self._longest = 0.0
+        self._started = time.perf_counter()
+
+    # ------------------------------------------------------------------ before the first iteration
+
+    def open(self, job: Mapping[str, Any], iterations: int | None) -> None:
+        """Take over the directory. Collective. Raises `FinishedError` where this very job has ended there."""
+        self.job = dict(job)
+        self.attempt = Attempt.open(self.group, self.directory, self.options.fresh)
+        finished = self.attempt.finished
+        if finished is not None:
+            self._refuse_other(finished, "finished there")
+            raise FinishedError(finished, self.directory)
+        if self.group.rank == 0:
+            self.pacing = Pacing(
+                every=self.options.checkpoint_every,
+                mtbf=self.options.mtbf,
+                history=self.attempt.history,
+                iterations=iterations,
+            )
+
+    def newest(self, job: Mapping[str, Any]) -> Checkpoint | None:
+        """The checkpoint to go on from, of this very job; None: begin. Collective."""
+        assert self.attempt is not None
+        self.job = dict(job)
+        saved = newest(self.group, self.attempt, self._warn)
+        if saved is not None:
+            self._refuse_other(saved.facts, "saved there")
+        numbers = self.attempt.checkpoints() if self.group.rank == 0 else []
+        self._number = int(self.group.bcast_bytes(str(max(numbers, default=0)).encode()))
+        return saved
+
+    def restarted(self, saved: Checkpoint, iteration: int, path: tuple[int, ...], seconds: float) -> None:
+        """The run has taken up what was saved."""
+        self.restarted_from = iteration
+        if self.pacing is not None:
+            self.pacing.restarted(iteration)
+        ranks = saved.facts["ranks"]
+        self.tell(
+            "restart", number=saved.number, iteration=iteration, path=path, ranks=ranks, seconds=seconds
+        )
+
+    def _refuse_other(self, facts: Mapping[str, Any], what: str) -> None:
+        """Raise `CheckpointError` unless that was this job. The facts are the same on all ranks."""
+        then, same_python = facts.get("job"), facts.get("python") == python()
+        if not isinstance(then, dict):
+            raise CheckpointError(f"{self.directory}: a job was {what} that does not say what it was")
+        for part, of in (("loop", "loop"), ("input", "input"), ("settings", "setting")):
+            if part not in self.job:
+                continue
+            other = difference(then.get(part, {}), self.job[part], same_python)
+            if other:
+                raise CheckpointError(
+                    f"{self.directory}: another {of} was {what}: {other}. Give another --checkpoint-dir, or "
+                    "--fresh to begin anew and drop what was saved"
+                )
+
+    def _warn(self, text: str) -> None:
+        self.tell("checkpoint.failed", number=0, reason=text)
+
+    # ------------------------------------------------------------------ in every iteration
+
+    def says(self, iteration: int) -> int:
+        """This rank's bits for the control reduction that ends this iteration."""
+        bits, writing = 0, self._writing
+        if writing is not None and not self._publishing:
+            state = writing.state
+            bits = BUSY if state == "writing" else LOST if state == "failed" else 0
+        if self.stop.reason:
+            bits |= STOP
+        if self.group.rank == 0:
+            bits |= self._rank_0_says(iteration, writing)
+        return bits
+
+    def _rank_0_says(self, iteration: int, writing: Writing | None) -> int:
+        assert self.pacing is not None
+        bits, now = 0, time.perf_counter()
+        if self.stop.deadline is not None and now + self._needs() > self.stop.deadline:
+            self.stop.request("time limit")
+            bits = STOP
+        if writing is None:
+            return bits | (DUE if self.pacing.due(iteration, now) else 0)
+        if self._publishing:
+            if writing.error is not None:
+                bits |= UNPUBLISHED
+            elif writing.published:
+                bits |= PUBLISHED
+        return bits
+
+    def _needs(self) -> float:
+        """Seconds that one more iteration and a write may take."""
+        assert self.pacing is not None
+        return 1.25 * self._longest + 1.5 * self.pacing.write_seconds + STOP_SECONDS
+
+    def after(self, status: int, seconds: float, at: tuple[int, tuple[int, ...]], ended: bool) -> bool:
+        """Do what all ranks have just agreed on; ``at``: iteration and path that were committed. Collective.
+
+        Returns whether the run stops here, saved.
+        """
+        self._longest = max(self._longest, seconds)
+        if self.pacing is not None:
+            self.pacing.iteration_done(seconds, self._writing is not None)
+        if self._writing is not None:
+            self._go_on(status)
+        if ended:
+            return False
+        if status & STOP:
+            self._finish_writing()
+            self._save(at, blocking=True)
+            return True
+        if status & DUE and self._writing is None:
+            self._save(at, blocking=False)
+        return False
+
+    def _go_on(self, status: int) -> None:
+        """The next step of the write under way. Collective."""
+        assert self._writing is not None
+        if self._publishing:
+            if status & (PUBLISHED | UNPUBLISHED):
+                self._settle()
+        elif status & LOST:
+            self._give_up()
+        elif not status & BUSY:
+            self._publishing = True
+            self._writing.gather()
+
+    # ------------------------------------------------------------------ a checkpoint
+
+    def _save(self, at: tuple[int, tuple[int, ...]], blocking: bool) -> None:
+        """Begin to write, or write. Collective."""
+        assert self.attempt is not None
+        self._began = time.perf_counter()
+        self._number += 1
+        taken, error = self._taken(blocking)
+        lost = [text for text in self.group.allgather_bytes(error.encode()) if text]
+        blocking = blocking or bool(lost)
+        tables = {name: Saved(t.batch, t.everywhere) for name, t in taken.tables.items()}
+        if not blocking:
+            tables = {name: Saved(self._copies[name], part.everywhere) for name, part in tables.items()}
+        iteration, path = at
+        self._saving = iteration, path, taken.nbytes
+        facts = {
+            "job": self.job,
+            "python": python(),
+            "version": __version__,
+            "ranks": self.group.size,
+            **taken.facts,
+        }
+        try:
+            self._writing = begin(
+                self.group,
+                self.attempt,
+                self._number,
+                tables,
+                facts,
+                per_rank=self.options.checkpoint_files == "rank",
+                at=self._at,
+            )
+        except OutputError as problem:  # the same on all ranks
+            self._failed(str(problem))
+            if blocking and not lost:
+                raise
+            return
+        if not blocking:
+            self._writing.start()
+        self._blocked = time.perf_counter() - self._began
+        self.tell(
+            "checkpoint.copy",
+            number=self._number,
+            iteration=iteration,
+            path=path,
+            bytes=taken.nbytes,
+            seconds=self._blocked,
+        )
+        if blocking:
+            self._writing.run()
+            self._finish_writing()
+            if not lost and self.failed and self._last_failed == self._number:
+                raise OutputError(f"the state could not be saved: {self._why}")
+
+    def _taken(self, blocking: bool) -> tuple[Captured, str]:
+        """What to save, copied unless blocking, and why not copied. Local."""
+        taken = self.capture()
+        if blocking:
+            return taken, ""
+        if not self.room(taken.nbytes):
+            return taken, "memory budget"
+        try:
+            self._copies = {
+                name: copied(table.batch, self._copies.get(name)) for name, table in taken.tables.items()
+            }
+        except MemoryError:
+            self._copies = {}
+            return taken, "memory"
+        return taken, ""
+
+    def _at(self, step: str) -> None:
+        self.tell("checkpoint.step", number=self._number, step=step)
+
+    def _finish_writing(self) -> None:
+        """Wait for the write under way, and publish it. Collective."""
+        writing = self._writing
+        if writing is None:
+            return
+        if not self._publishing:
+            writing.wait()
+            if self.group.agree_any(writing.state == "failed"):
+                self._give_up()
+                return
+            self._publishing = True
+            writing.gather(blocking=True)
+        else:
+            writing.wait()
+        self._settle()
+
+    def _settle(self) -> None:
+        """It was published, or could not be. Collective."""
+        writing = self._writing
+        assert writing is not None and self.attempt is not None
+        error = str(writing.error or "") if self.group.rank == 0 else ""
+        taken_over = isinstance(writing.error, CheckpointError)
+        told = json.loads(self.group.bcast_bytes(json.dumps([error, taken_over]).encode()))
+        self._writing, self._publishing = None, False
+        if told[1]:
+            raise CheckpointError(told[0])
+        if told[0]:
+            writing.abandon()
+            self._failed(told[0])
+            return
+        iteration, _, nbytes = self._saving
+        latency = time.perf_counter() - self._began
+        self.written += 1
+        if self.pacing is not None:
+            self.pacing.written(self._blocked, latency, iteration)
+            self._note(iteration, "running")
+        self.tell(
+            "checkpoint.published", number=self._number, iteration=iteration, seconds=latency, bytes=nbytes
+        )
+
+    def _give_up(self) -> None:
+        """Some rank could not write its share. Collective."""
+        writing = self._writing
+        assert writing is not None
+        told = self.group.allgather_bytes(str(writing.error or "").encode())
+        writing.abandon()
+        self._writing, self._publishing = None, False
+        self._failed(next((text.decode() for text in told if text), "a rank could not write its share"))
+
+    def _failed(self, reason: str) -> None:
+        self.failed += 1
+        self._last_failed, self._why = self._number, reason
+        if self.pacing is not None:
+            self.pacing.failed(time.perf_counter())
+        self.tell("checkpoint.failed", number=self._number, reason=reason)
+
+    # ------------------------------------------------------------------ the end
+
+    def ended(self, end: str, iteration: int) -> None:
+        """The run is over: what is being written is given up. Local."""
+        if self._writing is not None:
+            self._writing.abandon()
+            self._writing = None
+        self._note(iteration, end)
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Mark the job as finished: its results are where they were wanted. Local, rank 0."""
+        if self.attempt is not None and self.group.rank == 0:
+            job = {part: self.job[part] for part in ("loop", "settings") if part in self.job}
+            self.attempt.finish({**facts, "job": job, "python": python()})
+
+    def _note(self, iteration: int, end: str) -> None:
+        """For the history from which interrupts are learnt; a disk that is full now must not end the job."""
+        if self.attempt is not None and self.group.rank == 0:
+            try:
+                self.attempt.note(iteration=iteration, seconds=time.perf_counter() - self._started, end=end)
+            except (OSError, OutputError) as error:
+                self.tell("checkpoint.failed", number=self._number, reason=f"the history: {error}")
+
+    def report(self) -> dict[str, Any]:
+        """For the summary; what rank 0 alone knows is there only."""
+        plan = self.pacing.plan() if self.pacing is not None else {}
+        return {
+            "written": self.written,
+            "failed": self.failed,
+            **({} if self.restarted_from is None else {"restarted_from_iteration": self.restarted_from}),
+            **plan,
+        }
+
+
+def copied(batch: Batch, into: Batch | None) -> Batch:
+    """A copy, in the memory of an earlier copy where that is as large.
+
+    >>> first = copied(Batch(x=np.arange(3)), None)
+    >>> again = copied(Batch(x=np.arange(3) + 1), first)
+    >>> again["x"] is first["x"], again["x"].tolist()
+    (True, [1, 2, 3])
+    """
+    columns, valid = {}, {}
+    for name in batch.names:
+        column, known = batch._columns[name], None if into is None else into._columns.get(name)
+        if isinstance(column, Ragged):
+            columns[name] = column.copy()
+        else:
+            columns[name] = _array_copied(column, known)
+        mask = batch._valid.get(name)
+        if mask is not None:
+            valid[name] = mask.copy()
+    return Batch._trusted(columns, valid, len(batch))
+
+
+def _array_copied(column: Any, known: Any) -> Any:
+    if isinstance(known, np.ndarray) and known.shape == column.shape and known.dtype == column.dtype:
+        np.copyto(known, column)
+        return known
+    return np.array(column, order="C")

@@ -1,0 +1,173 @@
+"""A run that lasts: what ties a `LoopRun` to its checkpoints.
+
+Before the sources are read the directory is taken over; after the start what was saved takes the place of
+what the run begins with; after each commit all ranks do what they have agreed on. Iterations of a driver that
+owns its ``while`` are replayed: a program that is started again calls `advance` from the first iteration on,
+and gets the positions that it got before, without any work, up to the one that was saved.
+
+What is saved and how it is taken up again says `iterreduce.capture`; this module knows the run's levels and
+enters the loops that were open.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from iterreduce.agreement import Guard
+from iterreduce.capture import Captured, Restorer, captured
+from iterreduce.carrying import tables_of
+from iterreduce.checkpoint import Checkpointer
+from iterreduce.control import Heard
+from iterreduce.errors import CheckpointError
+from iterreduce.fingerprints import described, input_digests
+from iterreduce.fixpoint import MaxIterations, Outcome
+from iterreduce.levels import Level, Position, Standing
+from iterreduce.loop import Loop
+from iterreduce.stopping import StopRequest
+from iterreduce.table import BY_BLOCK, Table
+from iterreduce.transaction import Transaction
+
+#: Positions that are kept for replays: beyond that a driver of its own cannot be followed.
+MOST_REPLAYED = 1_000_000
+
+
+class Lasting:
+    """The checkpoints of a `LoopRun`, on this rank. ``loop``: as the user wrote it."""
+
+    def __init__(self, run: Any, loop: Loop, stop: StopRequest | None):
+        self.run, self.loop = run, loop
+        self.checkpoints = Checkpointer(run.group, run.options, run.tell, self._capture, self._has_room, stop)
+        self.replays: deque[Position] = deque()
+        self._journal: list[list[Any]] = []
+        self._journals = True
+
+    def skip_replays(self) -> None:
+        """The engine itself drives the run: nobody asks for the positions before."""
+        self.replays.clear()
+        self._journals, self._journal = False, []
+
+    # ------------------------------------------------------------------ start
+
+    def open(self) -> None:
+        """Take over the directory, before anything is read. Collective."""
+        limit = next((r.n for r in self.loop.until.rules if isinstance(r, MaxIterations)), None)
+        self.checkpoints.open(self._job(), limit)
+
+    def take_up(self) -> None:
+        """Go on from what was saved, if anything was. Collective."""
+        run, started = self.run, time.perf_counter()
+        guard = self._guard("what was saved")
+        sources = {
+            f"{level.label}: {name}" if level.parent else name: source
+            for level in run.root.all()
+            for name, source in level.loop.sources.items()
+        }
+        saved = self.checkpoints.newest({**self._job(), "input": input_digests(run.group, sources, guard)})
+        if saved is not None:
+            self._restore(saved, guard)
+            self._journal = list(saved.facts["journal"])
+            self.replays = deque(_position(entry) for entry in self._journal)
+            seconds = time.perf_counter() - started
+            self.checkpoints.restarted(saved, run.iteration, run.path, seconds)
+        if run.group.agree_any(bool(self.checkpoints.stop.reason)):
+            run.root.standing.outcome = Outcome.STOPPED_SAVED
+
+    def _job(self) -> dict[str, Any]:
+        options, shop = self.run.options, self.run.shop
+        settings = {"partitions": str(shop.partitions.partitions), "reproducible": str(options.reproducible)}
+        return {"loop": described(self.loop), "settings": settings}
+
+    def _guard(self, stage: str) -> Guard:
+        guard = Guard(self.run.group.rank, 0)
+        guard.stage = stage
+        return guard
+
+    def _restore(self, saved: Any, guard: Guard) -> None:
+        run, levels = self.run, saved.facts["levels"]
+        restorer = Restorer(run.group, saved, run.shop.partitions.partitions, self._to_owners, guard)
+        level = run.root
+        level.standing = _with_carry(level, restorer.standing(level, level.standing, 0))
+        for number, facts in enumerate(levels[1:], 1):
+            level = self._enter(level, facts["loop"], guard)
+            level.standing = _with_carry(level, restorer.standing(level, level.standing, number))
+        run.level = level
+        for name in run.outputs:
+            run.outputs[name] = restorer.output(name)
+
+    def _enter(self, around: Level, label: str, guard: Guard) -> Level:
+        """Begin the inner loop that was open, as an iteration of the outer one begins it. Collective."""
+        run, standing = self.run, around.standing
+        assert standing is not None
+        inner = around.steps[standing.at] if standing.at < len(around.steps) else None
+        if not isinstance(inner, Level) or inner.label != label:
+            raise CheckpointError(f'the loop "{label}" was open when it was saved, but is not in this body')
+        run._now = run._open = now = Transaction()
+        run._enter(inner, standing, guard)
+        run.loader.leave_if_failed(guard)
+        bits = 0
+        for told in run.group.allgather_bytes(str(now.changed()).encode()):
+            bits |= int(told)
+        now.commit(Heard(0, bits, ()), inner)
+        return inner
+
+    def _to_owners(self, name: str, keys: tuple[str, ...], share: Table) -> Table:
+        """Rows by key at their owners. Collective."""
+        moved: Table = self.run.loader.to_owners(name, keys, replace(share, layout=BY_BLOCK))
+        return moved
+
+    # ------------------------------------------------------------------ iterations
+
+    def says(self, iteration: int) -> int:
+        """This rank's bits for the control reduction."""
+        return self.checkpoints.says(iteration)
+
+    def after(self, status: int, seconds: float) -> None:
+        """What all ranks agreed on in the control reduction of the iteration just committed. Collective."""
+        run = self.run
+        if self._journals and len(self._journal) < MOST_REPLAYED:
+            at = run.position
+            self._journal.append([at.iteration, _told(at.residual), list(at.path), list(at.loops)])
+        ended = run.outcome is not None
+        if self.checkpoints.after(status, seconds, (run.iteration, run.path), ended):
+            run.root.standing.outcome = Outcome.STOPPED_SAVED
+
+    def _capture(self) -> Captured:
+        run = self.run
+        taken = captured(run.level, run.outputs)
+        more = {"journal": list(self._journal), "partitions": run.shop.partitions.partitions}
+        return replace(taken, facts={**taken.facts, **more})
+
+    def _has_room(self, nbytes: int) -> bool:
+        budget = self.run.options.memory_bytes
+        return budget is None or bool(self.run.memory().fits(nbytes))
+
+    # ------------------------------------------------------------------ the end
+
+    def ended(self) -> None:
+        """The run is over, or failed. Local."""
+        outcome = self.run.outcome
+        end = "failed" if outcome is None else "stopped" if outcome is Outcome.STOPPED_SAVED else "ended"
+        self.checkpoints.ended(end, self.run.iteration)
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """The job is done, its results are written: mark it so."""
+        self.checkpoints.finish(facts)
+
+
+def _with_carry(level: Level, standing: Standing) -> Standing:
+    standing.bindings.update(tables_of(level.loop.carry, standing.carry))
+    return standing
+
+
+def _told(residual: float | None) -> str | None:
+    return None if residual is None else float(residual).hex()
+
+
+def _position(entry: list[Any]) -> Position:
+    iteration, residual, path, loops = entry
+    told = None if residual is None else float.fromhex(residual)
+    return Position(iteration, told, tuple(path), tuple(loops))

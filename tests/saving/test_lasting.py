@@ -1,0 +1,176 @@
+"""A run that is stopped and taken up again ends as one that was not, on any number of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import iterreduce as ir
+from iterreduce import Outcome
+from iterreduce.appfile import load_app
+from iterreduce.checkpoint import FinishedError
+from iterreduce.driver import LoopRun
+from iterreduce.errors import CheckpointError
+from iterreduce.options import Options
+from iterreduce.run import Result
+from iterreduce.testing import run_ranks
+from tests.launch import ROOT
+from tests.saving.programs import PROGRAMS, interrupted, points, run_once
+
+
+def facts(result: Any) -> tuple[Any, ...]:
+    """What must be the same."""
+    return result.outcome, result.iterations, result.residual, result.values, result.result_sha256
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("name", list(PROGRAMS))
+def test_on_as_many_ranks_a_run_in_pieces_has_the_same_bits(name: str, ranks: int, tmp_path: Path) -> None:
+    whole = run_once(PROGRAMS[name], ranks)[0]
+    pieces = [(ranks, 1), (ranks, 1), (ranks, 2), (ranks, None)]
+    assert facts(interrupted(PROGRAMS[name], tmp_path / "saved", pieces)) == facts(whole)
+
+
+@pytest.mark.parametrize("name", list(PROGRAMS))
+def test_on_other_ranks_a_reproducible_run_has_the_same_bits(name: str, tmp_path: Path) -> None:
+    whole = run_once(PROGRAMS[name], 2, reproducible=True)[0]
+    pieces = [(5, 1), (1, 1), (8, 1), (3, None)]
+    result = interrupted(PROGRAMS[name], tmp_path / "saved", pieces, reproducible=True)
+    assert facts(result) == facts(whole)
+
+
+@pytest.mark.parametrize("name", ["kmeans", "sssp", "nested", "grows"])
+def test_periodic_checkpoints_do_not_change_a_run(name: str, tmp_path: Path) -> None:
+    whole = run_once(PROGRAMS[name], 3)[0]
+    saved = run_once(PROGRAMS[name], 3, tmp_path / "saved", checkpoint_every=1)
+    assert facts(saved[0]) == facts(whole) and saved[0].checkpoints["written"] > 0
+    assert saved[0].outcome is not Outcome.STOPPED_SAVED
+
+
+# ---------------------------------------------------------------------- a driver of its own
+
+
+def counting(scale: float = 2.0, limit: int = 9, start: float = 1.0, fed: bool = False) -> ir.Loop:
+    """x becomes scale * x, plus what the feed brings."""
+    step = ir.Superstep(
+        "step",
+        (
+            ir.Local(
+                lambda s, f: s.with_columns(x=scale * s["x"] + f["y"][0]), ("s", "feed"), "t", cut="share"
+            )
+            if fed
+            else ir.Local(lambda s: s.with_columns(x=scale * s["x"]), ("s",), "t", cut="share"),
+        ),
+        (ir.Replace("s", "t"),),
+    )
+    return ir.Loop(
+        "count",
+        {"a": ir.Batch(x=np.full(2, start))},
+        {"s": ir.State("a")},
+        (step,),
+        ir.Until.of([], limit),
+        "s",
+        feeds={"feed": None} if fed else {},
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_driver_of_its_own_is_followed_by_number(ranks: int, tmp_path: Path) -> None:
+    """It asks again from the first iteration on; what was saved is answered, the rest is done."""
+
+    def drive(group: ir.Group, until: int) -> tuple[list[Any], list[float], list[int]]:
+        run, told, done = LoopRun(counting(fed=True), group, saving(tmp_path, 2)), [], []
+        for i in range(until):
+            told.append(run.advance({"feed": ir.Batch(y=np.array([float(i)]))}))
+            done.append(run.iteration)
+        return told, run.tables["s"].batch["x"].tolist(), done
+
+    first = run_ranks(ranks, drive, 6)[0]
+    again = run_ranks(ranks, drive, 8)[0]
+    whole = [1.0, 1.0]
+    for i in range(8):
+        whole = [2 * x + i for x in whole]
+    assert again[1] == whole and again[0][:6] == first[0]
+    assert again[2][0] in (3, 4, 5, 6), "it began where it was saved, whatever number was asked for"
+
+
+def saving(directory: Path, every: int, **options: Any) -> Options:
+    return Options(checkpoint_dir=str(directory / "saved"), checkpoint_every=every, **options)
+
+
+# ---------------------------------------------------------------------- another job
+
+
+def part_of(loop: ir.Loop, directory: Path, stop: bool = True, **options: Any) -> Result:
+    return run_once(lambda group: loop, 2, directory / "saved", 3 if stop else None, **options)[0]
+
+
+@pytest.mark.parametrize(
+    ("other", "options", "told"),
+    [
+        (counting(3.0), {}, r"stages\.0\.function\.scale: 2\.0 then, 3\.0 now"),
+        (counting(start=5.0), {}, r"sources\.a: "),
+        (counting(fed=True), {}, "another loop was saved there"),
+        (counting(), {"reproducible": True}, "reproducible: False then, True now"),
+        (counting(), {"partitions": 64}, "partitions: 1024 then, 64 now"),
+    ],
+)
+def test_another_job_is_refused_and_the_difference_is_named(
+    other: ir.Loop, options: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    assert part_of(counting(), tmp_path).outcome is Outcome.STOPPED_SAVED
+    with pytest.raises(CheckpointError, match=told):
+        part_of(other, tmp_path, stop=False, **options)
+
+
+def test_more_iterations_are_no_other_job(tmp_path: Path) -> None:
+    part_of(counting(), tmp_path)
+    result = part_of(counting(limit=12), tmp_path, stop=False)
+    assert result.iterations == 12 and result["x"].tolist() == [2.0**12] * 2
+    assert result.checkpoints["restarted_from_iteration"] == 4
+
+
+def test_changed_input_is_refused_and_fresh_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+
+    def total(group: ir.Group) -> ir.Loop:
+        points = ir.read(str(path))
+        return ir.MapReduce(
+            map=lambda p: p.with_columns(one=np.zeros(len(p), int)), reduce=ir.SUM, key="one"
+        )(points).to_loop()
+
+    path.write_text("x\n1\n2\n")
+    loops = lambda group: replace(total(group), until=ir.Until.of([], 4))  # noqa: E731
+    assert run_once(loops, 2, tmp_path / "saved", 2)[0].outcome is Outcome.STOPPED_SAVED
+    path.write_text("x\n1\n3\n")
+    with pytest.raises(CheckpointError, match=r"another input was saved there: .*bytes, digest"):
+        run_once(loops, 2, tmp_path / "saved")
+    anew = run_once(loops, 2, tmp_path / "saved", fresh=True)[0]
+    assert anew["x"].sum() == 4 and "restarted_from_iteration" not in anew.checkpoints
+
+
+def test_a_file_that_was_copied_elsewhere_is_the_same_input(tmp_path: Path) -> None:
+    first, other = tmp_path / "a.npy", tmp_path / "elsewhere.npy"
+    np.save(first, points(300)["x"])
+    other.write_bytes(first.read_bytes())
+
+    def kmeans(path: Path) -> Any:
+        loaded = load_app(str(ROOT / "apps" / "kmeans.py")).function
+        return lambda group: loaded(ir.read(str(path)), k=3, max_iterations=5, tolerance=0.0).to_loop()
+
+    whole = run_once(kmeans(first), 2)[0]
+    run_once(kmeans(first), 2, tmp_path / "saved", 2)
+    assert facts(run_once(kmeans(other), 2, tmp_path / "saved")[0]) == facts(whole)
+
+
+def test_a_finished_job_says_so(tmp_path: Path) -> None:
+    run_once(lambda group: counting(), 1, tmp_path / "saved")[0].finish()
+    with pytest.raises(FinishedError, match=r"this job has finished .ITERATIONS_USED after 9 iterations"):
+        run_once(lambda group: counting(), 2, tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="another loop was finished there"):
+        run_once(lambda group: counting(7.0), 2, tmp_path / "saved")
+    assert run_once(lambda group: counting(), 2, tmp_path / "saved", fresh=True)[0].iterations == 9
