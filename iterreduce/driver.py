@@ -30,7 +30,7 @@ from iterreduce.columns.threads import current, using
 from iterreduce.control import Control, Heard, ask_conditions
 from iterreduce.cores import pool_for
 from iterreduce.errors import UsageError
-from iterreduce.events import Events, emit_iteration
+from iterreduce.events import Events, emit_iteration, emit_place
 from iterreduce.exchange import FAILED
 from iterreduce.fixpoint import Outcome
 from iterreduce.levels import (
@@ -371,11 +371,15 @@ class LoopRun:
         found = guard.run(
             fixpoint.partials, level.loop.until, draft.before, draft.bindings, self.group.rank, level.in_place
         )
+        if self.events.places:
+            guard.run(emit_place, self.events, "control.ready", draft.iteration + 1, guard.path)
         heard = self._controls[level.number].run(
             draft.iteration + 1, guard.status, self.shop.cache.wish(), self._open.changed(), found
         )
         if heard.status & FAILED:
             raise_agreed(self.group, guard.failure)
+        if self.events.places:
+            self.tell("commit.start", iteration=draft.iteration + 1, path=guard.path)
         return heard
 
     # ------------------------------------------------------------------ commit and roll back
