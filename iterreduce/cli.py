@@ -22,11 +22,12 @@ from typing import Any
 from iterreduce import launch
 from iterreduce.appfile import AppFileError, raised_by, user_line, user_traceback
 from iterreduce.arguments import USAGE, Answer, CommandLineError, Request, parse_command_line
+from iterreduce.collectives import Group
 from iterreduce.errors import InputError, IterReduceError, LaunchError, OutputError, StageError, UsageError
 from iterreduce.events import Events
 from iterreduce.launch import INTERRUPTED, Crew, Problem, say
 from iterreduce.memory import peak_rss_bytes
-from iterreduce.options import Options, resolve
+from iterreduce.options import FAULTS_VARIABLE, Options, resolve
 from iterreduce.start import launched_rank
 from iterreduce.version import __version__
 
@@ -185,8 +186,17 @@ def _run(crew: Crew, request: Request, work: Any, started: float) -> Problem | N
 
     events, options = Events(), request.config.options
     start_seconds = time.perf_counter() - started
-    with _watching(events, options, first=crew.group.rank == 0):
-        result = run(work, crew.group, options, events)
+    with _faults(events, crew.group):
+        with _watching(events, options, first=crew.group.rank == 0):
+            result = run(work, crew.group, options, events)
+        return _hand_over(crew, request, result, started, start_seconds)
+
+
+def _hand_over(
+    crew: Crew, request: Request, result: Any, started: float, start_seconds: float
+) -> Problem | None:
+    """Write what was asked for."""
+    options = request.config.options
     if options.out is not None:
         from iterreduce.sources.write import write_result
 
@@ -194,6 +204,15 @@ def _run(crew: Crew, request: Request, work: Any, started: float) -> Problem | N
     if options.summary is not None:
         return _write_summary(crew, request, result, started, start_seconds)
     return None
+
+
+def _faults(events: Events, group: Group) -> contextlib.AbstractContextManager[Any]:
+    """What tests of failures want to go wrong: data in the environment, of every rank."""
+    if FAULTS_VARIABLE not in os.environ:
+        return contextlib.nullcontext()
+    from iterreduce.testing import Faults, striking
+
+    return striking(Faults.from_environment(), events, group)
 
 
 def _check_ranks(size: int, options: Options) -> None:

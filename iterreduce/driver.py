@@ -29,7 +29,7 @@ from iterreduce.columns.threads import current, using
 from iterreduce.control import Control, Heard, ask_conditions
 from iterreduce.cores import pool_for
 from iterreduce.errors import UsageError
-from iterreduce.events import Events, emit_iteration
+from iterreduce.events import Events, emit_iteration, emit_place
 from iterreduce.exchange import FAILED
 from iterreduce.fixpoint import Outcome
 from iterreduce.lasting import Lasting
@@ -37,7 +37,7 @@ from iterreduce.levels import (
     Level,
     Position,
     Standing,
-    feeds_wanted,
+    Whereabouts,
     initials,
     refuse_unbuilt,
     sinks_of,
@@ -58,7 +58,7 @@ from iterreduce.transaction import Plain, Transaction
 __all__ = ["LoopRun", "Position"]
 
 
-class LoopRun:
+class LoopRun(Whereabouts):
     """One run of a loop on its ranks. `advance` until it returns an `Outcome`, then read ``tables``.
 
     >>> import numpy as np, iterreduce as ir
@@ -112,57 +112,6 @@ class LoopRun:
         self._plain = Plain(self.root) if self.root.plain else None
         self._seconds, self._sent = 0.0, 0  # of the outermost iteration under way
         self.lasting = Lasting(self, written, stop) if self.options.checkpoint_dir else None
-
-    # ------------------------------------------------------------------ where it stands
-
-    @property
-    def tables(self) -> dict[str, Table]:
-        """The tables of the loop, as of the last commit."""
-        assert self.root.standing is not None
-        return self.root.standing.bindings
-
-    @property
-    def iteration(self) -> int:
-        """Iterations committed, of the outermost loop."""
-        assert self.root.standing is not None
-        return self.root.standing.iteration
-
-    @property
-    def residual(self) -> float | None:
-        """The distance at the last commit of the outermost loop."""
-        assert self.root.standing is not None
-        return self.root.standing.residual
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """How the loop ended; None while it has not."""
-        assert self.root.standing is not None
-        return self.root.standing.outcome
-
-    @property
-    def carry(self) -> dict[str, Any]:
-        """The numbers of the outermost loop's carry, as of the last commit."""
-        assert self.root.standing is not None
-        return dict(self.root.standing.carry)
-
-    @property
-    def path(self) -> tuple[int, ...]:
-        """Iterations committed on each level that is open, outermost first."""
-        standing = self.level.standing
-        if self.level.parent is None and standing is not None:
-            return (standing.iteration,)
-        return tuple([at.standing.iteration for at in self.level.chain if at.standing is not None])
-
-    @property
-    def position(self) -> Position:
-        """Where the loop stands."""
-        assert self.level.standing is not None
-        return Position(self.iteration, self.level.standing.residual, self.path, self.level.names)
-
-    @property
-    def wants(self) -> tuple[str, ...]:
-        """The feeds that the next `advance` must be given."""
-        return feeds_wanted(self.level)
 
     # ------------------------------------------------------------------ start
 
@@ -371,6 +320,8 @@ class LoopRun:
         found = guard.run(
             fixpoint.partials, level.loop.until, draft.before, draft.bindings, self.group.rank, level.in_place
         )
+        if self.events.places:
+            guard.run(emit_place, self.events, "control.ready", draft.iteration + 1, guard.path)
         status = guard.status
         if self.lasting is not None:
             status |= self.lasting.says(draft.iteration + 1)
@@ -379,6 +330,8 @@ class LoopRun:
         )
         if heard.status & FAILED:
             raise_agreed(self.group, guard.failure)
+        if self.events.places:
+            self.tell("commit.start", iteration=draft.iteration + 1, path=guard.path)
         return heard
 
     # ------------------------------------------------------------------ commit and roll back
@@ -493,11 +446,3 @@ class LoopRun:
     def settle(self) -> None:
         """Raise on all ranks what a watcher raised on one since the last collective. Collective."""
         self.loader.leave_if_failed(self._guard())
-
-    @property
-    def values(self) -> dict[str, float | int]:
-        """The loop's named numbers, and those of its carry; of inner loops, at their last end, as
-        ``loop.name``.
-        """
-        assert self.root.standing is not None
-        return {**values_of(self.root, self.root.standing), **self.inner_values}

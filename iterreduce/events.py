@@ -4,6 +4,9 @@ The engine emits, watchers listen: the progress line, the JSON lines file, tests
 name out of `EVENTS` and a few plain fields. Watchers are called at once, on the thread that emits, one after
 another: an event is also a place in the program, and a fault kit may stop the program there on purpose.
 
+Some events are no news to anybody but mark where a program can be struck (`PLACES`). They are emitted only
+while a watcher has asked for them.
+
 This is no log and no metric: nothing is formatted, stored or sent here, and with no watcher an `emit` costs a
 test of an empty list. In a hot place guard the fields as well: `if events.active: events.emit(...)`.
 """
@@ -22,6 +25,16 @@ EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "iteration.start": (("iteration", "path"), "numbered from 1; the path is that of its commit"),
     "stage.start": (("stage", "iteration"), "one stage of a superstep begins"),
     "stage.end": (("stage", "iteration", "seconds", "bytes"), "the stage is done on this rank"),
+    "exchange.ready": (
+        ("stage", "iteration"),
+        "this rank has folded and packed what it sends; next it meets the others",
+    ),
+    "exchange.done": (("stage", "iteration"), "what others sent is here, and nothing is made of it yet"),
+    "control.ready": (
+        ("iteration", "path"),
+        "the iteration's work is done on this rank; next is the control reduction",
+    ),
+    "commit.start": (("iteration", "path"), "all ranks have agreed to commit, and no table is swapped yet"),
     "iteration.commit": (
         ("iteration", "residual", "seconds", "bytes", "invariant_bytes", "path"),
         "the writes of the iteration are visible; the residual is the same on all ranks, or None; the path "
@@ -57,6 +70,9 @@ EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "run.end": (("outcome", "iterations", "residual", "seconds"), "outcome is None when the run failed"),
 }
 
+#: Events that are emitted only while a watcher wants them: places to strike, inside what other events span.
+PLACES = frozenset({"exchange.ready", "exchange.done", "control.ready", "commit.start"})
+
 
 class Event(NamedTuple):
     """One thing that happened.
@@ -88,24 +104,29 @@ class Events:
     [('iteration.start', 1)]
     """
 
-    __slots__ = ("_fragile", "active", "watchers")
+    __slots__ = ("_fragile", "_placed", "active", "places", "watchers")
 
     def __init__(self) -> None:
-        self.active = False
+        self.active = self.places = False
         self.watchers: list[Watcher] = []
         self._fragile: set[Watcher] = set()
+        self._placed: set[Watcher] = set()
 
-    def subscribe(self, watcher: Watcher, may_raise: bool = False) -> Callable[[], None]:
+    def subscribe(
+        self, watcher: Watcher, may_raise: bool = False, places: bool = False
+    ) -> Callable[[], None]:
         """Call `watcher(event)` for every event from now on; returns a function that ends it.
 
         An exception of a watcher is written to standard error once and the watcher is dropped: who looks on
         must not break a run. With `may_raise` it passes through `emit` into the engine instead, as a fault of
-        that place in the program.
+        that place in the program. With `places` the events of `PLACES` are emitted as well, to all watchers.
         """
         self.watchers = [*self.watchers, watcher]
         if not may_raise:
             self._fragile.add(watcher)
-        self.active = True
+        if places:
+            self._placed.add(watcher)
+        self.active, self.places = True, bool(self._placed)
 
         def stop() -> None:
             self._drop(watcher)
@@ -137,9 +158,15 @@ class Events:
         # a new list: the old one may be in the middle of an `emit`
         self.watchers = [other for other in self.watchers if other is not watcher]
         self._fragile.discard(watcher)
-        self.active = bool(self.watchers)
+        self._placed.discard(watcher)
+        self.active, self.places = bool(self.watchers), bool(self._placed)
 
 
 def emit_iteration(events: Events, iteration: int, path: tuple[int, ...]) -> None:
     """Tell that an iteration begins."""
     events.emit("iteration.start", iteration=iteration, path=path)
+
+
+def emit_place(events: Events, name: str, iteration: int, path: tuple[int, ...]) -> None:
+    """Tell that this rank stands at a place of an iteration."""
+    events.emit(name, iteration=iteration, path=path)

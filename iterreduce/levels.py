@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from iterreduce.carrying import Gain, Number, initial_numbers, tables_of
 from iterreduce.collectives import Group
@@ -169,6 +170,75 @@ class Level:
         numbers = initial_numbers(self.loop.carry)
         bindings.update(tables_of(self.loop.carry, numbers))
         return Standing(bindings, bindings, numbers)
+
+
+class Whereabouts:
+    """Where a run stands: what can be asked of the tree of its levels between two iterations.
+
+    ``root`` is the outermost loop, ``level`` the innermost that is open; ``inner_values`` are named numbers of
+    inner loops, at their last end.
+    """
+
+    root: Level
+    level: Level
+    inner_values: dict[str, float | int]
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The tables of the loop, as of the last commit."""
+        assert self.root.standing is not None
+        return self.root.standing.bindings
+
+    @property
+    def iteration(self) -> int:
+        """Iterations committed, of the outermost loop."""
+        assert self.root.standing is not None
+        return self.root.standing.iteration
+
+    @property
+    def residual(self) -> float | None:
+        """The distance at the last commit of the outermost loop."""
+        assert self.root.standing is not None
+        return self.root.standing.residual
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the loop ended; None while it has not."""
+        assert self.root.standing is not None
+        return self.root.standing.outcome
+
+    @property
+    def carry(self) -> dict[str, Any]:
+        """The numbers of the outermost loop's carry, as of the last commit."""
+        assert self.root.standing is not None
+        return dict(self.root.standing.carry)
+
+    @property
+    def path(self) -> tuple[int, ...]:
+        """Iterations committed on each level that is open, outermost first."""
+        standing = self.level.standing
+        if self.level.parent is None and standing is not None:
+            return (standing.iteration,)
+        return tuple([at.standing.iteration for at in self.level.chain if at.standing is not None])
+
+    @property
+    def position(self) -> Position:
+        """Where the loop stands."""
+        assert self.level.standing is not None
+        return Position(self.iteration, self.level.standing.residual, self.path, self.level.names)
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """The feeds that the next `advance` must be given."""
+        return feeds_wanted(self.level)
+
+    @property
+    def values(self) -> dict[str, float | int]:
+        """The loop's named numbers, and those of its carry; of inner loops, at their last end, as
+        ``loop.name``.
+        """
+        assert self.root.standing is not None
+        return {**values_of(self.root, self.root.standing), **self.inner_values}
 
 
 def feeds_wanted(level: Level) -> tuple[str, ...]:

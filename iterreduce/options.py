@@ -24,6 +24,8 @@ ENVIRONMENT_PREFIX = "ITERREDUCE_"
 
 #: Variables with our prefix that are no settings of a run: those of our tests.
 NO_SETTINGS = ("ITERREDUCE_NO_SKIPS", "ITERREDUCE_TEST_")
+#: Faults of tests (`iterreduce.testing.faults`), as JSON.
+FAULTS_VARIABLE = "ITERREDUCE_TEST_FAULTS"
 
 
 @dataclass(frozen=True)

@@ -202,8 +202,12 @@ class ExchangeStep(Watched):
     def _before(self, seen: dict[str, Table], iteration: int) -> None:
         self.begin(iteration)
         self.work.prepare(seen, iteration)
+        if self.events.places:
+            self.events.emit("exchange.ready", stage=self.label, iteration=iteration)
 
     def _after(self, seen: dict[str, Table], iteration: int) -> None:
+        if self.events.places:
+            self.events.emit("exchange.done", stage=self.label, iteration=iteration)
         made: Table | dict[str, Table] = self.work.finish()
         if isinstance(made, dict):
             seen.update(made)

@@ -1,7 +1,46 @@
-"""What tests of loops need, for this package and for its users: ranks as threads of one process."""
+"""What tests of loops need, for this package and for its users: ranks as threads of one process, faults."""
 
 from __future__ import annotations
 
-from iterreduce.testing.threads import RanksTimedOut, ThreadGroup, ThreadRanksBroken, run_ranks
+from iterreduce.testing.faults import (
+    Delay,
+    DeleteFile,
+    FailCall,
+    FailRename,
+    Fault,
+    Faults,
+    FillDisk,
+    FlipBit,
+    Kill,
+    LimitFileSize,
+    Raise,
+    Slow,
+    Stop,
+    TearFile,
+)
+from iterreduce.testing.strikes import damage, striking
+from iterreduce.testing.threads import Died, RanksTimedOut, ThreadGroup, ThreadRanksBroken, run_ranks
 
-__all__ = ["RanksTimedOut", "ThreadGroup", "ThreadRanksBroken", "run_ranks"]
+__all__ = [
+    "Delay",
+    "DeleteFile",
+    "Died",
+    "FailCall",
+    "FailRename",
+    "Fault",
+    "Faults",
+    "FillDisk",
+    "FlipBit",
+    "Kill",
+    "LimitFileSize",
+    "Raise",
+    "RanksTimedOut",
+    "Slow",
+    "Stop",
+    "TearFile",
+    "ThreadGroup",
+    "ThreadRanksBroken",
+    "damage",
+    "run_ranks",
+    "striking",
+]

@@ -7,6 +7,9 @@ not fit together all get a `ScheduleError` that says who called what, where MPI 
 
 It is not fast and not meant to be: one interpreter, one lock. A rank that fails ends the others' waiting
 (`ThreadRanksBroken`); ranks that wait for ever are ended by the timeout, which says where each of them stood.
+
+A thread cannot be killed. Its twin of a process's sudden death is `ThreadGroup.die`: the rank takes part in
+no collective any more, whatever it catches, and the others' waiting ends as a launcher would end them.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +36,10 @@ _OPERATIONS = {"sum": np.add, "min": np.minimum, "max": np.maximum, "or": np.bit
 
 class ThreadRanksBroken(IterReduceError):
     """Another rank ended, so this collective will never be complete."""
+
+
+class Died(BaseException):
+    """This rank is as dead as a thread can be: what it does until its next collective is its last."""
 
 
 class RanksTimedOut(IterReduceError, TimeoutError):
@@ -63,7 +70,7 @@ def run_ranks(
         except BaseException as error:
             world.ends(rank, error)
         else:
-            world.ends(rank, None)
+            world.ends(rank, Died(world.dead[rank]) if rank in world.dead else None)
 
     threads = [threading.Thread(target=work, args=(r,), name=f"rank {r}", daemon=True) for r in range(size)]
     _run(world, threads, time.monotonic() + timeout)
@@ -114,6 +121,7 @@ class _World:
         self.changed = threading.Condition()
         self.errors: dict[int, BaseException] = {}
         self.ended: set[int] = set()
+        self.dead: dict[int, str] = {}
         self.calls = ["has called no collective yet"] * size
         self.broken: str | None = None
         self.where = ""
@@ -133,6 +141,11 @@ class _World:
                 self.errors[rank] = error
         if error is not None:
             self.break_off(f"rank {rank} ended with {type(error).__name__}: {error}")
+
+    def dies(self, rank: int, reason: str) -> None:
+        with self.changed:
+            self.dead.setdefault(rank, reason)
+        self.break_off(f"rank {rank} died: {reason}")
 
     def break_off(self, reason: str) -> None:
         with self.changed:
@@ -186,6 +199,8 @@ class _Meeting:
         """The data of all members, once all have come."""
         world, me = self.world, self.members[rank]
         with world.changed:
+            if me in world.dead:
+                raise Died(world.dead[me])
             this = self._rounds.setdefault(number, _Round(len(self.members)))
             this.posts[rank] = post
             world.calls[me] = f"is in {post.text(number)} of {self.label}"
@@ -335,6 +350,17 @@ class ThreadGroup(Group):
 
     def abort(self, code: int) -> None:
         raise SystemExit(code)
+
+    def die(self, reason: str) -> NoReturn:
+        """Raise `Died` here, and in every later collective of this rank."""
+        world, me = self._meeting.world, self._meeting.members[self.rank]
+        world.dies(me, reason)
+        raise Died(reason)
+
+    @property
+    def dead(self) -> bool:
+        """Has this rank died?"""
+        return self._meeting.members[self.rank] in self._meeting.world.dead
 
 
 class _ThreadWindow(Window):
