@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from iterreduce.capture import Captured
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Ragged
-from iterreduce.errors import CheckpointError, OutputError
+from iterreduce.errors import CheckpointError, CheckpointWarning, OutputError
 from iterreduce.exchange import STOP
 from iterreduce.fingerprints import difference, python
 from iterreduce.options import Options
@@ -146,7 +147,8 @@ class Checkpointer:
                 )
 
     def _warn(self, text: str) -> None:
-        self.tell("checkpoint.failed", number=0, reason=text)
+        if self.group.rank == 0:
+            warnings.warn(text, CheckpointWarning, stacklevel=2)
 
     # ------------------------------------------------------------------ in every iteration
 
@@ -342,6 +344,7 @@ class Checkpointer:
         if self.pacing is not None:
             self.pacing.failed(time.perf_counter())
         self.tell("checkpoint.failed", number=self._number, reason=reason)
+        self._warn(f"checkpoint {self._number} is given up, the job goes on: {reason}")
 
     # ------------------------------------------------------------------ the end
 
@@ -364,7 +367,7 @@ class Checkpointer:
             try:
                 self.attempt.note(iteration=iteration, seconds=time.perf_counter() - self._started, end=end)
             except (OSError, OutputError) as error:
-                self.tell("checkpoint.failed", number=self._number, reason=f"the history: {error}")
+                self._warn(f"the history of {self.directory} could not be written: {error}")
 
     def report(self) -> dict[str, Any]:
         """For the summary; what rank 0 alone knows is there only."""

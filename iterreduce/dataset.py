@@ -259,7 +259,8 @@ def run(
 ) -> Result:
     """Run a dataset or a loop on a communicator (None: that of its sources, or one rank). Collective."""
     if isinstance(work, Dataset):
-        work, comm = work.to_loop(), comm if comm is not None else work.comm
+        comm = comm if comm is not None else work.comm
+        work = work.to_loop()
     elif not isinstance(work, Loop):
         raise UsageError(
             f"to run: wanted a Dataset or a Loop, got {type(work).__name__}; an app returns "

@@ -13,6 +13,8 @@
     ├── ScheduleError                    ranks met in different stages (found by ``--check``)
     └── LaunchError                      the launcher, or the start-up handshake
 
+    CheckpointWarning (a UserWarning)    a checkpoint is damaged or could not be written; the job goes on
+
 Every message says what came, what was wanted and what to do. This module holds no policy: who raises
 and who prints is decided elsewhere.
 """
@@ -46,6 +48,10 @@ class OutputError(IterReduceError):
 
 class CheckpointError(IterReduceError):
     """A checkpoint directory that holds another job, nothing that is whole, or that another run has taken."""
+
+
+class CheckpointWarning(UserWarning):
+    """Said on rank 0, while the job goes on: a checkpoint that was damaged, or could not be written."""
 
 
 class DisagreementError(IterReduceError):

@@ -175,8 +175,8 @@ class Level:
 class Whereabouts:
     """Where a run stands: what can be asked of the tree of its levels between two iterations.
 
-    ``root`` is the outermost loop, ``level`` the innermost that is open; ``inner_values`` are named numbers of
-    inner loops, at their last end.
+    ``root`` is the outermost loop, ``level`` the innermost that is open; ``inner_values`` are named numbers
+    of inner loops, at their last end.
     """
 
     root: Level

@@ -40,6 +40,8 @@ class Progress:
             if event.seconds >= self._next:
                 self._next = event.seconds + self._pause
                 self._write(_line(event.fields), last=False)
+        elif event.name == "restart":
+            self._write(_restart_line(event.fields), last=True)
         elif event.name == "run.end":
             self._write(_last_line(event.fields), last=True)
 
@@ -72,6 +74,11 @@ def _line(fields: Any) -> str:
     if fields.get("invariant_bytes"):
         parts.append(f"invariants {_size(fields['invariant_bytes'])}")
     return "  ".join(parts)
+
+
+def _restart_line(fields: Any) -> str:
+    ranks = f"{fields['ranks']} rank{'' if fields['ranks'] == 1 else 's'}"
+    return f"goes on after iteration {fields['iteration']}, saved by {ranks} (checkpoint {fields['number']})"
 
 
 def _last_line(fields: Any) -> str:
