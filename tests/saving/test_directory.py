@@ -113,7 +113,8 @@ def test_of_runs_that_start_at_once_one_holds_the_directory(tmp_path: Path) -> N
         try:
             return Attempt.open(SoloGroup(), tmp_path / "new")
         except CheckpointError as error:
-            assert "another run has taken over" in str(error)
+            if "another run has taken over" not in str(error):
+                raise
             return None
 
     attempts = [attempt for attempt in run_ranks(8, start) if attempt is not None]
