@@ -361,12 +361,19 @@ def _hdf5_dataset(file: Any, name: str, shape: tuple[int, ...], dtype: Any) -> A
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     ragged = h5py.check_dtype(vlen=dtype) is not None
     layout.set_fill_time(h5py.h5d.FILL_TIME_ALLOC if ragged else h5py.h5d.FILL_TIME_NEVER)
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    space = h5py.h5s.create_simple(shape)
+    return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, layout, _hdf5_links()))
+
+
+def _hdf5_links() -> Any:
+    """How a dataset is linked in: groups on the way are made, names are UTF-8."""
+    import h5py
+
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
     links.set_char_encoding(h5py.h5t.CSET_UTF8)
-    kind = h5py.h5t.py_create(dtype, logical=True)
-    made = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), layout, links)
-    return h5py.Dataset(made)
+    return links
 
 
 def hdf5_write_ragged(path: str, first_row: int, columns: dict[str, Ragged]) -> None:
@@ -385,3 +392,62 @@ def hdf5_write_ragged(path: str, first_row: int, columns: dict[str, Ragged]) -> 
 def _raw_cells(column: Ragged) -> list[Any]:
     as_bytes = Ragged(column.offsets, column.values, "bytes").to_list()
     return as_bytes if column.kind == "text" else [np.frombuffer(row, np.uint8) for row in as_bytes]
+
+
+# ---------------------------------------------------------------- HDF5: files laid out in memory
+
+Dataset = tuple[str, tuple[int, ...], np.dtype[Any]]  # full name, shape, dtype
+
+
+def hdf5_lay_out(memory: Any, datasets: Sequence[Dataset]) -> list[int]:
+    """Write to a file object an HDF5 file of contiguous datasets, without their data; says at which byte each
+    begins (0 for one of no bytes).
+
+    The same arguments give the same bytes under one version of HDF5.
+    """
+    offsets = []
+    with _hdf5_in_memory(memory) as file:
+        for name, shape, dtype in datasets:
+            made = _hdf5_dataset(file, name, shape, hdf5_dtype(Field("fixed", dtype)))
+            offsets.append(made.id.get_offset() or 0)
+    return offsets
+
+
+# a file, all rows of its dataset, the first of these, how many, and which they are in the whole
+Part = tuple[str, int, int, int, int]
+
+
+def hdf5_index(memory: Any, datasets: Sequence[tuple[Dataset, Sequence[Part]]]) -> None:
+    """Write to a file object the HDF5 file in which each dataset is put together from rows of the dataset of
+    the same name in other files beside it.
+    """
+    import h5py
+
+    with _hdf5_in_memory(memory) as file:
+        for (name, shape, dtype), parts in datasets:
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_obj_track_times(False)
+            for part in parts:
+                _hdf5_map(layout, shape, name, part)
+            kind = h5py.h5t.py_create(hdf5_dtype(Field("fixed", dtype)), logical=True)
+            space = h5py.h5s.create_simple(shape)
+            h5py.h5d.create(file.id, name.encode(), kind, space, layout, _hdf5_links())
+
+
+def _hdf5_map(layout: Any, shape: tuple[int, ...], source: str, part: Part) -> None:
+    import h5py
+
+    path, of, first, rows, at = part
+    here, there = h5py.h5s.create_simple(shape), h5py.h5s.create_simple((of, *shape[1:]))
+    here.select_hyperslab((at, *(0 for _ in shape[1:])), (rows, *shape[1:]))
+    there.select_hyperslab((first, *(0 for _ in shape[1:])), (rows, *shape[1:]))
+    layout.set_virtual(here, path.encode(), source.encode(), there)
+
+
+@contextlib.contextmanager
+def _hdf5_in_memory(memory: Any) -> Iterator[Any]:
+    import h5py
+
+    pages = {"alignment_threshold": 1 << 16, "alignment_interval": 1 << 12}  # larger data begin on a page
+    with h5py.File(memory, "w", libver=("earliest", "v110"), track_order=True, **pages) as file:
+        yield file

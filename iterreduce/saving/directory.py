@@ -1,0 +1,380 @@
+"""A checkpoint directory: who may write to it, what stands in it, and who was there before.
+
+There is one directory `attempt-000007` in it, and a run takes it over by renaming it to `attempt-000008`: one
+wins, and every path that the run before still holds is gone. So nobody needs a lock, and an old attempt that
+runs on beside its successor cannot publish, finish or note anything. What is written beside the names that
+count begins with a dot, and the next attempt removes it.
+
+Only rank 0 works on the disk here; an `Attempt` on another rank is a path and a number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+from iterreduce.collectives import Group
+from iterreduce.errors import CheckpointError, OutputError
+from iterreduce.saving.sealing import Damaged, read_sealed, sealed
+from iterreduce.sources.agreement import root_decides
+from iterreduce.storage import sync_directory, temporary_beside, why_not_written
+from iterreduce.version import __version__
+
+T = TypeVar("T")
+
+FORMAT = 1
+MARKER, HISTORY, FINISHED = "iterreduce.json", "attempts.json", "finished.json"
+WRITING = ".writing-"
+_ATTEMPT = re.compile(r"attempt-(\d{6,18})\Z")
+_CHECKPOINT = re.compile(r"(\d{12,18})\Z")
+# Entries of the history beyond these are forgotten, oldest first: enough to learn from.
+MOST_ENTRIES = 10_000
+# How often a takeover is tried when others take over at the same moment.
+MOST_TRIES = 100
+ENDS = ("running", "interrupted", "finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One attempt: when it began (Unix time), how long it ran, how far it came, and how it ended.
+
+    ``end``: "running", "finished", "stopped", "failed", or "interrupted", which its successor writes when it
+    finds "running".
+    """
+
+    number: int
+    host: str
+    ranks: int
+    started: float
+    seconds: float = 0.0
+    iteration: int = 0
+    end: str = "running"
+
+
+@dataclass(frozen=True)
+class History:
+    """The attempts in a directory, oldest first; on ranks other than 0 it is empty.
+
+    >>> History((Entry(1, "a", 2, 0.0, 50.0, 7, "interrupted"), Entry(2, "a", 2, 90.0))).interrupts
+    1
+    """
+
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def interrupts(self) -> int:
+        """Attempts that were cut off: not those that finished, stopped, or failed by themselves."""
+        return sum(entry.end == "interrupted" for entry in self.entries)
+
+    @property
+    def total_seconds(self) -> float:
+        """Run time of all attempts, as far as they noted it."""
+        return sum(entry.seconds for entry in self.entries)
+
+
+class Attempt:
+    """This run's hold on a checkpoint directory.
+
+    >>> import tempfile
+    >>> from iterreduce.collectives import SoloGroup
+    >>> place = tempfile.mkdtemp() + "/saved"
+    >>> old = Attempt.open(SoloGroup(), place, fresh=False)
+    >>> old.number, old.checkpoints(), old.finished
+    (1, [], None)
+    >>> new = Attempt.open(SoloGroup(), place, fresh=False)
+    >>> new.number, [entry.end for entry in new.history.entries]
+    (2, ['interrupted', 'running'])
+    >>> old.note(iteration=1, seconds=2.0)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+      ...
+    iterreduce.errors.CheckpointError: another run has taken over ...
+    """
+
+    def __init__(
+        self, directory: str, number: int, history: History | None = None, finished: Any = None
+    ) -> None:
+        self.directory, self.number = directory, number
+        self.path = os.path.join(directory, f"attempt-{number:06d}")
+        self.history = history or History()
+        self.finished: dict[str, Any] | None = finished
+        self.bad: set[int] = set()  # checkpoints found not to be whole: they do not count as kept
+
+    @classmethod
+    def open(cls, group: Group, directory: str | os.PathLike[str], fresh: bool = False) -> Attempt:
+        """Take over a directory, or make it (its parent exists).
+
+        Collective.
+
+        `fresh`: published checkpoints and the completion marker are removed, the history stays. Raises alike
+        on all ranks: `CheckpointError` for a directory that holds something else, `OutputError` where the
+        system refuses.
+        """
+        path = os.path.abspath(os.fspath(directory))
+        opened: list[Attempt] = []
+
+        def work() -> list[Any]:
+            attempt = _opened(path, fresh, group.size)
+            opened.append(attempt)
+            return [path, attempt.number, attempt.finished]
+
+        path, number, finished = root_decides(group, work)
+        return opened[0] if opened else cls(path, number, finished=finished)
+
+    def checkpoints(self) -> list[int]:
+        """Numbers of what is published, newest first. Rank 0's listing. Raises `CheckpointError`."""
+        return self.guarded(lambda: published_in(self.path))
+
+    def place(self, number: int) -> str:
+        """Where a checkpoint stands."""
+        return os.path.join(self.path, f"{number:012d}")
+
+    def draft(self, number: int) -> str:
+        """Where a checkpoint is written before it is published."""
+        return os.path.join(self.path, f"{WRITING}{number:012d}")
+
+    def note(self, *, iteration: int, seconds: float, end: str = "running") -> None:
+        """Rewrite this attempt's entry in the history. Rank 0.
+
+        It does not wait for the disk, which may be busy with a checkpoint. Raises `CheckpointError` when
+        another run has taken over, `OutputError` where the system refuses.
+        """
+        own = replace(self.history.entries[-1], iteration=iteration, seconds=seconds, end=end)
+        self.history = History((*self.history.entries[:-1], own))
+        self.guarded(lambda: _write_history(self.path, self.history))
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Write the completion marker. Rank 0. Raises as `note` does."""
+        raw = sealed({"format": "iterreduce completion", "version": FORMAT, "facts": dict(facts)})
+        self.guarded(lambda: write_whole(os.path.join(self.path, FINISHED), raw, durable=True))
+        self.finished = dict(facts)
+
+    def publish(self, number: int) -> None:
+        """Give a draft its name: the one moment at which it becomes a checkpoint. Rank 0."""
+        self.check()
+        os.rename(self.draft(number), self.place(number))
+        sync_directory(self.path)
+
+    def drop_old(self, keep: int = 2) -> None:
+        """Remove all but the newest good ones. Rank 0. What cannot be removed stays."""
+        with contextlib.suppress(OSError):
+            numbers = published_in(self.path)
+            good = [number for number in numbers if number not in self.bad][:keep]
+            for number in numbers:
+                if number not in good and number < max(good, default=0):
+                    remove(self.place(number))
+
+    def check(self) -> None:
+        """Raise `CheckpointError` if another run has taken over.
+
+        The directory is listed anew: a network file system may remember the old name for a while.
+        """
+        names = os.listdir(self.directory)
+        if os.path.basename(self.path) not in names:
+            newest = max((int(m[1]) for m in map(_ATTEMPT.match, names) if m), default=None)
+            if newest is None:
+                raise CheckpointError(f"{self.path} has vanished; this run cannot save there any more")
+            raise CheckpointError(
+                f"another run has taken over {self.directory} (attempt {newest}); this one (attempt "
+                f"{self.number}) cannot save there any more: let only one of them run"
+            )
+
+    def guarded(self, work: Callable[[], T]) -> T:
+        """`work()`; an error of the system as ours, and said so where the directory was taken over."""
+        try:
+            return work()
+        except OSError as error:
+            raise self.explained(error) from error
+
+    def explained(self, error: BaseException) -> BaseException:
+        """The error to show for one that the system raised while this attempt wrote."""
+        if not isinstance(error, OSError):
+            return error
+        try:
+            self.check()
+        except CheckpointError as taken:
+            return taken
+        except OSError:
+            pass
+        return OutputError(why_not_written(self.path, error))
+
+
+# ---------------------------------------------------------------- taking over, on rank 0
+
+
+def _opened(directory: str, fresh: bool, ranks: int) -> Attempt:
+    try:
+        _made(directory)
+        attempt = Attempt(directory, _taken_over(directory))
+    except OSError as error:
+        raise OutputError(why_not_written(directory, error)) from error
+    attempt.guarded(lambda: _settled(attempt, fresh, ranks))  # another run may come already
+    return attempt
+
+
+def _settled(attempt: Attempt, fresh: bool, ranks: int) -> None:
+    """Clear up behind the attempt before, and enter this one into the history."""
+    _cleared(attempt.path, fresh)
+    own = Entry(attempt.number, socket.gethostname(), ranks, time.time())
+    attempt.history = History((*read_history(attempt.path).entries[1 - MOST_ENTRIES :], own))
+    _write_history(attempt.path, attempt.history)
+    attempt.finished = read_finished(attempt.path)
+
+
+def _made(directory: str) -> None:
+    """Make the directory, or see that it is ours; mark it."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory)
+    if not os.path.isdir(directory):
+        raise CheckpointError(f"{directory} is no directory: wanted one to save checkpoints in")
+    if not is_ours(directory):
+        raw = sealed({"format": "iterreduce checkpoints", "version": FORMAT, "written_by": __version__})
+        write_whole(os.path.join(directory, MARKER), raw, durable=True)
+        sync_directory(os.path.dirname(directory))
+
+
+def is_ours(directory: str) -> bool:
+    """Whether it is marked as a checkpoint directory; False if it is empty or has lost its mark.
+
+    Raises `CheckpointError` if something else stands in it, or if a later version wrote it.
+    """
+    names = [name for name in os.listdir(directory) if not name.startswith(f".{MARKER}.")]
+    if MARKER not in names:
+        if names and not any(map(_ATTEMPT.match, names)):
+            raise CheckpointError(
+                f"{directory} holds other things ({', '.join(sorted(names)[:3])}): wanted an empty or new "
+                "directory, or one in which checkpoints were saved"
+            )
+        return False
+    try:
+        version = read_sealed(os.path.join(directory, MARKER)).get("version")
+    except Damaged as damage:
+        raise CheckpointError(
+            f"{directory}/{MARKER}: {damage}; if this is a checkpoint directory, remove that file"
+        ) from None
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{directory} was written in format {version!r}, and this version reads format {FORMAT}"
+        )
+    return True
+
+
+def attempts_in(directory: str) -> list[int]:
+    """The numbers of the attempt directories, lowest first; there is one, unless somebody copied them."""
+    return sorted(int(m[1]) for m in map(_ATTEMPT.match, os.listdir(directory)) if m)
+
+
+def _taken_over(directory: str) -> int:
+    for _ in range(MOST_TRIES):
+        number = max(attempts_in(directory), default=0)
+        new = Attempt(directory, number + 1).path
+        try:
+            if number:
+                os.rename(Attempt(directory, number).path, new)
+            else:
+                os.mkdir(new)
+        except (FileNotFoundError, FileExistsError):  # another run was faster
+            continue
+        except NotADirectoryError:
+            raise CheckpointError(f"{Attempt(directory, number).path} is no directory") from None
+        sync_directory(directory)
+        return number + 1
+    raise CheckpointError(f"{directory} is taken over by other runs all the time")
+
+
+def _cleared(path: str, fresh: bool) -> None:
+    """Remove what an attempt left that did not end; with `fresh` also what it published."""
+    for name in os.listdir(path):
+        if name.startswith("."):
+            remove(os.path.join(path, name))
+    if fresh:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, FINISHED))
+        for number in published_in(path):  # newest first would leave an older one to go on from
+            hidden = os.path.join(path, f".removed-{number:012d}")
+            os.rename(os.path.join(path, f"{number:012d}"), hidden)
+            remove(hidden)
+        sync_directory(path)
+
+
+def remove(path: str) -> None:
+    """Remove a file or a directory; what cannot be removed stays."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def published_in(path: str) -> list[int]:
+    """The numbers of published checkpoints, newest first."""
+    with os.scandir(path) as entries:
+        found = [m for m in (_CHECKPOINT.match(e.name) for e in entries) if m]
+    return sorted((int(m[1]) for m in found if f"{int(m[1]):012d}" == m[0]), reverse=True)
+
+
+# ---------------------------------------------------------------- its small files
+
+
+def write_whole(path: str, raw: bytes, durable: bool) -> None:
+    """A small file under its name, whole. `durable`: also after a crash of the machine."""
+    temporary = temporary_beside(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(raw)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+    if durable:
+        sync_directory(os.path.dirname(path))
+
+
+def _write_history(path: str, history: History) -> None:
+    entries = [asdict(entry) for entry in history.entries]
+    raw = sealed({"format": "iterreduce attempts", "version": FORMAT, "attempts": entries})
+    write_whole(os.path.join(path, HISTORY), raw, durable=False)
+
+
+def read_history(path: str) -> History:
+    """The history in an attempt directory: those found running were interrupted. Damaged: none."""
+    try:
+        entries = read_sealed(os.path.join(path, HISTORY)).get("attempts")
+        found = [_entry(e) for e in entries] if isinstance(entries, list) else []
+    except (Damaged, TypeError, ValueError):
+        return History()
+    return History(
+        tuple(replace(e, end="interrupted") if e.end == "running" else e for e in found[-MOST_ENTRIES:])
+    )
+
+
+def _entry(facts: Any) -> Entry:
+    """An entry out of JSON. Raises TypeError or ValueError."""
+    entry = Entry(**facts)
+    numbers = (entry.number, entry.ranks, entry.iteration)
+    times = (entry.started, entry.seconds)
+    if any(type(n) is not int or not 0 <= n < 2**62 for n in numbers):
+        raise ValueError("a count")
+    if any(type(t) not in (int, float) or not 0 <= t < 1e15 for t in times):
+        raise ValueError("a time")
+    if type(entry.host) is not str or entry.end not in ENDS:
+        raise ValueError("an end")
+    return entry
+
+
+def read_finished(path: str) -> dict[str, Any] | None:
+    """The facts in the completion marker; None if there is none that is whole."""
+    try:
+        facts = read_sealed(os.path.join(path, FINISHED)).get("facts")
+    except Damaged:
+        return None
+    return facts if isinstance(facts, dict) else None
