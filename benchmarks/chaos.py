@@ -6,8 +6,8 @@
 Every run is a pure function of the seed and its number: a program, and attempts at it, each with a number of
 ranks and what goes wrong: ranks killed (one, several, all, or the launcher) at a place inside the program
 (`iterreduce.testing`) or from outside at any moment, the newest checkpoint torn, flipped or deleted before
-the next attempt, a disk that is full. Attempts follow until one finishes. Its result must have the digest of the
-undisturbed run (wrong), every attempt must end in time (hung), and one without faults must finish (lost).
+the next attempt, a disk that is full. Attempts follow until one finishes. Its result must have the digest of
+the undisturbed run (wrong), every attempt must end in time (hung), and one without faults must finish (lost).
 
 Iterations are made slower on purpose, by sleeping, so that small inputs leave time for several checkpoints.
 """
@@ -65,10 +65,10 @@ _PLACES = {
     "exchange": ("exchange.ready", "exchange.done"),
     "control": ("control.ready",),
     "commit": ("commit.start", "iteration.commit"),
-    "copy": ("checkpoint.copy",),
+    "copy": ("checkpoint.start", "checkpoint.copy"),
     "write": ("checkpoint.step:write", "checkpoint.step:write.half", "checkpoint.step:sync"),
     "publish": ("checkpoint.step:publish", "checkpoint.step:rename", "checkpoint.step:published"),
-    "restart": ("restart", "load"),
+    "restart": ("restart.start", "restart", "load"),
     "end": ("run.end",),
 }
 
@@ -424,8 +424,9 @@ def table(reports: list[Report]) -> Iterator[str]:
         mine = [r for r in reports if name in (r.case.program, "all")]
         if mine:
             counts = Counter(r.verdict for r in mine)
-            row = "".join(f"{counts[v]:7}" for v in verdicts)
-            yield f"{name:12}{len(mine):6}{row}{sum(r.resumed for r in mine):15}{sum(r.refused for r in mine):10}"
+            numbers = [counts[v] for v in verdicts]
+            numbers += [sum(r.resumed for r in mine), sum(r.refused for r in mine)]
+            yield f"{name:12}{len(mine):6}" + "{:7}{:7}{:7}{:7}{:15}{:10}".format(*numbers)
     struck = Counter(what.split(":")[0] for r in reports for what in r.struck)
     kills = sum(struck[phase] for phase in PHASES) or 1
     yield ""

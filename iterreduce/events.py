@@ -49,6 +49,10 @@ EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "cache.miss": (("what",), "an invariant has to be made"),
     "cache.evict": (("what", "bytes"), "agreed by all ranks"),
     "replan": (("stage", "iteration", "reason"), "an exchange is repeated with a fresh plan"),
+    "checkpoint.start": (
+        ("number", "iteration", "path"),
+        "all ranks have agreed to save, and nothing is copied yet",
+    ),
     "checkpoint.copy": (
         ("number", "iteration", "path", "bytes", "seconds"),
         "this rank's share of the state is copied, and its write begins behind the iterations; "
@@ -63,6 +67,7 @@ EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
         "all ranks' shares are on disk under their name; seconds from the copy to that",
     ),
     "checkpoint.failed": (("number", "reason"), "it was given up, and the job goes on without"),
+    "restart.start": (("number",), "a checkpoint is found whole, and no state is replaced yet"),
     "restart": (
         ("number", "iteration", "path", "ranks", "seconds"),
         "the loop goes on from this checkpoint, which that many ranks had written",
@@ -71,7 +76,16 @@ EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 
 #: Events that are emitted only while a watcher wants them: places to strike, inside what other events span.
-PLACES = frozenset({"exchange.ready", "exchange.done", "control.ready", "commit.start"})
+PLACES = frozenset(
+    {
+        "exchange.ready",
+        "exchange.done",
+        "control.ready",
+        "commit.start",
+        "checkpoint.start",
+        "restart.start",
+    }
+)
 
 
 class Event(NamedTuple):
