@@ -34,9 +34,10 @@ from iterreduce.exchange import STOP
 from iterreduce.fingerprints import difference, python
 from iterreduce.options import Options
 from iterreduce.saving.directory import Attempt
-from iterreduce.saving.intervals import Pacing
+from iterreduce.saving.pacing import Pacing
+from iterreduce.saving.planning import Saved
 from iterreduce.saving.reading import Checkpoint, newest
-from iterreduce.saving.writing import Saved, Writing, begin
+from iterreduce.saving.writing import Writing, begin
 from iterreduce.stopping import StopRequest
 from iterreduce.version import __version__
 
@@ -60,7 +61,8 @@ class FinishedError(CheckpointError):
 class Checkpointer:
     """The checkpoints of one run on one rank.
 
-    ``capture`` gives what to save; ``tell`` emits events; ``room`` says whether so many bytes fit the budget.
+    ``capture`` gives what to save; ``tell`` emits events and ``tell_place`` those of `iterreduce.events.PLACES`;
+    ``room`` says whether so many bytes fit the budget.
     """
 
     def __init__(
@@ -68,12 +70,13 @@ class Checkpointer:
         group: Group,
         options: Options,
         tell: Callable[..., None],
+        tell_place: Callable[..., None],
         capture: Callable[[], Captured],
         room: Callable[[int], bool],
         stop: StopRequest | None = None,
     ) -> None:
         assert options.checkpoint_dir is not None
-        self.group, self.options, self.tell = group, options, tell
+        self.group, self.options, self.tell, self.tell_place = group, options, tell, tell_place
         self.directory = options.checkpoint_dir
         self.capture, self.room = capture, room
         self.stop = stop or StopRequest(options.time_limit)
@@ -125,11 +128,17 @@ class Checkpointer:
         """The run has taken up what was saved."""
         self.restarted_from = iteration
         if self.pacing is not None:
-            self.pacing.restarted(iteration)
+            self.pacing.restarted(iteration, saved.facts["compute_seconds"])
         ranks = saved.facts["ranks"]
         self.tell(
             "restart", number=saved.number, iteration=iteration, path=path, ranks=ranks, seconds=seconds
         )
+
+    def ready(self) -> bool:
+        """The iterations begin; returns whether they should not, because of a wish to stop. Collective."""
+        if self.pacing is not None:
+            self.pacing.expect(self.capture().nbytes * self.group.size, FIRST_RATE)
+        return self.group.agree_any(bool(self.stop.reason))
 
     def _refuse_other(self, facts: Mapping[str, Any], what: str) -> None:
         """Raise `CheckpointError` unless that was this job. The facts are the same on all ranks."""
@@ -152,8 +161,8 @@ class Checkpointer:
 
     # ------------------------------------------------------------------ in every iteration
 
-    def says(self, iteration: int) -> int:
-        """This rank's bits for the control reduction that ends this iteration."""
+    def says(self) -> int:
+        """This rank's bits for the control reduction that ends an iteration."""
         bits, writing = 0, self._writing
         if writing is not None and not self._publishing:
             state = writing.state
@@ -161,22 +170,19 @@ class Checkpointer:
         if self.stop.reason:
             bits |= STOP
         if self.group.rank == 0:
-            bits |= self._rank_0_says(iteration, writing)
+            bits |= self._rank_0_says(writing)
         return bits
 
-    def _rank_0_says(self, iteration: int, writing: Writing | None) -> int:
+    def _rank_0_says(self, writing: Writing | None) -> int:
         assert self.pacing is not None
         bits, now = 0, time.perf_counter()
         if self.stop.deadline is not None and now + self._needs() > self.stop.deadline:
             self.stop.request("time limit")
             bits = STOP
         if writing is None:
-            return bits | (DUE if self.pacing.due(iteration, now) else 0)
-        if self._publishing:
-            if writing.error is not None:
-                bits |= UNPUBLISHED
-            elif writing.published:
-                bits |= PUBLISHED
+            return bits | (DUE if self.pacing.due() else 0)
+        if self._publishing and writing.published is not None:
+            bits |= PUBLISHED if writing.published else UNPUBLISHED
         return bits
 
     def _needs(self) -> float:
@@ -223,6 +229,7 @@ class Checkpointer:
         assert self.attempt is not None
         self._began = time.perf_counter()
         self._number += 1
+        self.tell_place("checkpoint.start", number=self._number, iteration=at[0], path=at[1])
         taken, error = self._taken(blocking)
         lost = [text for text in self.group.allgather_bytes(error.encode()) if text]
         blocking = blocking or bool(lost)
@@ -236,6 +243,7 @@ class Checkpointer:
             "python": python(),
             "version": __version__,
             "ranks": self.group.size,
+            "compute_seconds": 0.0 if self.pacing is None else self.pacing.compute_seconds,
             **taken.facts,
         }
         try:
@@ -256,6 +264,8 @@ class Checkpointer:
         if not blocking:
             self._writing.start()
         self._blocked = time.perf_counter() - self._began
+        if self.pacing is not None:
+            self.pacing.copied(self._blocked)
         self.tell(
             "checkpoint.copy",
             number=self._number,
@@ -309,8 +319,8 @@ class Checkpointer:
         """It was published, or could not be. Collective."""
         writing = self._writing
         assert writing is not None and self.attempt is not None
-        error = str(writing.error or "") if self.group.rank == 0 else ""
-        taken_over = isinstance(writing.error, CheckpointError)
+        lost = writing.error if self.group.rank == 0 and not writing.published else None
+        error, taken_over = "" if lost is None else str(lost) or repr(lost), isinstance(lost, CheckpointError)
         told = json.loads(self.group.bcast_bytes(json.dumps([error, taken_over]).encode()))
         self._writing, self._publishing = None, False
         if told[1]:
@@ -323,7 +333,7 @@ class Checkpointer:
         latency = time.perf_counter() - self._began
         self.written += 1
         if self.pacing is not None:
-            self.pacing.written(self._blocked, latency, iteration)
+            self.pacing.written(latency)
             self._note(iteration, "running")
         self.tell(
             "checkpoint.published", number=self._number, iteration=iteration, seconds=latency, bytes=nbytes
@@ -342,7 +352,7 @@ class Checkpointer:
         self.failed += 1
         self._last_failed, self._why = self._number, reason
         if self.pacing is not None:
-            self.pacing.failed(time.perf_counter())
+            self.pacing.failed()
         self.tell("checkpoint.failed", number=self._number, reason=reason)
         self._warn(f"checkpoint {self._number} is given up, the job goes on: {reason}")
 

@@ -324,7 +324,7 @@ class LoopRun(Whereabouts):
             guard.run(emit_place, self.events, "control.ready", draft.iteration + 1, guard.path)
         status = guard.status
         if self.lasting is not None:
-            status |= self.lasting.says(draft.iteration + 1)
+            status |= self.lasting.says()
         heard = self._controls[level.number].run(
             draft.iteration + 1, status, self.shop.cache.wish(), self._open.changed(), found
         )

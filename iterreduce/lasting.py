@@ -40,7 +40,9 @@ class Lasting:
 
     def __init__(self, run: Any, loop: Loop, stop: StopRequest | None):
         self.run, self.loop = run, loop
-        self.checkpoints = Checkpointer(run.group, run.options, run.tell, self._capture, self._has_room, stop)
+        self.checkpoints = Checkpointer(
+            run.group, run.options, run.tell, self._tell_place, self._capture, self._has_room, stop
+        )
         self.replays: deque[Position] = deque()
         self._journal: list[list[Any]] = []
         self._journals = True
@@ -54,7 +56,10 @@ class Lasting:
 
     def open(self) -> None:
         """Take over the directory, before anything is read. Collective."""
-        limit = next((r.n for r in self.loop.until.rules if isinstance(r, MaxIterations)), None)
+        nested = any(self.run.root.inner)
+        limit = next(
+            (r.n for r in self.loop.until.rules if isinstance(r, MaxIterations) and not nested), None
+        )
         self.checkpoints.open(self._job(), limit)
 
     def take_up(self) -> None:
@@ -73,7 +78,7 @@ class Lasting:
             self.replays = deque(_position(entry) for entry in self._journal)
             seconds = time.perf_counter() - started
             self.checkpoints.restarted(saved, run.iteration, run.path, seconds)
-        if run.group.agree_any(bool(self.checkpoints.stop.reason)):
+        if self.checkpoints.ready():
             run.root.standing.outcome = Outcome.STOPPED_SAVED
 
     def _job(self) -> dict[str, Any]:
@@ -86,13 +91,19 @@ class Lasting:
         guard.stage = stage
         return guard
 
+    def _tell_place(self, name: str, **fields: Any) -> None:
+        if self.run.events.places:
+            self.run.tell(name, **fields)
+
     def _restore(self, saved: Any, guard: Guard) -> None:
+        self._tell_place("restart.start", number=saved.number)
         run, levels = self.run, saved.facts["levels"]
         restorer = Restorer(run.group, saved, run.shop.partitions.partitions, self._to_owners, guard)
         level = run.root
         level.standing = _with_carry(level, restorer.standing(level, level.standing, 0))
         for number, facts in enumerate(levels[1:], 1):
             level = self._enter(level, facts["loop"], guard)
+            assert level.standing is not None
             level.standing = _with_carry(level, restorer.standing(level, level.standing, number))
         run.level = level
         for name in run.outputs:
@@ -121,9 +132,9 @@ class Lasting:
 
     # ------------------------------------------------------------------ iterations
 
-    def says(self, iteration: int) -> int:
+    def says(self) -> int:
         """This rank's bits for the control reduction."""
-        return self.checkpoints.says(iteration)
+        return self.checkpoints.says()
 
     def after(self, status: int, seconds: float) -> None:
         """What all ranks agreed on in the control reduction of the iteration just committed. Collective."""

@@ -29,7 +29,9 @@ import math
 
 from iterreduce.errors import UsageError
 
-SERIES_BELOW = 1e-8  # of C/M: there eq. 37 errs by 1e-14, and the equation that `exact` solves by rounding more
+SERIES_BELOW = (
+    1e-8  # of C/M: there eq. 37 errs by 1e-14, and the equation that `exact` solves by rounding more
+)
 MOST_SEGMENTS = 1 << 53
 
 
@@ -108,7 +110,7 @@ def expected_segment(length: float, M: float, R: float = 0.0, D: float = 0.0) ->
     (1.718, 1.0)
     """
     _check(length=length, M=M, R=R, D=D)
-    if M == math.inf or length == 0:
+    if math.inf == M or length == 0:
         return length
     return (M + D) * _exp(R / M) * _expm1(length / M)
 
@@ -128,7 +130,7 @@ def expected_wall(tau: float, C: float, M: float, R: float, Ts: float, D: float 
     if Ts == 0:
         return 0.0
     if tau == 0:
-        return math.inf if C > 0 or M == math.inf else (1 + D / M) * _exp(R / M) * Ts
+        return math.inf if C > 0 or math.inf == M else (1 + D / M) * _exp(R / M) * Ts
     return expected_segment(tau + C, M, R, D) * (Ts / tau)
 
 
@@ -174,7 +176,7 @@ def best_segments(C: float, M: float, Ts: float) -> int:
     _check(C=C, M=M, Ts=Ts)
     if C == 0:
         raise UsageError("checkpoints that cost nothing have no best number; wanted C > 0")
-    if M == math.inf:
+    if math.inf == M:
         return 1
 
     def wall(n: int) -> float:
@@ -244,7 +246,7 @@ def _fixpoint(c: float) -> float:
 
 
 def _scaled(M: float, ratio: float) -> float:
-    return math.inf if M == math.inf else M * ratio
+    return math.inf if math.inf == M else M * ratio
 
 
 def _exp(x: float) -> float:

@@ -6,6 +6,7 @@ Each is a function of a group that gives a loop and, with ``stop_after``, is sto
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,9 +131,16 @@ PROGRAMS: dict[str, Program] = {
 
 
 def run_once(
-    program: Program, ranks: int, directory: Any = None, stop_after: int | None = None, **options: Any
+    program: Program,
+    ranks: int,
+    directory: Any = None,
+    stop_after: int | None = None,
+    seconds: float = 0.0,
+    **options: Any,
 ) -> list[Result]:
-    """One piece of a run, on so many ranks; with ``stop_after`` the last rank wishes to stop."""
+    """One piece of a run, on so many ranks; with ``stop_after`` the last rank wishes to stop; ``seconds`` is
+    how long each iteration takes at least.
+    """
 
     def job(group: Group) -> Result:
         stop, events, commits = StopRequest(), Events(), [0]
@@ -140,6 +148,7 @@ def run_once(
         def watch(event: Event) -> None:
             if event.name == "iteration.commit":
                 commits[0] += 1
+                time.sleep(seconds)
                 if commits[0] == stop_after and group.rank == group.size - 1:
                     stop.request("the test")
 
