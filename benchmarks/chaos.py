@@ -190,7 +190,7 @@ def disturbed(rng: random.Random, program: str, every: int, phase: str, before: 
     victims = tuple(sorted(rng.sample(range(ranks), number)))
     hurt = drawn_damage(rng) if before else None
     if phase in ("any time", "launcher"):
-        return Attempt(ranks, phase, victims, (), rng.uniform(0, 4), hurt)
+        return Attempt(ranks, phase, victims, (), rng.uniform(0, 3), hurt)
     place = rng.choice(_PLACES[phase])
     if phase == "publish":
         victims = (0,)  # who publishes
@@ -293,6 +293,8 @@ class Campaign:
             options += ["--checkpoint-files", files, *(["--fresh"] if fresh else [])]
         app = program.app, str(self.work / program.input), *program.arguments
         command = mpirun_command(attempt.ranks, "-m", "iterreduce", *options, *app)
+        if attempt.ranks == 1 and attempt.phase != "launcher":
+            command = command[3:]  # without MPI
         slow = Slow(PAUSE, at="iteration.start")
         faults = Faults((*attempt.faults, slow)).to_json()
         run = f"chaos-{os.getpid()}-{folder.name}"
@@ -391,8 +393,9 @@ def ranks_of(run: str) -> dict[int, int]:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 words = dict(w.partition(b"=")[::2] for w in (entry / "environ").read_bytes().split(b"\0"))
-                rank = words.get(b"PMI_RANK", words.get(b"OMPI_COMM_WORLD_RANK"))
-                if words.get(b"ITERREDUCE_TEST_RUN") == run.encode() and rank is not None:
+                rank = words.get(b"PMI_RANK", words.get(b"OMPI_COMM_WORLD_RANK", b"0"))
+                is_python = b"-m\0iterreduce" in (entry / "cmdline").read_bytes().partition(b"mpirun")[0]
+                if words.get(b"ITERREDUCE_TEST_RUN") == run.encode() and is_python:
                     found.setdefault(int(rank), int(entry.name))
     return found
 
