@@ -264,7 +264,7 @@ def verify(checkpoint: Checkpoint, share: int = 0, shares: int = 1) -> Array:
             for lo in range(task.lo, task.hi, CHUNK_BYTES):
                 chunk = buffer[: min(CHUNK_BYTES, task.hi - lo)]
                 files.read(task.piece, lo, chunk)
-                sums[task.number] += np.uint64(partial(chunk, lo))
+                sums[task.number : task.number + 1] += np.uint64(partial(chunk, lo))  # an array wraps around
     return sums
 
 
