@@ -1,9 +1,9 @@
-"""How long to compute between two checkpoints, and what a job then takes: named formulas, each with its validity.
+"""How long to compute between two checkpoints, and what a job then takes: named formulas and their validity.
 
 All are plain functions of floats. The symbols are those of the literature, all in one unit of time:
 
     C    what one checkpoint costs the job (Daly's delta)
-    M    mean time to interrupt of the whole job; interrupts come at random (a Poisson process); `math.inf`: never
+    M    mean time to interrupt of the whole job, by a Poisson process; `math.inf`: never
     R    how long a restart takes, until the job computes again
     D    how long the job is down before a restart begins
     Ts   how long the job computes when nothing interrupts it and nothing is saved
@@ -12,8 +12,8 @@ All are plain functions of floats. The symbols are those of the literature, all 
 `daly` is what the runtime uses; `exact` is the optimum of the cost model that all of them approximate.
 Interrupts that come in bursts, or more often early on (Weibull), and checkpoints on several levels of storage
 are outside these models. A job that writes behind its iterations, and so has a checkpoint only some time L
-after its state was copied, loses L more with every interrupt: give `expected_wall` R + L for R, which is exact
-as long as L <= tau + C (`docs/checkpoints.md`). So neither R, D nor L moves the optimum.
+after its state was copied, loses L more with every interrupt: give `expected_wall` R + L for R, which is
+exact as long as L <= tau + C (`docs/checkpoints.md`). So neither R, D nor L moves the optimum.
 
 This is no clock and no controller: `iterreduce.saving.pacing` measures and decides. An argument that is
 negative, NaN or infinite where it must not be raises UsageError; a time too long for a float is `math.inf`.
@@ -29,9 +29,7 @@ import math
 
 from iterreduce.errors import UsageError
 
-SERIES_BELOW = (
-    1e-8  # of C/M: there eq. 37 errs by 1e-14, and the equation that `exact` solves by rounding more
-)
+SERIES_BELOW = 1e-8  # of C / M: there eq. 37 errs by 1e-14, and rounding in `_fixpoint` by more
 MOST_SEGMENTS = 1 << 53
 
 
@@ -89,8 +87,8 @@ def daly(C: float, M: float) -> float:
 def exact(C: float, M: float) -> float:
     """The interval of the least `expected_wall`, for any C / M: M [1 + W(-exp(-1 - C / M))].
 
-    W is Lambert's function, principal branch. x = tau / M solves x = 1 - exp(-x - C / M); Newton's method from
-    x = 1 comes down to it without overshooting, since the difference of both sides is convex.
+    W is Lambert's function, principal branch. x = tau / M solves x = 1 - exp(-x - C / M); Newton's method
+    from x = 1 comes down to it without overshooting, since the difference of both sides is convex.
 
     >>> round(exact(C=5, M=24 * 60), 3)
     116.69
@@ -101,7 +99,7 @@ def exact(C: float, M: float) -> float:
 
 
 def expected_segment(length: float, M: float, R: float = 0.0, D: float = 0.0) -> float:
-    """Expected time until ``length`` has passed without an interrupt: (M + D) exp(R / M) (exp(length / M) - 1).
+    """Expected time until ``length`` has passed undisturbed: (M + D) exp(R / M) (exp(length / M) - 1).
 
     Interrupts may hit restarts too; every one costs D, then R, then the segment again from its beginning.
     Source: Daly 2006; the expectation is exact for exponential interrupts.
@@ -110,7 +108,7 @@ def expected_segment(length: float, M: float, R: float = 0.0, D: float = 0.0) ->
     (1.718, 1.0)
     """
     _check(length=length, M=M, R=R, D=D)
-    if math.inf == M or length == 0:
+    if math.isinf(M) or length == 0:
         return length
     return (M + D) * _exp(R / M) * _expm1(length / M)
 
@@ -118,8 +116,8 @@ def expected_segment(length: float, M: float, R: float = 0.0, D: float = 0.0) ->
 def expected_wall(tau: float, C: float, M: float, R: float, Ts: float, D: float = 0.0) -> float:
     """Expected wall time of a job that saves whenever it has computed for tau, its end included.
 
-    (M + D) exp(R / M) (exp((tau + C) / M) - 1) Ts / tau. Valid for Ts much longer than tau, so that it does not
-    matter that the last segment needs no checkpoint: otherwise `finite_wall`. To first order the waste is
+    (M + D) exp(R / M) (exp((tau + C) / M) - 1) Ts / tau. Valid for Ts much longer than tau, so that it does
+    not matter that the last segment needs no checkpoint: otherwise `finite_wall`. To first order the waste is
     C / tau + tau / (2 M) of Ts. Source: Daly 2006.
 
     >>> minutes = expected_wall(tau=116.69, C=5, M=24 * 60, R=10, Ts=500 * 60)
@@ -130,7 +128,7 @@ def expected_wall(tau: float, C: float, M: float, R: float, Ts: float, D: float 
     if Ts == 0:
         return 0.0
     if tau == 0:
-        return math.inf if C > 0 or math.inf == M else (1 + D / M) * _exp(R / M) * Ts
+        return math.inf if C > 0 or math.isinf(M) else (1 + D / M) * _exp(R / M) * Ts
     return expected_segment(tau + C, M, R, D) * (Ts / tau)
 
 
@@ -151,8 +149,8 @@ def finite_wall(n: int, C: float, M: float, R: float, Ts: float, D: float = 0.0)
 def longer_last_wall(n: int, C: float, M: float, R: float, Ts: float, D: float = 0.0) -> float:
     """Expected wall time of the best plan with n - 1 checkpoints: E* = n E[(Ts + (n - 1) C) / n].
 
-    All segments take equally long, so the last one, which saves nothing, computes for C longer. Equal shares of
-    work (`finite_wall`) cost at most 0.01 % more at C / M = 0.01, and 0.4 % at 0.1.
+    All segments take equally long, so the last one, which saves nothing, computes for C longer. Equal shares
+    of work (`finite_wall`) cost at most 0.01 % more at C / M = 0.01, and 0.4 % at 0.1.
 
     >>> longer_last_wall(2, C=1, M=60, R=0, Ts=20) < finite_wall(2, C=1, M=60, R=0, Ts=20)
     True
@@ -165,8 +163,8 @@ def longer_last_wall(n: int, C: float, M: float, R: float, Ts: float, D: float =
 def best_segments(C: float, M: float, Ts: float) -> int:
     """The n of the least `finite_wall`; 1 means that saving does not pay. R and D do not matter to it.
 
-    As a function of n the time is first concave, then convex, with its least value near Ts / `exact`: from there
-    neighbours are tried, and at last n = 1. C must not be 0: saving for nothing pays always.
+    As a function of n the time is first concave, then convex, with its least value near Ts / `exact`: from
+    there neighbours are tried, and at last n = 1. C must not be 0: saving for nothing pays always.
 
     >>> best_segments(C=5, M=24 * 60, Ts=500 * 60)
     257
@@ -176,7 +174,7 @@ def best_segments(C: float, M: float, Ts: float) -> int:
     _check(C=C, M=M, Ts=Ts)
     if C == 0:
         raise UsageError("checkpoints that cost nothing have no best number; wanted C > 0")
-    if math.inf == M:
+    if math.isinf(M):
         return 1
 
     def wall(n: int) -> float:
@@ -199,14 +197,14 @@ def every_iterations(tau: float, iteration_seconds: float, C: float, M: float) -
     9
     """
     _check(iteration_seconds=iteration_seconds, C=C, M=M)
-    if tau == math.inf:
+    if math.isinf(tau):
         return 0
     _check(tau=tau)
     if tau <= iteration_seconds:
         return 1
-    below = math.floor(min(tau / iteration_seconds, MOST_SEGMENTS)) if iteration_seconds else MOST_SEGMENTS
-    work = below * iteration_seconds
-    return below if saves_now(work, work + iteration_seconds, C, M) else below + 1
+    ratio = min(tau / iteration_seconds, MOST_SEGMENTS) if iteration_seconds else MOST_SEGMENTS
+    below, above = math.floor(ratio), math.ceil(ratio)
+    return below if saves_now(below * iteration_seconds, above * iteration_seconds, C, M) else above
 
 
 def saves_now(work: float, later: float, C: float, M: float) -> bool:
@@ -246,7 +244,7 @@ def _fixpoint(c: float) -> float:
 
 
 def _scaled(M: float, ratio: float) -> float:
-    return math.inf if math.inf == M else M * ratio
+    return math.inf if math.isinf(M) else M * ratio
 
 
 def _exp(x: float) -> float:
