@@ -79,3 +79,28 @@ def test_keys_that_come_to_hold_nulls(ranks: int, naive: bool) -> None:
         return int(got.batch["n"].sum())
 
     assert sum(run_ranks(ranks, work)) == 4 * ranks
+
+
+def test_an_empty_input_goes_through_every_stage_iteration_after_iteration(ranks: int) -> None:
+    def work(group: ir.Group) -> dict[str, int]:
+        nothing = ir.Dataset.from_local(group, k=np.zeros(0, np.int64), x=np.zeros(0))
+        stages = (
+            ir.Shuffle("rows", ("k",), "shuffled"),
+            ir.Shuffle("rows", ("k",), "combined", {"x": ir.sum("x")}),
+            ir.Shuffle("rows", ("k",), "onto", {"x": ir.sum("x")}, onto="s"),
+            ir.Shuffle("rows", ("k",), "touched", {"x": ir.sum("x")}, onto="s", touched=True),
+            ir.Shuffle("rows", ("k",), "sorted", route=ir.Splitters()),
+            ir.Lookup("rows", ("k",), "s", ("x",), "looked up"),
+            ir.Gather("rows", "gathered"),
+            ir.Total("rows", ("k",), {"x": ir.sum("x")}, "total"),
+        )
+        outputs = tuple(ir.Sink(stage.into, stage.into) for stage in stages)
+        step = ir.Superstep("step", stages, (*outputs, ir.Replace("s", "shuffled")))
+        inputs = ir.Inputs()
+        inputs.rows("rows", nothing)
+        until = ir.Until((ir.MaxIterations(3),))
+        loop = ir.Loop("empty", inputs.sources, {"s": ir.State("rows", ("k",))}, (step,), until, "s")
+        result = ir.Dataset.of_loop(loop, group).run()
+        return {name: len(table.batch) for name, table in result.outputs.items()}
+
+    assert all(set(found.values()) == {0} for found in run_ranks(ranks, work))
