@@ -160,7 +160,8 @@ class RangeShuffle(RowShuffle):
     def _plan_order(self, keys: Batch) -> tuple[Array, Array]:
         if self.group.size == 1:
             return np.arange(len(keys)), np.array([len(keys)])
-        assert self._order is not None
+        if self._order is None:  # this rank had no rows, and addressed none
+            return np.zeros(0, np.int64), np.zeros(self.group.size, np.int64)
         return self._order, self._counts
 
     def _arrival_order(self, keys: Batch) -> Array:

@@ -111,7 +111,9 @@ class RowSender:
 
     def _alone(self) -> Batch:
         self._agreed(np.zeros((0, 0), np.int64))
-        return self.rows if self.rows is not None else Batch.empty(self._discover())
+        if self.rows is None:
+            self.rows = Batch.empty(self._discover())
+        return self.rows
 
     def _bring(self, guard: Guard, out: Outgoing, arrival: Arrival) -> None:
         """Receive the rows. Collective where some are late: all ranks know from the headers."""

@@ -1,4 +1,4 @@
-"""What all tests have: one thread per library, group sizes, and no silent skips."""
+"""What all tests have: one thread per library, one place for kernels, group sizes, and no silent skips."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")  # before NumPy is loaded: ranks are the unit of parallel work
+from iterreduce.start import prepare_environment
+
+prepare_environment()  # before NumPy is loaded; what tests start uses the same compiled kernels
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 #: Fewer ranks than rows, as many, more; powers of two and not.
 RANKS = (1, 2, 3, 5, 8)
@@ -38,6 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
     settings.register_profile("iterreduce", deadline=None, max_examples=30)
     settings.load_profile("iterreduce")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that with several workers (``pytest -n``) nobody waits for them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_mpirun.py")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

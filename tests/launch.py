@@ -65,7 +65,7 @@ def mpirun_environment(env: Mapping[str, str] | None = None, run: str | None = N
 def mpirun(
     n: int,
     *args: str,
-    timeout: float = 60,
+    timeout: float = 240,
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
@@ -144,25 +144,29 @@ def _segments() -> set[Path]:
 
 
 def _sweep(segments: set[Path]) -> None:
-    """Remove segments that came up meanwhile and that no living process has mapped: of killed ranks.
+    """Remove segments that came up meanwhile and that no living process holds: of killed ranks.
 
-    Another run may have made a segment this moment and not mapped it yet: look twice.
+    Whoever makes a segment has it open, then mapped, and keeps the mapping: no other run loses its own.
     """
-    for look in range(2):
-        if not segments:
-            return
-        time.sleep(0.1 * look)
-        mapped = b"".join(_maps())
-        segments = {segment for segment in segments if str(segment).encode() not in mapped}
-    for segment in segments:
+    for segment in segments - in_use(segments):
         with contextlib.suppress(OSError):
             segment.unlink()
 
 
-def _maps() -> list[bytes]:
+def in_use(paths: set[Path]) -> set[Path]:
+    """Those of these files that a process has open or mapped."""
+    held = "\n".join(_held()) if paths else ""
+    return {path for path in paths if str(path) in held}
+
+
+def _held() -> list[str]:
+    """What processes have open and mapped. In this order: a file that is closed between was mapped before."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                found.append((entry / "maps").read_bytes())
+                for descriptor in (entry / "fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        found.append(os.readlink(descriptor))
+                found.append((entry / "maps").read_text(errors="replace"))
     return found

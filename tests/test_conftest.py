@@ -34,6 +34,6 @@ def run_pytest(folder: Path, no_skips: str) -> int:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider"]
     environment = {**os.environ, "ITERREDUCE_NO_SKIPS": no_skips, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, f"--rootdir={folder}", str(folder)], env=environment, capture_output=True, timeout=60
+        [*command, f"--rootdir={folder}", str(folder)], env=environment, capture_output=True, timeout=240
     )
     return done.returncode

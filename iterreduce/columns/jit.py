@@ -105,17 +105,24 @@ class _KeyOfClosure:
         return signature, codegen.magic_tuple(), self._fingerprint
 
 
-class _NodeLock:
-    """Who may compile: one process of a user at a time, for one cache on one node.
+class _Turns:
+    """Who may compile a kernel: one process of a user at a time, for one cache on one node.
 
-    It is a file in the node's own temporary directory, never in a home that nodes share, and the kernel drops
-    it with the process. Where no file can be made, or the wait grows too long, each process compiles for
-    itself.
+    Each kernel is a byte of one file that is locked, so that processes that need different kernels (tests
+    side by side) do not wait for each other. A kernel waits only for those that it calls, in no circle. The
+    file is in the node's own temporary directory, never in a home that nodes share, and the operating system
+    drops locks with the process. Where no file can be made, or the wait grows too long, each process
+    compiles for itself.
     """
 
     def __init__(self) -> None:
         self._file: int | None = None
-        self.depth = 0
+        self._held: list[int] = []
+
+    @property
+    def depth(self) -> int:
+        """How many compilations are going on, one inside another."""
+        return len(self._held)
 
     def _descriptor(self) -> int:
         if self._file is None:
@@ -128,29 +135,38 @@ class _NodeLock:
                 self._file = -1
         return self._file
 
-    def begin(self) -> None:
-        """Wait for the lock, unless this process has it."""
-        self.depth += 1
-        if self.depth == 1 and self._descriptor() >= 0:
+    def begin(self, name: str) -> None:
+        """Wait for the turn of this kernel, unless this process has it."""
+        byte = self._byte(name)
+        if byte not in self._held and self._descriptor() >= 0:
             last = time.monotonic() + LONGEST_WAIT_SECONDS
-            while not self._taken() and time.monotonic() < last:
+            while not self._taken(byte) and time.monotonic() < last:
                 time.sleep(0.01)
+        self._held.append(byte)
 
-    def _taken(self) -> bool:
+    @staticmethod
+    def _byte(name: str) -> int:
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+
+    def _taken(self, byte: int) -> bool:
         try:
-            fcntl.flock(self._descriptor(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self._descriptor(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
         except OSError:
             return False
         return True
 
     def end(self, depth: int) -> None:
         """Back to as many compilations, one inside another, as there were."""
-        if self.depth > depth == 0 and self._descriptor() >= 0:
-            fcntl.flock(self._descriptor(), fcntl.LOCK_UN)
-        self.depth = depth
+        while self.depth > depth:
+            byte = self._held.pop()
+            if byte not in self._held and self._descriptor() >= 0:
+                self._leave(byte)
+
+    def _leave(self, byte: int) -> None:
+        fcntl.lockf(self._descriptor(), fcntl.LOCK_UN, 1, byte)
 
 
-_node = _NodeLock()
+_turns = _Turns()
 
 
 class _SharedCache:
@@ -171,7 +187,7 @@ class _SharedCache:
     def load_overload(self, signature: Any, target: Any) -> Any:
         found = self._cache.load_overload(signature, target)
         if found is None:
-            _node.begin()  # until the compilation that follows is saved
+            _turns.begin(self._cache._cache_file._index_path)  # until the compilation that follows is saved
             found = self._cache.load_overload(signature, target)
         return found
 
@@ -196,11 +212,11 @@ def _compile_once_per_node(dispatcher: Any) -> None:
 
     def compile_in_turn(signature: Any) -> Any:
         with global_compiler_lock:
-            depth = _node.depth
+            depth = _turns.depth
             try:
                 return compile_alone(signature)
             finally:
-                _node.end(depth)
+                _turns.end(depth)
 
     dispatcher.compile = compile_in_turn
 

@@ -47,13 +47,13 @@ class RanksTimedOut(IterReduceError, TimeoutError):
 
 
 def run_ranks(
-    size: int, function: Callable[..., R], *args: Any, timeout: float = 60, **kwargs: Any
+    size: int, function: Callable[..., R], *args: Any, timeout: float = 240, **kwargs: Any
 ) -> list[R]:
     """Call `function(group, *args, **kwargs)` on `size` threads; their results, in rank order.
 
     When ranks raise, the error of the lowest rank that failed by itself is raised here as it is, with a note
-    on the others. `timeout` is in seconds, for all of it: `RanksTimedOut` then tells each rank's current
-    collective and stack. A thread that computes for ever is left behind.
+    on the others. `timeout` is in seconds, for all of it, compiling included: `RanksTimedOut` then tells each
+    rank's current collective and stack. A thread that computes for ever is left behind.
 
     >>> run_ranks(3, lambda group: group.agree_max(group.rank))
     [2, 2, 2]

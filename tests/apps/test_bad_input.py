@@ -234,7 +234,7 @@ def test_a_directory_that_takes_no_more_bytes_is_told_before_the_work() -> None:
         [sys.executable, "-m", "iterreduce", KMEANS, "good.npy", "--out", "c.csv"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         # without bytecode: Python 3.11 leaves half a .pyc behind where a write is cut short
         env={**mpirun_environment(), "PYTHONDONTWRITEBYTECODE": "1"},
         preexec_fn=no_room,

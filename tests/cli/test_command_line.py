@@ -51,7 +51,7 @@ def alone(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "iterreduce", *words],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         env=mpirun_environment(environment),
     )
 
@@ -127,7 +127,7 @@ def test_what_one_rank_meets_alone_ends_all_of_them_with_one_message(
     assert result.returncode != 0
     assert result.stderr.count(message) == 1, result.stderr
     assert "(1 of 3 ranks failed; this is rank 1" in result.stderr
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 100  # less than the time that is set for a start
 
 
 def test_a_file_that_one_rank_cannot_load_is_told_once(hello: str) -> None:
@@ -143,7 +143,7 @@ def test_a_rank_that_does_not_come_is_told_in_the_time_that_was_set(hello: str) 
     result = together(2, hello, "bob", TROUBLE="sleep while loading", ITERREDUCE_START_TIMEOUT="3")
     assert result.returncode != 0
     assert result.stderr.count("iterreduce: after 3 s not all of the 2 ranks have met") == 1, result.stderr
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 100  # less than the time that is set for a start
 
 
 def test_a_launcher_that_counts_other_than_mpi_is_told_once_with_advice(hello: str) -> None:
@@ -162,7 +162,7 @@ def test_a_launcher_that_counts_other_than_mpi_is_told_once_with_advice(hello: s
         )
         for _ in range(2)
     ]
-    errors = "".join(process.communicate(timeout=60)[1] for process in processes)
+    errors = "".join(process.communicate(timeout=240)[1] for process in processes)
     assert errors.count("the launcher started 4 processes, but MPI sees 1") == 1, errors
     assert "reinstall mpi4py for this MPI" in errors
     assert [process.returncode for process in processes] == [1, 1]
@@ -187,7 +187,7 @@ def test_ctrl_c_is_one_short_message_alone(hello: str) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=240)
     assert (process.returncode, err) == (130, "iterreduce: interrupted\n")
 
 
@@ -197,7 +197,7 @@ def test_ctrl_c_ends_ranks_that_wait_for_each_other_without_a_stack(hello: str) 
     for _ in range(3):
         process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=240)
     assert process.returncode != 0
     assert "Traceback" not in err
     if "Open MPI" not in library():  # its mpirun passes nothing on after Ctrl-C

@@ -29,9 +29,9 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run(ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
     if ranks > 1:
-        return mpirun(ranks, "-m", "iterreduce", *words, timeout=120)
+        return mpirun(ranks, "-m", "iterreduce", *words, timeout=240)
     command = [sys.executable, "-m", "iterreduce", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=mpirun_environment())
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=mpirun_environment())
 
 
 def centres(path: Path) -> list[list[float]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from iterreduce import start
+from iterreduce.columns.jit import _Turns
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,9 +56,55 @@ def test_of_many_processes_that_start_at_once_one_compiles_and_the_others_load(t
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(5)
     ]
-    answers = [process.communicate(timeout=120)[0].strip() for process in running]
+    answers = [process.communicate(timeout=240)[0].strip() for process in running]
     # who loads the outer kernel needs the inner one no more
     assert sorted(answers) == ["0 0"] * 4 + ["1 1"]
+
+
+def free(turns: _Turns, name: str) -> bool:
+    taken = turns._taken(_Turns._byte(name))
+    if taken:
+        turns._leave(_Turns._byte(name))
+    return taken
+
+
+HOLDER = """
+import sys
+from iterreduce.columns.jit import _turns
+_turns.begin("one kernel")
+_turns.begin("a kernel that it calls")
+print("compiling", flush=True)
+sys.stdin.readline()
+_turns.end(1)
+print("called kernel is there", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_kernel_that_another_process_compiles_is_waited_for_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HOLDER]
+    turns = _Turns()
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == "compiling\n"
+        assert not free(turns, "one kernel") and not free(turns, "a kernel that it calls")
+        turns.begin("another kernel")
+        turns.begin("another kernel")  # of other types
+        turns.end(0)
+        assert turns.depth == 0 and free(turns, "another kernel")
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        assert holder.stdout.readline() == "called kernel is there\n"
+        assert free(turns, "a kernel that it calls") and not free(turns, "one kernel")
+        holder.kill()
+        holder.wait()
+        assert free(turns, "one kernel")  # locks end with their process
 
 
 def test_all_processes_of_a_node_share_one_private_directory(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ _LAUNCHER = (
 def python(program: str) -> str:
     """What a program prints that runs without a launcher."""
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=mpirun_environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=mpirun_environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

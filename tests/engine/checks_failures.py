@@ -7,6 +7,7 @@ ends as an undisturbed one, and another loop runs on the same group.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -175,6 +176,7 @@ def tables_of(group: Group, run: LoopRun) -> str:
     return repr([by_rank(group, run.tables[name].batch) for name in ("s", "clock")])
 
 
+@functools.cache
 def undisturbed() -> list[Row]:
     """The state at the end, on one rank."""
     solo = group_for(None)

@@ -13,4 +13,4 @@ CHECKS = [*checks_answers.CHECKS, *checks_columns.CHECKS]
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_answers(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)

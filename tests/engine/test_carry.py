@@ -13,4 +13,4 @@ from tests.engine.kit import Check
     "check", checks_carry.CHECKS, ids=lambda check: check.__name__.removeprefix("check_")
 )
 def test_carry(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)

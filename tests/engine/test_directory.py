@@ -166,7 +166,7 @@ def test_results_have_the_bits_of_sending_all_keys(kind: str, ranks: int) -> Non
             assert slots_of(ours).words_sent < slots_of(plain).words_sent
             assert slots_of(ours).rows_by_slot + slots_of(ours).rows_by_key == slots_of(plain).rows_by_key
 
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)
 
 
 def test_results_equal_a_slow_sum(ranks: int) -> None:
@@ -187,7 +187,7 @@ def test_results_equal_a_slow_sum(ranks: int) -> None:
             assert group.agree_max(-len(got)) <= 0
             assert sum(int(n) for n in group.allgather_bytes(str(len(got)).encode())) == len(sums)
 
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)
 
 
 @pytest.mark.parametrize("kind", ["int", "text", "nulls"])
@@ -199,7 +199,7 @@ def test_onto_a_table_that_lacks_some_keys(kind: str, ranks: int) -> None:
         assert_alike(ours, plain, 8)
         assert group.size == 1 or slots_of(ours).rows_by_slot > 0
 
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)
 
 
 def test_a_known_key_that_the_table_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ def test_a_rank_that_loses_its_directory_makes_all_send_keys_again(victim: int, 
         assert group.agree_max(mine.rows_by_slot - by_slot) > 0, "learnt again"
         assert_pairs_agree(group, mine)
 
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)
 
 
 def keys_seen(rows: Batch) -> list[str]:
@@ -331,7 +331,7 @@ def test_an_evicted_directory_is_not_made_again(ranks: int) -> None:
         assert mine.rows_by_slot == by_slot and mine.directory is None
         assert ours.shop.cache.evictions == 1
 
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)
 
 
 def test_nulls_that_appear_late_start_a_directory_of_their_own() -> None:
@@ -392,7 +392,7 @@ def test_recurring_keys_travel_as_four_bytes_at_most_and_no_text(ranks: int) -> 
 
     for part in (1, 2, 90):
         if ranks > 1:
-            run_ranks(ranks, check, part, timeout=60)
+            run_ranks(ranks, check, part)
 
 
 def test_keys_that_are_planned_are_never_learnt(ranks: int) -> None:
@@ -445,6 +445,6 @@ def test_any_keys_in_any_iteration_on_any_rank(
 
     before, slots.FEWEST_ROWS = slots.FEWEST_ROWS, fewest
     try:
-        run_ranks(len(schedule[0]), check, timeout=60)
+        run_ranks(len(schedule[0]), check)
     finally:
         slots.FEWEST_ROWS = before

@@ -13,4 +13,4 @@ CHECKS = [*checks_failures.CHECKS, *checks_other_failures.CHECKS]
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_failures(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)

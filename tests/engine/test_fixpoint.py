@@ -243,7 +243,7 @@ CHECKS = [check for name, check in list(globals().items()) if name.startswith("c
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_rules_in_loops(check: Any, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)
 
 
 @settings(max_examples=50, deadline=None)

@@ -24,7 +24,7 @@ from tests.engine.kit import Check, int_rows, local, once, raised
     "check", checks_library.CHECKS, ids=lambda check: check.__name__.removeprefix("check_")
 )
 def test_library(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)
 
 
 def test_stages_in_another_order_are_found_under_check() -> None:

@@ -11,4 +11,4 @@ from tests.engine.checks_links import CHECKS
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("name", CHECKS)
 def test_indexed_rows(name: str, size: int) -> None:
-    run_ranks(size, CHECKS[name], timeout=240)  # cold caches: loops are compiled
+    run_ranks(size, CHECKS[name])

@@ -15,4 +15,4 @@ from tests.engine.kit import Check
     ids=lambda check: check.__name__.removeprefix("check_"),
 )
 def test_lookups(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)

@@ -26,7 +26,7 @@ from tests.engine.kit import Check, int_rows
     "check", checks_memory.CHECKS, ids=lambda check: check.__name__.removeprefix("check_")
 )
 def test_memory(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)
 
 
 def links() -> Loop:

@@ -13,4 +13,4 @@ CHECKS = [*checks_nested.CHECKS, *checks_nested_failures.CHECKS]
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_nested_loops(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)

@@ -79,3 +79,33 @@ def test_keys_that_come_to_hold_nulls(ranks: int, naive: bool) -> None:
         return int(got.batch["n"].sum())
 
     assert sum(run_ranks(ranks, work)) == 4 * ranks
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_few_rows_or_none_go_through_every_stage_iteration_after_iteration(ranks: int, rows: int) -> None:
+    def work(group: ir.Group) -> dict[str, int]:
+        mine = np.arange(rows * group.rank // group.size, rows * (group.rank + 1) // group.size)
+        few = ir.Dataset.from_local(group, k=mine, x=np.ones(len(mine)))
+        stages = (
+            ir.Shuffle("rows", ("k",), "shuffled"),
+            ir.Shuffle("rows", ("k",), "combined", {"x": ir.sum("x")}),
+            ir.Shuffle("rows", ("k",), "onto", {"x": ir.sum("x")}, onto="s"),
+            ir.Shuffle("rows", ("k",), "touched", {"x": ir.sum("x")}, onto="s", touched=True),
+            ir.Shuffle("rows", ("k",), "sorted", route=ir.Splitters()),
+            ir.Lookup("rows", ("k",), "s", (), "looked up"),
+            ir.Gather("rows", "gathered"),
+            ir.Total("rows", ("k",), {"x": ir.sum("x")}, "total"),
+        )
+        outputs = tuple(ir.Sink(stage.into, stage.into) for stage in stages)
+        step = ir.Superstep("step", stages, (*outputs, ir.Replace("s", "shuffled")))
+        inputs = ir.Inputs()
+        inputs.rows("rows", few)
+        until = ir.Until((ir.MaxIterations(3),))
+        loop = ir.Loop("empty", inputs.sources, {"s": ir.State("rows", ("k",))}, (step,), until, "s")
+        result = ir.Dataset.of_loop(loop, group).run()
+        return {name: len(table.batch) for name, table in result.outputs.items()}
+
+    found = run_ranks(ranks, work)
+    for name in found[0]:
+        everywhere = name in ("gathered", "total")
+        assert sum(counts[name] for counts in found) == 3 * rows * (ranks if everywhere else 1), name

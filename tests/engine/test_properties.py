@@ -87,13 +87,13 @@ def answers(
 def test_the_answer_does_not_depend_on_ranks_caches_or_pieces(
     given: Batch, where: int, piece_bytes: int
 ) -> None:
-    wanted = run_ranks(1, answers, given, None, maps.PIECE_BYTES, timeout=120)[0]
+    wanted = run_ranks(1, answers, given, None, maps.PIECE_BYTES)[0]
     for size in (2, 3, 5):
         for ends in (None, [0 if r < where % size else len(given) for r in range(size)]):
-            got = run_ranks(size, answers, given, ends, piece_bytes, timeout=120)
+            got = run_ranks(size, answers, given, ends, piece_bytes)
             assert got[0] == wanted
-    assert run_ranks(3, answers, given, None, piece_bytes, naive=True, timeout=120)[0] == wanted
-    assert run_ranks(2, answers, given, None, piece_bytes, check=True, partitions=7, timeout=120)[0][0].count(
+    assert run_ranks(3, answers, given, None, piece_bytes, naive=True)[0] == wanted
+    assert run_ranks(2, answers, given, None, piece_bytes, check=True, partitions=7)[0][0].count(
         "("
     ) == wanted[0].count("(")
 
@@ -135,8 +135,8 @@ def test_ranks_may_change_their_minds_about_keys_in_any_pattern(
         run.run()
         return rows_of(group, run.tables["h2"])
 
-    wanted = run_ranks(1, work, [False] * 15, timeout=120)[0]
-    assert repr(run_ranks(3, work, pattern, timeout=120)[0]) == repr(wanted)
+    wanted = run_ranks(1, work, [False] * 15)[0]
+    assert repr(run_ranks(3, work, pattern)[0]) == repr(wanted)
 
 
 def test_a_rank_with_all_rows_in_many_blocks_gives_the_sums_of_one_piece() -> None:
@@ -161,4 +161,4 @@ def test_a_rank_with_all_rows_in_many_blocks_gives_the_sums_of_one_piece() -> No
     wanted = [(k, int(rows["x"][rows["k"] == k].sum())) for k in range(50)]
     for size in (1, 3):
         for piece_bytes in (1, 5000, 1 << 20):
-            assert run_ranks(size, work, piece_bytes, timeout=120)[0] == wanted
+            assert run_ranks(size, work, piece_bytes)[0] == wanted

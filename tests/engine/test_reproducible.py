@@ -258,7 +258,7 @@ PROGRAMS: dict[str, Callable[[Path], Work]] = {
 
 def found(work: Work, ranks: int, **options: Any) -> tuple[Any, ...]:
     """What must be the same: digest, iterations, residual, values."""
-    results = run_ranks(ranks, lambda group: work(group, {"reproducible": True, **options}), timeout=240)
+    results = run_ranks(ranks, lambda group: work(group, {"reproducible": True, **options}))
     digests = {(r.result_sha256, r.iterations, r.residual, repr(sorted(r.values.items()))) for r in results}
     assert len(digests) == 1, "ranks disagree"
     assert all(r.reproducible for r in results)

@@ -20,7 +20,7 @@ from tests.engine.kit import Check
 
 @pytest.mark.parametrize("check", checks_rows.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_rows(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)
 
 
 @given(st.integers(0, 5000), st.integers(1, 40), st.sampled_from([40, 1024, 5000]), st.integers(0, 3))

@@ -13,4 +13,4 @@ CHECKS = [*checks_schedule.CHECKS, *checks_traffic.CHECKS]
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_schedule(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)

@@ -37,7 +37,7 @@ from tests.engine.kit import Check, local, rows_of, started
     "check", checks_writes.CHECKS, ids=lambda check: check.__name__.removeprefix("check_")
 )
 def test_writes(check: Check, ranks: int) -> None:
-    run_ranks(ranks, check, timeout=120)
+    run_ranks(ranks, check)
 
 
 # ---------------------------------------------------------------------- any sequence of writes

@@ -46,7 +46,7 @@ def solved(name: str, ranks: int, *args: Any, **options: Any) -> tuple[Any, ir.B
         given = [dealt(value, group) for value in args]
         return program(name)(*given, **{k: dealt(v, group) for k, v in options.items()}).run(group)
 
-    results = run_ranks(ranks, job, timeout=240)
+    results = run_ranks(ranks, job)
     return results[0], ir.Batch.concat([r.batch for r in results])
 
 

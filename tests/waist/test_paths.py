@@ -123,6 +123,6 @@ def test_a_tree_takes_one_message_per_edge_and_a_superstep_as_many_as_its_fronti
             walked.append(sum(work.walked for work in folding))
         return walked
 
-    walked = np.sum(run_ranks(ranks, job, timeout=240), axis=0)
+    walked = np.sum(run_ranks(ranks, job), axis=0)
     assert walked[-1] == n - 1
     assert np.diff(walked, prepend=0).tolist() == [2 << i for i in range(8)] + [0]
