@@ -61,7 +61,7 @@ class FinishedError(CheckpointError):
 class Checkpointer:
     """The checkpoints of one run on one rank.
 
-    ``capture`` gives what to save; ``tell`` emits events and ``tell_place`` those of `iterreduce.events.PLACES`;
+    ``capture`` gives what to save; ``tell`` emits events, ``tell_place`` those of `iterreduce.events.PLACES`;
     ``room`` says whether so many bytes fit the budget.
     """
 
