@@ -6,7 +6,7 @@ Each is a function of a group that gives a loop and, with ``stop_after``, is sto
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,16 +130,37 @@ PROGRAMS: dict[str, Program] = {
 }
 
 
+class Patience:
+    """A watcher for whom each iteration lasts until what is written beside it has got on."""
+
+    def __init__(self) -> None:
+        self.begun, self.steps, self.more = 0, set[tuple[int, str]](), threading.Condition()
+
+    def __call__(self, event: Event) -> None:
+        with self.more:
+            if event.name == "checkpoint.copy":
+                self.begun = event.fields["number"]
+            elif event.name == "checkpoint.step":
+                self.steps.add((event.fields["number"], event.fields["step"]))
+                self.more.notify()
+            elif event.name == "iteration.commit" and self.begun:
+                self.more.wait_for(self._settled, timeout=60)
+
+    def _settled(self) -> bool:
+        done = {step for number, step in self.steps if number == self.begun}
+        return "published" in done if "publish" in done else "sync" in done
+
+
 def run_once(
     program: Program,
     ranks: int,
     directory: Any = None,
     stop_after: int | None = None,
-    seconds: float = 0.0,
+    patient: bool = False,
     **options: Any,
 ) -> list[Result]:
-    """One piece of a run, on so many ranks; with ``stop_after`` the last rank wishes to stop; ``seconds`` is
-    how long each iteration takes at least.
+    """One piece of a run, on so many ranks; with ``stop_after`` the last rank wishes to stop; ``patient``: see
+    `Patience`.
     """
 
     def job(group: Group) -> Result:
@@ -148,11 +169,12 @@ def run_once(
         def watch(event: Event) -> None:
             if event.name == "iteration.commit":
                 commits[0] += 1
-                time.sleep(seconds)
                 if commits[0] == stop_after and group.rank == group.size - 1:
                     stop.request("the test")
 
         events.subscribe(watch)
+        if patient:
+            events.subscribe(Patience())
         given = Options(checkpoint_dir=None if directory is None else str(directory), **options)
         return run_loop(program(group), group, given, events, stop)
 
