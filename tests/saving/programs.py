@@ -159,8 +159,8 @@ def run_once(
     patient: bool = False,
     **options: Any,
 ) -> list[Result]:
-    """One piece of a run, on so many ranks; with ``stop_after`` the last rank wishes to stop; ``patient``: see
-    `Patience`.
+    """One piece of a run, on so many ranks. ``stop_after``: then the last rank wishes to stop; ``patient``:
+    see `Patience`.
     """
 
     def job(group: Group) -> Result:
