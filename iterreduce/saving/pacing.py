@@ -309,7 +309,7 @@ class Pacing:
         return self._pays(since, usual)
 
     def _pays(self, since: float, under_way: float) -> bool:
-        if self._unrested >= MOST_UNRESTED:
+        if self._writing and self._unrested >= MOST_UNRESTED:
             return False
         usual = self.iteration_seconds or under_way
         if since < self._tau and (

@@ -329,7 +329,7 @@ def test_near_the_end_nothing_is_saved_any_more() -> None:
 
 
 def best_of_all_plans(most: int, seconds: float, cost: float, mtbf: float) -> float:
-    """The least expected wall time of any choice of iterations to save after, found from the end backwards."""
+    """The least expected wall time of any choice of iterations to save after, from the end backwards."""
     later = [0.0]  # of so many iterations that are left
     for left in range(1, most + 1):
         whole = expected_segment(left * seconds, mtbf)
