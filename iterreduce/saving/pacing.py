@@ -292,12 +292,13 @@ class Pacing:
 
     # ------------------------------------------------------------------ what it is asked
 
-    def due(self, seconds: float | None = None) -> bool:
+    def due(self, seconds: float | None = None, finishing: bool = False) -> bool:
         """Whether to save after the iteration under way, which took so long so far; None: as the one before.
 
-        It costs next to nothing until the interval is nearly over.
+        Never while a checkpoint is being written, unless ``finishing``: it is on disk, and can be published
+        before the next one begins. It costs next to nothing until the interval is nearly over.
         """
-        if self._writing or self.every == 0:
+        if self.every == 0 or (self._writing and not finishing):
             return False
         if self.every is not None:
             return self._since_count + 1 >= self.every
@@ -308,7 +309,7 @@ class Pacing:
         return self._pays(since, usual)
 
     def _pays(self, since: float, under_way: float) -> bool:
-        if self._unrested >= MOST_UNRESTED:
+        if self._writing and self._unrested >= MOST_UNRESTED:
             return False
         usual = self.iteration_seconds or under_way
         if since < self._tau and (
