@@ -87,6 +87,9 @@ def test_a_driver_of_its_own_is_followed_by_number(ranks: int, tmp_path: Path) -
         for i in range(until):
             told.append(run.advance({"feed": ir.Batch(y=np.array([float(i)]))}))
             done.append(run.iteration)
+            writing = run.lasting.checkpoints._writing if run.lasting else None
+            if writing is not None:  # what is written beside the iterations gets on
+                writing.wait()
         return told, run.tables["s"].batch["x"].tolist(), done
 
     first = run_ranks(ranks, drive, 10)[0]
