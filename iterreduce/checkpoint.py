@@ -203,12 +203,16 @@ class Checkpointer:
         if ended:
             return False
         if status & STOP:
-            self._finish_writing()
-            self._save(at, blocking=True)
+            self.save_now(at)
             return True
         if status & DUE and self._writing is None:
             self._save(at, blocking=False)
         return False
+
+    def save_now(self, at: tuple[int, tuple[int, ...]]) -> None:
+        """Write, and wait until it is published. Collective. Raises `OutputError` where it cannot be."""
+        self._finish_writing()
+        self._save(at, blocking=True)
 
     def _go_on(self, status: int) -> None:
         """The next step of the write under way. Collective."""

@@ -443,6 +443,16 @@ class LoopRun(Whereabouts):
         if self.lasting is not None:
             self.lasting.ended()
 
+    def save(self) -> None:
+        """Write a checkpoint of the last commit now, and wait until it is published. Collective.
+
+        Beside those that are written when they are due. Raises `OutputError` if it cannot be written.
+        """
+        if self.lasting is None:
+            raise UsageError("there is no directory to save in: give Options(checkpoint_dir=...)")
+        self.start()
+        self.lasting.save()
+
     def settle(self) -> None:
         """Raise on all ranks what a watcher raised on one since the last collective. Collective."""
         self.loader.leave_if_failed(self._guard())

@@ -146,6 +146,10 @@ class Lasting:
         if self.checkpoints.after(status, seconds, (run.iteration, run.path), ended):
             run.root.standing.outcome = Outcome.STOPPED_SAVED
 
+    def save(self) -> None:
+        """Write a checkpoint now. Collective."""
+        self.checkpoints.save_now((self.run.iteration, self.run.path))
+
     def _capture(self) -> Captured:
         run = self.run
         taken = captured(run.level, run.outputs)
