@@ -51,8 +51,8 @@ LARGEST = 3  # accounts that a message names
 # ---------------------------------------------------------------------- what is held
 
 
-def account(root: Level, shop: Workshop, budget_bytes: int | None, *rest: Any) -> Accounts:
-    """The accounts of one rank of a run; ``rest``: whatever else holds arrays for it."""
+def account(root: Level, shop: Workshop, budget_bytes: int | None, copies: Any, *rest: Any) -> Accounts:
+    """The accounts of one rank of a run; ``copies``: those of a checkpoint; ``rest``: whatever else."""
     accounts = Accounts(budget_bytes)
     accounts.leave_out(shop.group, shop.events, shop.cache, *(level.loop for level in root.all()))
     for level in root.all():
@@ -67,6 +67,7 @@ def account(root: Level, shop: Workshop, budget_bytes: int | None, *rest: Any) -
     accounts.count("tables of the last iteration", *(vars(work).get("_tables") for work in works))
     for work in works:
         accounts.count(f"rows {_of(work)}", work)
+    accounts.count("checkpoint copies", copies)
     accounts.count("engine", *rest)
     return accounts
 

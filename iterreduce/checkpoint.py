@@ -17,19 +17,27 @@ the budget has no room the iterations wait for the write instead.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from iterreduce.capture import Captured
+from iterreduce.capture import Captured, schemas_of, with_schemas
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Ragged
-from iterreduce.errors import CheckpointError, CheckpointWarning, OutputError
+from iterreduce.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    DisagreementError,
+    IterReduceError,
+    OutputError,
+)
 from iterreduce.exchange import STOP
 from iterreduce.fingerprints import difference, python
 from iterreduce.options import Options
@@ -38,7 +46,9 @@ from iterreduce.saving.pacing import Pacing
 from iterreduce.saving.planning import Saved
 from iterreduce.saving.reading import Checkpoint, newest
 from iterreduce.saving.writing import Writing, begin
+from iterreduce.sources.agreement import root_decides
 from iterreduce.stopping import StopRequest
+from iterreduce.table import Table
 from iterreduce.version import __version__
 
 #: Bits of the status word of a control reduction, beside those of `iterreduce.exchange`.
@@ -89,7 +99,7 @@ class Checkpointer:
         self._why = ""
         self._writing: Writing | None = None
         self._publishing = False
-        self._copies: dict[str, Batch] = {}
+        self.copies: dict[str, Batch] = {}
         self._began = self._blocked = 0.0
         self._saving: tuple[int, tuple[int, ...], int] = (0, (), 0)  # iteration, path, bytes
         self._longest = 0.0
@@ -120,8 +130,7 @@ class Checkpointer:
         saved = newest(self.group, self.attempt, self._warn)
         if saved is not None:
             self._refuse_other(saved.facts, "saved there")
-        numbers = self.attempt.checkpoints() if self.group.rank == 0 else []
-        self._number = int(self.group.bcast_bytes(str(max(numbers, default=0)).encode()))
+        self._number = max(root_decides(self.group, self.attempt.checkpoints), default=0)
         return saved
 
     def restarted(self, saved: Checkpoint, iteration: int, path: tuple[int, ...], seconds: float) -> None:
@@ -137,11 +146,15 @@ class Checkpointer:
     def ready(self) -> bool:
         """The iterations begin; returns whether they should not, because of a wish to stop. Collective."""
         if self.pacing is not None:
-            self.pacing.expect(self.capture().nbytes * self.group.size, FIRST_RATE)
+            with contextlib.suppress(MemoryError):
+                self.pacing.expect(self.capture().nbytes * self.group.size, FIRST_RATE)
         return self.group.agree_any(bool(self.stop.reason))
 
     def _refuse_other(self, facts: Mapping[str, Any], what: str) -> None:
-        """Raise `CheckpointError` unless that was this job. The facts are the same on all ranks."""
+        """Raise `CheckpointError` on all ranks unless that was this job. Collective."""
+        root_decides(self.group, lambda: self._compare(facts, what))
+
+    def _compare(self, facts: Mapping[str, Any], what: str) -> None:
         then, same_python = facts.get("job"), facts.get("python") == python()
         if not isinstance(then, dict):
             raise CheckpointError(f"{self.directory}: a job was {what} that does not say what it was")
@@ -188,7 +201,8 @@ class Checkpointer:
     def _needs(self) -> float:
         """Seconds that one more iteration and a write may take."""
         assert self.pacing is not None
-        return 1.25 * self._longest + 1.5 * self.pacing.write_seconds + STOP_SECONDS
+        write_seconds = self.pacing.write_seconds or self.pacing.cost_seconds
+        return 1.25 * self._longest + 1.5 * write_seconds + STOP_SECONDS
 
     def after(self, status: int, seconds: float, at: tuple[int, tuple[int, ...]], ended: bool) -> bool:
         """Do what all ranks have just agreed on; ``at``: iteration and path that were committed. Collective.
@@ -213,6 +227,8 @@ class Checkpointer:
         """Write, and wait until it is published. Collective. Raises `OutputError` where it cannot be."""
         self._finish_writing()
         self._save(at, blocking=True)
+        if self._last_failed == self._number:
+            raise OutputError(f"the state could not be saved: {self._why}")
 
     def _go_on(self, status: int) -> None:
         """The next step of the write under way. Collective."""
@@ -234,12 +250,19 @@ class Checkpointer:
         self._began = time.perf_counter()
         self._number += 1
         self.tell_place("checkpoint.start", number=self._number, iteration=at[0], path=at[1])
-        taken, error = self._taken(blocking)
-        lost = [text for text in self.group.allgather_bytes(error.encode()) if text]
-        blocking = blocking or bool(lost)
-        tables = {name: Saved(t.batch, t.everywhere) for name, t in taken.tables.items()}
-        if not blocking:
-            tables = {name: Saved(self._copies[name], part.everywhere) for name, part in tables.items()}
+        taken, copies, said = self._taken(blocking)
+        told = [json.loads(text) for text in self.group.allgather_bytes(json.dumps(said).encode())]
+        lost = next((text for failed, text, _ in told if failed), "")
+        if taken is None or lost:
+            self._failed(lost)
+            return
+        reason = next((text for _, text, _ in told if text), "")
+        blocking = blocking or bool(reason)
+        chosen = taken.tables if blocking else copies
+        tables = {
+            name: Saved(table.batch, table.everywhere)
+            for name, table in with_schemas(chosen, [schemas for _, _, schemas in told]).items()
+        }
         iteration, path = at
         self._saving = iteration, path, taken.nbytes
         facts = {
@@ -260,10 +283,8 @@ class Checkpointer:
                 per_rank=self.options.checkpoint_files == "rank",
                 at=self._at,
             )
-        except OutputError as problem:  # the same on all ranks
+        except (OutputError, DisagreementError) as problem:  # the same on all ranks
             self._failed(str(problem))
-            if blocking and not lost:
-                raise
             return
         if not blocking:
             self._writing.start()
@@ -281,24 +302,36 @@ class Checkpointer:
         if blocking:
             self._writing.run()
             self._finish_writing()
-            if not lost and self.failed and self._last_failed == self._number:
-                raise OutputError(f"the state could not be saved: {self._why}")
 
-    def _taken(self, blocking: bool) -> tuple[Captured, str]:
-        """What to save, copied unless blocking, and why not copied. Local."""
-        taken = self.capture()
-        if blocking:
-            return taken, ""
-        if not self.room(taken.nbytes):
-            return taken, "memory budget"
+    def _taken(
+        self, blocking: bool
+    ) -> tuple[Captured | None, dict[str, Table], tuple[bool, str, list[tuple[int, str]]]]:
+        """What to save, its copies unless blocking, and what to tell: has it failed, why it was not copied,
+        and the schemas. Local; raises nothing.
+        """
+        copies: dict[str, Table] = {}
         try:
-            self._copies = {
-                name: copied(table.batch, self._copies.get(name)) for name, table in taken.tables.items()
-            }
+            taken = self.capture()
+            reason = "" if blocking else self._copy(taken, copies)
+            return taken, copies, (False, reason, schemas_of(taken.tables))
+        except Exception as error:
+            return None, {}, (True, f"{type(error).__name__}: {error}", [])
+
+    def _copy(self, taken: Captured, copies: dict[str, Table]) -> str:
+        """Copy what this rank will write; why it was not copied."""
+        held = sum(batch.nbytes for batch in self.copies.values())
+        if not self.room(max(0, taken.nbytes - held)):
+            return "the memory budget has no room for a copy"
+        try:
+            for name, table in taken.tables.items():
+                batch = table.batch
+                if not (table.everywhere and self.group.rank):  # else another rank writes it
+                    batch = self.copies[name] = copied(batch, self.copies.get(name))
+                copies[name] = replace(table, batch=batch)
         except MemoryError:
-            self._copies = {}
-            return taken, "memory"
-        return taken, ""
+            self.copies = {}
+            return "there is no memory for a copy"
+        return ""
 
     def _at(self, step: str) -> None:
         self.tell("checkpoint.step", number=self._number, step=step)
@@ -380,7 +413,7 @@ class Checkpointer:
         if self.attempt is not None and self.group.rank == 0:
             try:
                 self.attempt.note(iteration=iteration, seconds=time.perf_counter() - self._started, end=end)
-            except (OSError, OutputError) as error:
+            except (OSError, IterReduceError) as error:  # rank 0 alone must not leave the others
                 self._warn(f"the history of {self.directory} could not be written: {error}")
 
     def report(self) -> dict[str, Any]:

@@ -157,7 +157,8 @@ class LoopRun(Whereabouts):
 
     def memory(self) -> Accounts:
         """What this rank holds now, by name."""
-        return account(self.root, self.shop, self.options.memory_bytes, self)
+        copies = self.lasting.checkpoints.copies if self.lasting is not None else None
+        return account(self.root, self.shop, self.options.memory_bytes, copies, self)
 
     def _audit(self, where: str) -> None:
         """With a budget: plans get what is left of it, and a rank over it says so at the next collective."""

@@ -19,7 +19,6 @@ import hashlib
 import os
 import sys
 import types
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ import numpy as np
 from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
+from iterreduce.columns.checksum import checksum
 from iterreduce.columns.hashing import hash_keys, hash_words
 from iterreduce.columns.ragged import Ragged
 from iterreduce.fixpoint import Until
@@ -237,5 +237,5 @@ def _file_share(path: str, rank: int, size: int) -> tuple[int, int]:
     with open(path, "rb", buffering=0) as file:
         for i, chunk in enumerate(mine):
             data = os.pread(file.fileno(), CHUNK_BYTES, int(chunk) * CHUNK_BYTES)
-            sums[i] = int(chunk) << 32 | zlib.crc32(data)
+            sums[i] = checksum(data) + int(chunk) & 2**63 - 1
     return (nbytes if rank == 0 else 0), int(hash_words(sums).sum(dtype=np.uint64).view(np.int64))

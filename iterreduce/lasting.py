@@ -165,7 +165,7 @@ class Lasting:
     def ended(self) -> None:
         """The run is over, or failed. Local."""
         outcome = self.run.outcome
-        end = "failed" if outcome is None else "stopped" if outcome is Outcome.STOPPED_SAVED else "ended"
+        end = "failed" if outcome is None else "stopped" if outcome is Outcome.STOPPED_SAVED else "finished"
         self.checkpoints.ended(end, self.run.iteration)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
