@@ -38,12 +38,14 @@ from iterreduce.saving.pacing import Pacing
 from iterreduce.saving.planning import Saved
 from iterreduce.saving.reading import Checkpoint, newest
 from iterreduce.saving.writing import Writing, begin
+from iterreduce.sources.agreement import root_decides
 from iterreduce.stopping import StopRequest
 from iterreduce.version import __version__
 
 #: Bits of the status word of a control reduction, beside those of `iterreduce.exchange`.
 DUE, BUSY, LOST, PUBLISHED, UNPUBLISHED = (1 << bit for bit in range(8, 13))
 FIRST_RATE = 200e6  # bytes per second that a write is expected to reach before one was seen
+NOTHING = "there is not enough memory to put together what lasts"
 STOP_SECONDS = 0.5  # kept free before a time limit, beside an iteration and a write
 
 
@@ -61,8 +63,9 @@ class FinishedError(CheckpointError):
 class Checkpointer:
     """The checkpoints of one run on one rank.
 
-    ``capture`` gives what to save; ``tell`` emits events, ``tell_place`` those of `iterreduce.events.PLACES`;
-    ``room`` says whether so many bytes fit the budget.
+    ``capture`` gives what to save; ``tell`` emits events, ``tell_place`` those of `iterreduce.events.PLACES`,
+    ``emit`` those of any thread: what a watcher raises there, a write fails by. ``room`` says whether so many
+    bytes fit the budget.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class Checkpointer:
         options: Options,
         tell: Callable[..., None],
         tell_place: Callable[..., None],
+        emit: Callable[..., None],
         capture: Callable[[], Captured],
         room: Callable[[int], bool],
         stop: StopRequest | None = None,
     ) -> None:
         assert options.checkpoint_dir is not None
-        self.group, self.options, self.tell, self.tell_place = group, options, tell, tell_place
+        self.group, self.options = group, options
+        self.tell, self.tell_place, self.emit = tell, tell_place, emit
         self.directory = options.checkpoint_dir
         self.capture, self.room = capture, room
         self.stop = stop or StopRequest(options.time_limit)
@@ -120,8 +125,7 @@ class Checkpointer:
         saved = newest(self.group, self.attempt, self._warn)
         if saved is not None:
             self._refuse_other(saved.facts, "saved there")
-        numbers = self.attempt.checkpoints() if self.group.rank == 0 else []
-        self._number = int(self.group.bcast_bytes(str(max(numbers, default=0)).encode()))
+        self._number = max(root_decides(self.group, self.attempt.checkpoints), default=0)
         return saved
 
     def restarted(self, saved: Checkpoint, iteration: int, path: tuple[int, ...], seconds: float) -> None:
@@ -236,6 +240,11 @@ class Checkpointer:
         self.tell_place("checkpoint.start", number=self._number, iteration=at[0], path=at[1])
         taken, error = self._taken(blocking)
         lost = [text for text in self.group.allgather_bytes(error.encode()) if text]
+        if NOTHING.encode() in lost or taken is None:
+            self._failed(NOTHING)
+            if blocking:
+                raise OutputError(f"the state could not be saved: {NOTHING}")
+            return
         blocking = blocking or bool(lost)
         tables = {name: Saved(t.batch, t.everywhere) for name, t in taken.tables.items()}
         if not blocking:
@@ -284,24 +293,25 @@ class Checkpointer:
             if not lost and self.failed and self._last_failed == self._number:
                 raise OutputError(f"the state could not be saved: {self._why}")
 
-    def _taken(self, blocking: bool) -> tuple[Captured, str]:
+    def _taken(self, blocking: bool) -> tuple[Captured | None, str]:
         """What to save, copied unless blocking, and why not copied. Local."""
-        taken = self.capture()
-        if blocking:
-            return taken, ""
-        if not self.room(taken.nbytes):
-            return taken, "memory budget"
+        taken = None
         try:
+            taken = self.capture()
+            if blocking:
+                return taken, ""
+            if not self.room(taken.nbytes):
+                return taken, "memory budget"
             self._copies = {
                 name: copied(table.batch, self._copies.get(name)) for name, table in taken.tables.items()
             }
         except MemoryError:
             self._copies = {}
-            return taken, "memory"
+            return taken, NOTHING if taken is None else "memory"
         return taken, ""
 
     def _at(self, step: str) -> None:
-        self.tell("checkpoint.step", number=self._number, step=step)
+        self.emit("checkpoint.step", number=self._number, step=step)
 
     def _finish_writing(self) -> None:
         """Wait for the write under way, and publish it. Collective."""
@@ -376,11 +386,13 @@ class Checkpointer:
             self.attempt.finish({**facts, "job": job, "python": python()})
 
     def _note(self, iteration: int, end: str) -> None:
-        """For the history from which interrupts are learnt; a disk that is full now must not end the job."""
+        """For the history from which interrupts are learnt. What goes wrong ends nothing: a full disk is no
+        reason, and whether another run has taken over, all ranks learn together with the next checkpoint.
+        """
         if self.attempt is not None and self.group.rank == 0:
             try:
                 self.attempt.note(iteration=iteration, seconds=time.perf_counter() - self._started, end=end)
-            except (OSError, OutputError) as error:
+            except (OSError, OutputError, CheckpointError) as error:
                 self._warn(f"the history of {self.directory} could not be written: {error}")
 
     def report(self) -> dict[str, Any]:

@@ -130,25 +130,14 @@ PROGRAMS: dict[str, Program] = {
 }
 
 
-class Patience:
-    """A watcher for whom each iteration lasts until what is written beside it has got on."""
-
-    def __init__(self) -> None:
-        self.begun, self.steps, self.more = 0, set[tuple[int, str]](), threading.Condition()
-
-    def __call__(self, event: Event) -> None:
-        with self.more:
-            if event.name == "checkpoint.copy":
-                self.begun = event.fields["number"]
-            elif event.name == "checkpoint.step":
-                self.steps.add((event.fields["number"], event.fields["step"]))
-                self.more.notify()
-            elif event.name == "iteration.commit" and self.begun:
-                self.more.wait_for(self._settled, timeout=60)
-
-    def _settled(self) -> bool:
-        done = {step for number, step in self.steps if number == self.begun}
-        return "published" in done if "publish" in done else "sync" in done
+def patience(event: Event) -> None:
+    """A watcher, of places: no rank says how far its write has got while it is under way. So a checkpoint is
+    copied in one iteration, published in the next and known to be in the one after it.
+    """
+    if event.name == "control.ready":
+        for thread in threading.enumerate():
+            if thread.name.startswith(("checkpoint ", "publish ")):
+                thread.join(60)
 
 
 def run_once(
@@ -160,7 +149,7 @@ def run_once(
     **options: Any,
 ) -> list[Result]:
     """One piece of a run, on so many ranks. ``stop_after``: then the last rank wishes to stop; ``patient``:
-    see `Patience`.
+    see `patience`.
     """
 
     def job(group: Group) -> Result:
@@ -174,7 +163,7 @@ def run_once(
 
         events.subscribe(watch)
         if patient:
-            events.subscribe(Patience())
+            events.subscribe(patience, places=True)
         given = Options(checkpoint_dir=None if directory is None else str(directory), **options)
         return run_loop(program(group), group, given, events, stop)
 
