@@ -71,8 +71,9 @@ class FinishedError(CheckpointError):
 class Checkpointer:
     """The checkpoints of one run on one rank.
 
-    ``capture`` gives what to save; ``tell`` emits events, ``tell_place`` those of `iterreduce.events.PLACES`;
-    ``room`` says whether so many bytes fit the budget.
+    ``capture`` gives what to save; ``tell`` emits events, ``tell_place`` those of `iterreduce.events.PLACES`,
+    ``emit`` those of any thread: what a watcher raises there, a write fails by. ``room`` says whether so many
+    bytes fit the budget.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class Checkpointer:
         options: Options,
         tell: Callable[..., None],
         tell_place: Callable[..., None],
+        emit: Callable[..., None],
         capture: Callable[[], Captured],
         room: Callable[[int], bool],
         stop: StopRequest | None = None,
     ) -> None:
         assert options.checkpoint_dir is not None
-        self.group, self.options, self.tell, self.tell_place = group, options, tell, tell_place
+        self.group, self.options = group, options
+        self.tell, self.tell_place, self.emit = tell, tell_place, emit
         self.directory = options.checkpoint_dir
         self.capture, self.room = capture, room
         self.stop = stop or StopRequest(options.time_limit)
@@ -334,7 +337,7 @@ class Checkpointer:
         return ""
 
     def _at(self, step: str) -> None:
-        self.tell("checkpoint.step", number=self._number, step=step)
+        self.emit("checkpoint.step", number=self._number, step=step)
 
     def _finish_writing(self) -> None:
         """Wait for the write under way, and publish it. Collective."""

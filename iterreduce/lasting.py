@@ -41,7 +41,14 @@ class Lasting:
     def __init__(self, run: Any, loop: Loop, stop: StopRequest | None):
         self.run, self.loop = run, loop
         self.checkpoints = Checkpointer(
-            run.group, run.options, run.tell, self._tell_place, self._capture, self._has_room, stop
+            run.group,
+            run.options,
+            run.tell,
+            self._tell_place,
+            run.events.emit,
+            self._capture,
+            self._has_room,
+            stop,
         )
         self.replays: deque[Position] = deque()
         self._journal: list[list[Any]] = []

@@ -131,11 +131,13 @@ PROGRAMS: dict[str, Program] = {
 
 
 def patience(event: Event) -> None:
-    """A watcher for whom each iteration lasts until what is written beside it has got on."""
-    if event.name == "iteration.commit":
+    """A watcher, of places: no rank says how far its write has got while it is under way. So a checkpoint is
+    copied in one iteration, published in the next and known to be in the one after it.
+    """
+    if event.name == "control.ready":
         for thread in threading.enumerate():
             if thread.name.startswith(("checkpoint ", "publish ")):
-                thread.join()
+                thread.join(60)
 
 
 def run_once(
@@ -161,7 +163,7 @@ def run_once(
 
         events.subscribe(watch)
         if patient:
-            events.subscribe(patience)
+            events.subscribe(patience, places=True)
         given = Options(checkpoint_dir=None if directory is None else str(directory), **options)
         return run_loop(program(group), group, given, events, stop)
 
