@@ -38,15 +38,15 @@ _CHECKPOINT = re.compile(r"(\d{12,18})\Z")
 MOST_ENTRIES = 10_000
 # How often a takeover is tried when others take over at the same moment.
 MOST_TRIES = 100
-ENDS = ("running", "interrupted", "finished", "stopped", "failed")
+ENDS = ("running", "interrupted", "ended", "finished", "stopped", "failed")
 
 
 @dataclass(frozen=True)
 class Entry:
     """One attempt: when it began (Unix time), how long it ran, how far it came, and how it ended.
 
-    ``end``: "running", "finished", "stopped", "failed", or "interrupted", which its successor writes when it
-    finds "running".
+    ``end``: "running", "stopped", "failed", "ended" (the iterations, the results are still to be written),
+    "finished", or "interrupted", which its successor writes when it finds "running".
     """
 
     number: int
@@ -145,6 +145,7 @@ class Attempt:
         It does not wait for the disk, which may be busy with a checkpoint. Raises `CheckpointError` when
         another run has taken over, `OutputError` where the system refuses.
         """
+        assert end in ENDS, end
         own = replace(self.history.entries[-1], iteration=iteration, seconds=seconds, end=end)
         self.history = History((*self.history.entries[:-1], own))
         self.guarded(lambda: _write_history(self.path, self.history))
@@ -154,6 +155,9 @@ class Attempt:
         raw = sealed({"format": "iterreduce completion", "version": FORMAT, "facts": dict(facts)})
         self.guarded(lambda: write_whole(os.path.join(self.path, FINISHED), raw, durable=True))
         self.finished = dict(facts)
+        last = self.history.entries[-1]
+        with contextlib.suppress(OutputError):  # the marker stands
+            self.note(iteration=last.iteration, seconds=last.seconds, end="finished")
 
     def publish(self, number: int) -> None:
         """Give a draft its name: the one moment at which it becomes a checkpoint. Rank 0."""
@@ -348,13 +352,21 @@ def _write_history(path: str, history: History) -> None:
 def read_history(path: str) -> History:
     """The history in an attempt directory: those found running were interrupted. Damaged: none."""
     try:
-        entries = read_sealed(os.path.join(path, HISTORY)).get("attempts")
-        found = [_entry(e) for e in entries] if isinstance(entries, list) else []
-    except (Damaged, TypeError, ValueError):
+        found = entries_in(path)
+    except Damaged:
         return History()
-    return History(
-        tuple(replace(e, end="interrupted") if e.end == "running" else e for e in found[-MOST_ENTRIES:])
-    )
+    return History(tuple(replace(e, end="interrupted") if e.end == "running" else e for e in found))
+
+
+def entries_in(path: str) -> list[Entry]:
+    """The entries of the history in an attempt directory, as they stand there. Raises `Damaged`."""
+    entries = read_sealed(os.path.join(path, HISTORY)).get("attempts")
+    if not isinstance(entries, list):
+        raise Damaged("it is no history")
+    try:
+        return [_entry(e) for e in entries[-MOST_ENTRIES:]]
+    except (TypeError, ValueError) as error:
+        raise Damaged(f"it is no history: {error}") from None
 
 
 def _entry(facts: Any) -> Entry:
@@ -374,7 +386,17 @@ def _entry(facts: Any) -> Entry:
 def read_finished(path: str) -> dict[str, Any] | None:
     """The facts in the completion marker; None if there is none that is whole."""
     try:
-        facts = read_sealed(os.path.join(path, FINISHED)).get("facts")
+        return finished_in(path)
     except Damaged:
         return None
-    return facts if isinstance(facts, dict) else None
+
+
+def finished_in(path: str) -> dict[str, Any] | None:
+    """The facts in the completion marker; None if there is none. Raises `Damaged`."""
+    place = os.path.join(path, FINISHED)
+    if not os.path.lexists(place):
+        return None
+    facts = read_sealed(place).get("facts")
+    if not isinstance(facts, dict):
+        raise Damaged("it holds no facts")
+    return facts

@@ -293,6 +293,20 @@ def _verify_index(checkpoint: Checkpoint) -> None:
         raise Damaged(f"{index.name}: its bytes do not fit their checksum")
 
 
+def check_sizes(checkpoint: Checkpoint) -> None:
+    """Whether all files are there and have the sizes that the manifest says. Raises `Damaged`."""
+    with _Files(checkpoint.path, checkpoint.manifest) as files:
+        for number in range(len(checkpoint.manifest.files)):
+            files.check(number)
+    index = checkpoint.manifest.index
+    try:
+        found = os.stat(os.path.join(checkpoint.path, index.name), follow_symlinks=False).st_size
+    except OSError as error:
+        raise Damaged(f"{index.name}: {error.strerror}") from None
+    if found != index.nbytes:
+        raise Damaged(f"{index.name} has {found} bytes, and {index.nbytes} were written")
+
+
 def compare(checkpoint: Checkpoint, sums: Array) -> None:
     """Whether the sums of all pieces fit the manifest. Raises `Damaged` for the first that does not."""
     manifest = checkpoint.manifest
