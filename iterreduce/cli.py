@@ -3,8 +3,8 @@
 Read the arguments and load the app; answer questions at once; otherwise start with the other ranks, agree
 that all are well, build the work, run it, write what was asked for, and leave with one message at most.
 
-Exit status: 0 done (the outcome says how), 1 the program or its input failed, 2 wrong usage, 130 interrupted;
-75 is kept for "stopped after saving".
+Exit status: 0 done (the outcome says how), 1 the program or its input failed, 2 wrong usage, 75 stopped and
+saved, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from iterreduce import launch
@@ -25,23 +26,28 @@ from iterreduce.arguments import USAGE, Answer, CommandLineError, Request, parse
 from iterreduce.collectives import Group
 from iterreduce.errors import InputError, IterReduceError, LaunchError, OutputError, StageError, UsageError
 from iterreduce.events import Events
-from iterreduce.launch import INTERRUPTED, Crew, Problem, say
+from iterreduce.launch import INTERRUPTED, TERMINATED, Crew, Problem, say
 from iterreduce.memory import peak_rss_bytes
 from iterreduce.options import FAULTS_VARIABLE, Options, resolve
+from iterreduce.signals import Watch, held
 from iterreduce.start import launched_rank
+from iterreduce.stopping import StopRequest
 from iterreduce.version import __version__
 
-FAILED, USAGE_STATUS = 1, 2
+FAILED, USAGE_STATUS, STOPPED_STATUS = 1, 2, 75
+STOPPED = "STOPPED_SAVED"  # the name of the outcome; its class would load the engine
 
 
-def run_command_line(arguments: Sequence[str], started: float | None = None) -> int:
+def run_command_line(arguments: Sequence[str], watch: Watch | None = None) -> int:
     """Do what the arguments say; returns the exit status.
 
-    `started` is `perf_counter()` at the beginning of the process, for the summary.
+    `watch` knows when the process began, and has kept the signals that came since.
     """
-    started = time.perf_counter() if started is None else started
+    if watch is None:
+        with held(arguments, time.perf_counter()) as watch:
+            return run_command_line(arguments, watch)
     try:
-        return _start(_read(arguments), started)
+        return _start(_read(arguments), watch)
     except KeyboardInterrupt:
         launch.speak_for_all(launch.job_key(), INTERRUPTED.text)
         return INTERRUPTED.status
@@ -55,18 +61,32 @@ def _print(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _start(request: Request | Answer | Problem, started: float) -> int:
+def _start(request: Request | Answer | Problem, watch: Watch) -> int:
     if isinstance(request, Answer):
         if launched_rank() == 0:
             _print(request.text)
         return 0
+    watch.settle(isinstance(request, Request) and request.config.options.checkpoint_dir is not None)
     try:
-        crew = launch.join(_start_timeout(request))
+        crew = launch.join(_start_timeout(request), watch.leave_to_parent)
     except LaunchError as error:
         launch.speak_for_all(launch.job_key(), f"iterreduce: {error}")
         return FAILED
-    with launch.interrupts(crew):
-        return _run_together(crew, request, started)
+    watch.serve(partial(_end_now, crew), partial(_tell, crew), not crew.alone)
+    return _run_together(crew, request, watch)
+
+
+def _end_now(crew: Crew, status: int) -> None:
+    """From any thread: a signal wants the job to end whatever it is doing."""
+    launch.end_now(crew.job, INTERRUPTED if status == INTERRUPTED.status else TERMINATED, crew.alone)
+
+
+def _tell(crew: Crew, text: str) -> None:
+    """Once per node, though every rank may have got the signal; failures are told under the job's own key."""
+    if crew.alone:
+        say(text)
+    else:
+        launch.speak_for_all(f"{crew.job}-told", text)
 
 
 def _read(arguments: Sequence[str]) -> Request | Answer | Problem:
@@ -100,12 +120,12 @@ def _start_timeout(request: Request | Problem) -> float:
         return Options().start_timeout
 
 
-def _run_together(crew: Crew, request: Request | Problem, started: float) -> int:
+def _run_together(crew: Crew, request: Request | Problem, watch: Watch) -> int:
     problem = request if isinstance(request, Problem) else None
     digest = "" if isinstance(request, Problem) else _digest(request)
     problem = launch.agree(crew, problem, digest)
     if problem is None and isinstance(request, Request):
-        problem = _attempt(crew, request, started)
+        problem = _attempt(crew, request, watch)
     if problem is None:
         return 0
     say(problem.text)
@@ -123,10 +143,10 @@ def _digest(request: Request) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def _attempt(crew: Crew, request: Request, started: float) -> Problem | None:
+def _attempt(crew: Crew, request: Request, watch: Watch) -> Problem | None:
     """Work, and on failure leave together; does not return when other ranks did not fail."""
     try:
-        return _work(crew, request, started)
+        return _work(crew, request, watch)
     except KeyboardInterrupt:
         return _interrupted(crew)
     except BaseException as error:
@@ -158,9 +178,10 @@ def _describe(error: BaseException, request: Request) -> Problem:
 # -- the work ------------------------------------------------------------------------------------------------
 
 
-def _work(crew: Crew, request: Request, started: float) -> Problem | None:
+def _work(crew: Crew, request: Request, watch: Watch) -> Problem | None:
     options = request.config.options
     _check_ranks(crew.group.size, options)
+    _check_time_limit(options)
     problem = launch.agree(crew, _check_outputs(options) if crew.group.rank == 0 else None, "")
     if problem is not None:
         return problem
@@ -172,7 +193,7 @@ def _work(crew: Crew, request: Request, started: float) -> Problem | None:
         raise
     if work is None:
         return _nothing_to_write(options, request, crew.group.rank == 0)
-    return _run(crew, request, work, started)
+    return _run(crew, request, work, watch)
 
 
 def _open(path: str) -> Any:
@@ -181,29 +202,43 @@ def _open(path: str) -> Any:
     return Dataset.read(path)
 
 
-def _run(crew: Crew, request: Request, work: Any, started: float) -> Problem | None:
+def _run(crew: Crew, request: Request, work: Any, watch: Watch) -> Problem | None:
     from iterreduce.dataset import run
 
     events, options = Events(), request.config.options
-    start_seconds = time.perf_counter() - started
+    start_seconds = time.perf_counter() - watch.started
+    stop = watch.stop_request(options.time_limit)
     with _faults(events, crew.group):
         with _watching(events, options, first=crew.group.rank == 0):
-            result = run(work, crew.group, options, events)
-        return _hand_over(crew, request, result, started, start_seconds)
+            result = run(work, crew.group, options, events, stop)
+        problem = _hand_over(crew, request, result, watch.started, start_seconds)
+    stopped = problem is None and result.outcome.name == STOPPED
+    return _stopped(crew, stop, result.iterations) if stopped else problem
 
 
 def _hand_over(
     crew: Crew, request: Request, result: Any, started: float, start_seconds: float
 ) -> Problem | None:
-    """Write what was asked for."""
+    """Write what was asked for; a run that stopped has no result yet."""
     options = request.config.options
-    if options.out is not None:
+    if options.out is not None and result.outcome.name != STOPPED:
         from iterreduce.sources.write import write_result
 
         write_result(crew.group, options.out, result.batch, result.everywhere)
     if options.summary is not None:
         return _write_summary(crew, request, result, started, start_seconds)
     return None
+
+
+def _stopped(crew: Crew, stop: StopRequest, iterations: int) -> Problem:
+    """What all ranks leave with; which of them knows why is not known. Collective."""
+    reasons = [told.decode() for told in crew.farewell.allgather_bytes(stop.reason.encode()) if told]
+    why = reasons[0] if reasons else "the time limit"
+    text = (
+        f"iterreduce: stopped by {why} after iteration {iterations}, saved; run the same command again and "
+        "it goes on"
+    )
+    return Problem(STOPPED_STATUS, text if crew.group.rank == 0 else "")
 
 
 def _faults(events: Events, group: Group) -> contextlib.AbstractContextManager[Any]:
@@ -219,6 +254,13 @@ def _check_ranks(size: int, options: Options) -> None:
     if options.partitions < size:
         raise CommandLineError(
             f"--partitions {options.partitions} is less than the {size} ranks; give at least {size}"
+        )
+
+
+def _check_time_limit(options: Options) -> None:
+    if options.time_limit is not None and options.checkpoint_dir is None:
+        raise CommandLineError(
+            "--time-limit saves and stops, and there is nowhere to save; give --checkpoint-dir as well"
         )
 
 

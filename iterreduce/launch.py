@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import select
-import signal
 import socket
 import stat
 import sys
@@ -107,14 +106,14 @@ def is_launched() -> bool:
     return any(name in os.environ for name in _RANK_SIGNS)
 
 
-def join(timeout_seconds: float) -> Crew:
+def join(timeout_seconds: float, forked: Callable[[], None] = lambda: None) -> Crew:
     """All ranks, after the handshake; LaunchError when the launcher and MPI do not agree.
 
-    Collective.
+    `forked` is called in a child process that stands by meanwhile. Collective.
     """
     if not is_launched():
         return Crew(SoloGroup(), SoloGroup(), job_key())
-    with _time_limit(timeout_seconds), warnings.catch_warnings():
+    with _time_limit(timeout_seconds, forked), warnings.catch_warnings():
         # mpi4py's own guess at what _check_size finds out, from every rank.
         warnings.filterwarnings("ignore", "suspicious MPI execution environment")
         group = world()
@@ -134,14 +133,14 @@ def _check_size(group: Group) -> None:
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def _time_limit(seconds: float, forked: Callable[[], None]) -> Iterator[None]:
     """End the process with a message when the block takes longer.
 
     MPI_Init holds the interpreter's lock while it waits, so no Python thread can speak then: a child process
     does (of ranks 0 and 1, one of which is there when the other is missing), and faulthandler's own thread
     ends this process.
     """
-    child = _fork_speaker(seconds) if launched_rank() < 2 else None
+    child = _fork_speaker(seconds, forked) if launched_rank() < 2 else None
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(seconds + 2 * LINGER_SECONDS, exit=True, file=nowhere)
         try:
@@ -150,12 +149,13 @@ def _time_limit(seconds: float) -> Iterator[None]:
             faulthandler.cancel_dump_traceback_later()
             if child is not None:
                 pid, pipe = child
-                os.write(pipe, b"met")
+                with contextlib.suppress(BrokenPipeError):  # it was killed
+                    os.write(pipe, b"met")
                 os.close(pipe)
                 os.waitpid(pid, 0)
 
 
-def _fork_speaker(seconds: float) -> tuple[int, int]:
+def _fork_speaker(seconds: float, forked: Callable[[], None]) -> tuple[int, int]:
     """A child that speaks when nothing came through the pipe for `seconds`, or when we ended before."""
     watched, pipe = os.pipe()
     pid = os.fork()
@@ -163,6 +163,7 @@ def _fork_speaker(seconds: float) -> tuple[int, int]:
         os.close(watched)
         return pid, pipe
     try:
+        forked()
         os.close(pipe)
         ended, _, _ = select.select([watched], [], [], seconds)
         if not ended:
@@ -258,9 +259,12 @@ def _lose_patience(crew: Crew, problem: Problem, done: threading.Event, seconds:
         crew.group.abort(status)
 
 
-def end_now(job: str, problem: Problem) -> NoReturn:
+def end_now(job: str, problem: Problem, alone: bool = False) -> NoReturn:
     """Say the problem once per node and end this process; every rank does so."""
-    speak_for_all(job, problem.text)
+    if alone:
+        say(problem.text)
+    else:
+        speak_for_all(job, problem.text)
     sys.stdout.flush()
     os._exit(problem.status)
 
@@ -334,37 +338,3 @@ def _sweep(base: Path, older_than_seconds: float = 600.0) -> None:
                 for file in old.iterdir():
                     file.unlink(missing_ok=True)
                 old.rmdir()
-
-
-# -- Ctrl-C --------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def interrupts(crew: Crew) -> Iterator[None]:
-    """End the job soon after SIGINT or SIGTERM even where this rank waits for others inside MPI.
-
-    Python's own handler runs only when the collective returns, which it may never do; a thread that reads the
-    wake-up pipe sees the signal at once. On Ctrl-C MPICH's mpirun sends SIGINT, Open MPI's SIGTERM and, a
-    quarter of a second later, SIGKILL.
-    """
-    if crew.alone or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    watched, pipe = os.pipe()
-    os.set_blocking(pipe, False)
-    before = signal.set_wakeup_fd(pipe, warn_on_full_buffer=False)
-    terminate = signal.signal(signal.SIGTERM, lambda number, frame: None)
-    threading.Thread(target=_watch, args=(watched, crew.job), daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, terminate)
-        signal.set_wakeup_fd(before)
-        os.close(pipe)
-
-
-def _watch(watched: int, job: str) -> None:
-    while data := os.read(watched, 64):
-        if signal.SIGINT in data or signal.SIGTERM in data:
-            end_now(job, INTERRUPTED if signal.SIGINT in data else TERMINATED)
-    os.close(watched)
