@@ -1,9 +1,17 @@
-"""`python -m iterreduce`: signals are kept, the environment is set, then the command line."""
+"""`python -m iterreduce`: the supervisor of a job, or one rank of it.
+
+A rank keeps signals, tells its supervisor that it is there, sets its environment, and then reads its command
+line.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from iterreduce.signals import Watch
 
 STARTED = time.perf_counter()
 
@@ -13,13 +21,30 @@ def main() -> None:
     from iterreduce import signals
 
     arguments = sys.argv[1:]
-    watch = signals.hold(arguments, STARTED)
-    from iterreduce.start import prepare_environment
+    if arguments[:1] == ["run"]:
+        from iterreduce.supervising.command import run
 
+        sys.exit(run(arguments[1:], STARTED))
+    watch = signals.hold(arguments, STARTED)
+    sys.exit(_command_line(arguments, watch))
+
+
+def _command_line(arguments: list[str], watch: Watch) -> int:
+    from iterreduce.errors import LaunchError
+    from iterreduce.start import prepare_environment
+    from iterreduce.supervising import vitals
+
+    try:
+        vitals.begin()
+    except LaunchError as error:
+        print(f"iterreduce: {error}", file=sys.stderr)
+        return 1
     prepare_environment()
     from iterreduce.cli import run_command_line
 
-    sys.exit(run_command_line(arguments, watch))
+    status = run_command_line(arguments, watch)
+    vitals.leave(status)
+    return status
 
 
 if __name__ == "__main__":

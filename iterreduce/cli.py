@@ -32,6 +32,7 @@ from iterreduce.options import FAULTS_VARIABLE, Options, resolve
 from iterreduce.signals import Watch, held
 from iterreduce.start import launched_rank
 from iterreduce.stopping import StopRequest
+from iterreduce.supervising import vitals
 from iterreduce.version import __version__
 
 FAILED, USAGE_STATUS, STOPPED_STATUS = 1, 2, 75
@@ -73,6 +74,9 @@ def _start(request: Request | Answer | Problem, watch: Watch) -> int:
         launch.speak_for_all(launch.job_key(), f"iterreduce: {error}")
         return FAILED
     watch.serve(partial(_end_now, crew), partial(_tell, crew), not crew.alone)
+    supervised = vitals.current()
+    if supervised is not None:
+        supervised.beat(watch.ask)
     return _run_together(crew, request, watch)
 
 
@@ -205,9 +209,11 @@ def _open(path: str) -> Any:
 def _run(crew: Crew, request: Request, work: Any, watch: Watch) -> Problem | None:
     from iterreduce.dataset import run
 
-    events, options = Events(), request.config.options
+    events, options, supervised = Events(), request.config.options, vitals.current()
+    if supervised is not None:
+        options = supervised.adapt(options)
     start_seconds = time.perf_counter() - watch.started
-    stop = watch.stop_request(options.time_limit)
+    stop = watch.stop_request(options.time_limit, supervised.started if supervised else watch.started)
     with _faults(events, crew.group):
         with _watching(events, options, first=crew.group.rank == 0):
             result = run(work, crew.group, options, events, stop)
@@ -233,7 +239,8 @@ def _hand_over(
 def _stopped(crew: Crew, stop: StopRequest, iterations: int) -> Problem:
     """What all ranks leave with; which of them knows why is not known. Collective."""
     reasons = [told.decode() for told in crew.farewell.allgather_bytes(stop.reason.encode()) if told]
-    why = reasons[0] if reasons else "the time limit"
+    supervised = vitals.current()
+    why = (supervised.wish if supervised else "") or (reasons[0] if reasons else "the time limit")
     text = (
         f"iterreduce: stopped by {why} after iteration {iterations}, saved; run the same command again and "
         "it goes on"
@@ -312,8 +319,11 @@ def _nothing_to_write(options: Options, request: Request, speaks: bool) -> Probl
 
 @contextlib.contextmanager
 def _watching(events: Events, options: Options, first: bool) -> Iterator[None]:
-    """The watchers of rank 0, for the time of the run."""
+    """The watchers of rank 0, and those of every rank, for the time of the run."""
     with contextlib.ExitStack() as stack:
+        supervised = vitals.current()
+        if supervised is not None:
+            stack.callback(events.subscribe(supervised))
         if first and not options.quiet:
             from iterreduce.observe.progress import Progress
 

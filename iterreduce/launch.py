@@ -32,6 +32,7 @@ from typing import NoReturn
 from iterreduce.collectives import Group, SoloGroup, launched_size, world
 from iterreduce.errors import DisagreementError, LaunchError
 from iterreduce.start import launched_rank
+from iterreduce.supervising import vitals
 
 #: Ranks that fail alike have this time to meet, more where many ranks may share few cores; a rank that failed
 #: alone waits it out.
@@ -252,6 +253,7 @@ def _lose_patience(crew: Crew, problem: Problem, done: threading.Event, seconds:
     rank, size = crew.group.rank, crew.group.size
     where = f"this is rank {rank} on {socket.gethostname()}"
     speak_for_all(crew.job, text, lambda failed: f"({failed} of {size} ranks failed; {where})")
+    vitals.leave(status, "alone")
     # Abort gives the launcher our status. This thread may call it only because it is the last call; should it
     # hang, faulthandler's thread ends the process.
     with open(os.devnull, "w") as nowhere:
@@ -265,6 +267,7 @@ def end_now(job: str, problem: Problem, alone: bool = False) -> NoReturn:
         say(problem.text)
     else:
         speak_for_all(job, problem.text)
+    vitals.leave(problem.status, "asked")
     sys.stdout.flush()
     os._exit(problem.status)
 

@@ -22,8 +22,8 @@ from iterreduce.errors import UsageError, did_you_mean
 CONFIG_FILE = "iterreduce.toml"
 ENVIRONMENT_PREFIX = "ITERREDUCE_"
 
-#: Variables with our prefix that are no settings of a run: those of our tests.
-NO_SETTINGS = ("ITERREDUCE_NO_SKIPS", "ITERREDUCE_TEST_")
+#: Variables with our prefix that are no settings of a run: of our tests, and for ranks from their supervisor.
+NO_SETTINGS = ("ITERREDUCE_NO_SKIPS", "ITERREDUCE_TEST_", "ITERREDUCE_SUPERVISED")
 #: Faults of tests (`iterreduce.testing.faults`), as JSON.
 FAULTS_VARIABLE = "ITERREDUCE_TEST_FAULTS"
 

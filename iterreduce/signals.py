@@ -127,9 +127,9 @@ class Watch:
             self._served = True
             threading.Thread(target=self._watch, args=(self._watched,), daemon=True).start()
 
-    def stop_request(self, limit_seconds: float | None) -> StopRequest:
+    def stop_request(self, limit_seconds: float | None, started: float) -> StopRequest:
         """The wish to stop of the run that begins: it may be there already."""
-        self._stop = stop = StopRequest(limit_seconds, self.started)
+        self._stop = stop = StopRequest(limit_seconds, started)
         if self.reason:
             stop.request(self.reason)
         return stop
@@ -179,7 +179,11 @@ class Watch:
             self.end(_status(number))
 
     def _save(self, number: int) -> None:
-        self.reason = self.reason or signal.Signals(number).name
+        self.ask(signal.Signals(number).name)
+
+    def ask(self, reason: str) -> None:
+        """Save and stop, for this reason; any thread may ask."""
+        self.reason = self.reason or reason
         if self._stop is not None:
             self._stop.request(self.reason)
 

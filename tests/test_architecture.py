@@ -71,7 +71,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("frontends",),
     ("observe",),
     ("testing",),
-    ("application", "appfile", "arguments", "start", "launch", "signals", "cli", "__main__"),
+    ("application", "appfile", "arguments", "start", "signals", "supervising", "launch", "cli", "__main__"),
     ("__init__",),
 )
 

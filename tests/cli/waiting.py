@@ -1,4 +1,4 @@
-"""An app that counts slowly and tells where it is, and waiting for what processes do: no test sleeps blindly."""
+"""An app that counts slowly and tells where it is, and waiting for what processes do."""
 
 from __future__ import annotations
 

@@ -1,0 +1,249 @@
+"""One start of the ranks: launched, watched, ended, and cleared away.
+
+What counts is what the ranks wrote when they left, not the launcher's exit status: Open MPI's mpirun may
+return 0 after a death. Deaths on this machine are seen at once and in their order, by handles of the
+processes; those on other hosts through the launcher, which ends then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iterreduce.signals import Watch
+from iterreduce.supervising import places
+from iterreduce.supervising.beats import Beats
+from iterreduce.supervising.launchers import NONE, Launcher
+from iterreduce.supervising.processes import (
+    die_with_parent,
+    kill_group,
+    kill_marked,
+    machine,
+    send,
+    start_of,
+    sweep,
+)
+
+#: How often rank files, signals and beats are looked at; deaths need no looking.
+LOOK_SECONDS, MEET_SECONDS = 0.2, 0.02
+#: A launcher gets this long to end after all ranks have left, or after one has died.
+LEAVE_SECONDS, NOTICE_SECONDS = 30.0, 10.0
+#: And this long to clear up behind ranks that were killed.
+CLEAR_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended: with the exit `status` of ranks that left in order, or because of `text`.
+
+    ``came``: at least one rank had begun. ``path``: how far the farthest was. ``lost``: the host of the rank
+    that died first.
+    """
+
+    status: int | None
+    text: str = ""
+    came: bool = True
+    path: tuple[int, ...] = ()
+    lost: str | None = None
+
+
+class Attempt:
+    """`run` it once."""
+
+    def __init__(
+        self,
+        directory: str,
+        launcher: Launcher,
+        ranks: int,
+        program: Sequence[str],
+        facts: dict[str, Any],
+        hang_timeout: float | None,
+        watch: Watch,
+        now: Callable[[], int | None],
+    ) -> None:
+        """`facts` for the ranks; `watch` and `now` say whether they should save and stop, or end at once."""
+        self.directory, self.launcher, self.ranks = directory, launcher, ranks
+        self.hang_timeout, self.watch, self.now = hang_timeout, watch, now
+        pause = max(ranks / 64, min(1.0, (hang_timeout or 10.0) / 10))
+        mine = {"machine": machine(), "pid": os.getpid(), "start": start_of(os.getpid())}
+        places.write(directory, places.JOB, {**facts, **mine, "beat_seconds": pause})
+        self.beats = Beats(directory, ranks, pause)
+        self._known: dict[int, dict[str, Any]] = {}
+        self._dead: list[int] = []  # in their order
+        self._handles: dict[int, int] = {}
+        self._since, self._told, self._why = time.time(), False, ""
+        self._left_since: float | None = None
+        self._next_look = 0.0
+        ctypes.CDLL(None)  # loaded before the fork
+        self._process = subprocess.Popen(
+            launcher.command(ranks, program),
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, places.VARIABLE: directory},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        pid = self._process.pid
+        places.write(directory, places.LAUNCHER, {"pid": pid, "start": start_of(pid)})
+
+    def run(self) -> Ended:
+        """Watch it to its end; nothing of it is left then."""
+        try:
+            self._watch_over()
+        finally:
+            self._clear()
+        ended = self._ended()
+        sweep(self._since - 0.1)
+        return ended
+
+    # -- while it runs
+
+    def _watch_over(self) -> None:
+        handle = os.pidfd_open(self._process.pid)
+        with select.epoll() as poll:
+            poll.register(handle, select.EPOLLIN)
+            try:
+                while not self._look(poll, handle):
+                    pass
+            finally:
+                for open_handle in (handle, *self._handles):
+                    os.close(open_handle)
+
+    def _look(self, poll: select.epoll, launcher: int) -> bool:
+        """Once; whether it is over."""
+        ended = False
+        for handle, _ in poll.poll(MEET_SECONDS if len(self._known) < self.ranks else LOOK_SECONDS):
+            poll.unregister(handle)
+            if handle == launcher:
+                ended = True
+            else:
+                self._dead.append(self._handles[handle])
+        self._meet(poll)
+        if ended or self.now() is not None:
+            return True
+        if self.watch.reason:
+            self._ask_to_save()
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + max(LOOK_SECONDS, self.beats.pause / 2)
+        self.beats.look()
+        return self._is_stuck()
+
+    def _meet(self, poll: select.epoll) -> None:
+        """Learn who the ranks are that came since."""
+        if len(self._known) == self.ranks:
+            return
+        for rank in sorted(places.ranks_with(self.directory)["rank"] - set(self._known)):
+            who = places.read(self.directory, f"rank-{rank}.json")
+            if not who:
+                continue
+            self._known[rank] = who
+            if who["machine"] == machine():
+                try:
+                    handle = os.pidfd_open(who["pid"])
+                except OSError:
+                    self._dead.append(rank)
+                    continue
+                self._handles[handle] = rank
+                poll.register(handle, select.EPOLLIN)
+
+    def _ask_to_save(self) -> None:
+        """By a file that every rank's beat reads; rank 0, if it is here, at once."""
+        if not self._told:
+            places.write(self.directory, places.STOP, {"reason": self.watch.reason})
+            self._told = True
+            if self._is_here(0):
+                send(self._known[0]["pid"], self._known[0]["start"], signal.SIGUSR1)
+
+    def _is_here(self, rank: int) -> bool:
+        return rank in self._known and self._known[rank]["machine"] == machine()
+
+    def _is_stuck(self) -> bool:
+        """Nothing happens, or the launcher has not noticed that it is over."""
+        ends, dead = places.ranks_with(self.directory)["end"], set(self._dead)
+        limit = LEAVE_SECONDS if len(ends) == self.ranks else NOTICE_SECONDS if dead - ends else None
+        if limit is None:
+            self._left_since = None
+        else:
+            self._left_since = self._left_since or time.monotonic()
+            return time.monotonic() - self._left_since > limit
+        if self.hang_timeout is not None and self.beats.still_seconds > self.hang_timeout:
+            self._why = self._describe_hang()
+        return bool(self._why)
+
+    def _describe_hang(self) -> str:
+        text = f"nothing has happened for {self.hang_timeout:g} s (--hang-timeout)"
+        silent = self.beats.silent
+        if silent:
+            names = ", ".join(self._name(rank) for rank in silent[:4])
+            return f"{text}: {names} gives no sign of life"
+        return f"{text}, though all ranks live: {self.beats.describe(list(range(self.ranks)))}"
+
+    # -- after it
+
+    def _clear(self) -> None:
+        """End what is left: ranks, the launcher, and whatever else carries the job's mark."""
+        if self._process.poll() is None:
+            here = [rank for rank in self._known if self._is_here(rank)]
+            for rank in here:
+                kill_group(self._known[rank]["pid"], self._known[rank]["start"])
+            if not here:
+                self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(CLEAR_SECONDS)
+        pid = self._process.pid
+        kill_group(pid, start_of(pid) if self._process.poll() is None else "")
+        kill_marked(f"{places.VARIABLE}={self.directory}".encode() + b"\0")
+        self._process.wait()
+
+    def _ended(self) -> Ended:
+        self.beats.look()
+        path, now = self.beats.path, self.now()
+        names = places.ranks_with(self.directory)
+        ends = {rank: places.read(self.directory, f"end-{rank}") for rank in names["end"]}
+        if now is not None:
+            return Ended(now, path=path)
+        if len(ends) == self.ranks and {end.get("how") for end in ends.values()} == {"agreed"}:
+            return Ended(max(end["status"] for end in ends.values()), path=path)
+        first = ends.get(self._dead[0], {}) if self._dead else {}
+        if first.get("how") == "asked":  # not by the launcher, behind another's death
+            return Ended(first["status"], path=path)
+        if self._why:
+            return Ended(None, self._why, path=path)
+        if not names["rank"]:
+            return Ended(None, f"the launcher ended with {self._status()} before a rank began", came=False)
+        rank = self._first_lost(ends)
+        lost = self._known[rank]["host"] if rank in self._known else None
+        return Ended(None, self._describe_loss(rank, ends), path=path, lost=lost)
+
+    def _first_lost(self, ends: dict[int, dict[str, Any]]) -> int:
+        """The rank that failed alone, or that died first; of other hosts any that left no end."""
+        alone = [rank for rank, end in ends.items() if end.get("how") == "alone"]
+        dead = [rank for rank in self._dead if rank not in ends]
+        gone = [rank for rank in range(self.ranks) if rank not in ends and not self._is_here(rank)]
+        return next(iter((*alone, *dead, *gone, 0)))
+
+    def _describe_loss(self, rank: int, ends: dict[int, dict[str, Any]]) -> str:
+        if ends.get(rank, {}).get("how") == "alone":
+            return f"{self._name(rank)} failed, and the others did not"
+        path = ".".join(map(str, self.beats.path_of(rank)))
+        how = f", {self._status()}" if self.launcher.kind == NONE else ""
+        return f"{self._name(rank)} died{f' in iteration {path}' if path else ''}{how}"
+
+    def _name(self, rank: int) -> str:
+        who = self._known.get(rank)
+        return f"rank {rank} on {who['host']} (process {who['pid']})" if who else f"rank {rank}"
+
+    def _status(self) -> str:
+        code = self._process.returncode
+        if code is not None and code < 0:
+            with contextlib.suppress(ValueError):
+                return f"signal {signal.Signals(-code).name}"
+        return f"status {code}"

@@ -1,0 +1,75 @@
+"""Whether ranks get on: what their beats say, and since when each says the same.
+
+Only this process's clock counts: other hosts' clocks may differ.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from iterreduce.supervising import places
+
+#: A process whose beat stands still for so many of its pauses is stopped, dead, or on a host that is.
+SILENT_PAUSES = 5
+
+
+@dataclass
+class _Pulse:
+    said: dict[str, Any] = field(default_factory=dict)
+    beat_since: float = 0.0
+    event_since: float = 0.0
+
+
+class Beats:
+    """The beats of one attempt's ranks."""
+
+    def __init__(self, directory: str, ranks: int, pause: float) -> None:
+        self.directory, self.pause = directory, pause
+        now = time.monotonic()
+        self._pulses = {rank: _Pulse({}, now, now) for rank in range(ranks)}
+
+    def look(self) -> None:
+        """Read what ranks say now."""
+        now = time.monotonic()
+        for rank, pulse in self._pulses.items():
+            said = places.read(self.directory, f"beat-{rank}")
+            if said and said.get("beat") != pulse.said.get("beat"):
+                pulse.beat_since = now
+                if said.get("events") != pulse.said.get("events"):
+                    pulse.event_since = now
+                pulse.said = said
+
+    @property
+    def path(self) -> tuple[int, ...]:
+        """How far the farthest rank is."""
+        return max((tuple(pulse.said.get("path", ())) for pulse in self._pulses.values()), default=())
+
+    def path_of(self, rank: int) -> tuple[int, ...]:
+        """How far this rank was at its last beat."""
+        return tuple(self._pulses[rank].said.get("path", ())) if rank in self._pulses else ()
+
+    @property
+    def still_seconds(self) -> float:
+        """How long no rank had an event; once all have run, since the first fell silent."""
+        pulses = self._pulses.values()
+        if all(pulse.said.get("ran") for pulse in pulses):
+            return time.monotonic() - min(pulse.beat_since for pulse in pulses)
+        return time.monotonic() - max(pulse.event_since for pulse in pulses)
+
+    @property
+    def silent(self) -> list[int]:
+        """Ranks that beat once and do not any more."""
+        long_ago = time.monotonic() - SILENT_PAUSES * self.pause
+        return [rank for rank, pulse in self._pulses.items() if pulse.said and pulse.beat_since < long_ago]
+
+    def describe(self, ranks: list[int], most: int = 4) -> str:
+        """What these ranks did last."""
+        told = [self._describe(rank) for rank in ranks[:most]]
+        return "; ".join(told) + (f"; and {len(ranks) - most} more" if len(ranks) > most else "")
+
+    def _describe(self, rank: int) -> str:
+        said = self._pulses[rank].said
+        path = ".".join(map(str, said.get("path", ())))
+        return f"rank {rank}: {said.get('what', 'has not come')}" + (f", iteration {path}" if path else "")

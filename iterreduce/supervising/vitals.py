@@ -1,0 +1,166 @@
+"""The ranks' side of `python -m iterreduce run`: a rank says who it is, that it lives, how far it is, and how
+it left.
+
+A thread writes the beat, so a long iteration beats and a stopped process does not; what the beat says comes
+from the events of the run, so a main thread that gets nowhere beats and says nothing new. The same thread
+ends the process when its launcher or its supervisor is gone: an orphan would write beside its successor.
+
+Without a supervisor nothing happens here. A watcher of events and plain files; it knows no run and no MPI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from iterreduce.errors import LaunchError
+from iterreduce.events import Event
+from iterreduce.options import Options
+from iterreduce.start import launched_rank
+from iterreduce.supervising import places
+from iterreduce.supervising.processes import die_with_parent, is_alive, machine, start_of
+
+#: A beat is padded to this, so that writing it again replaces it.
+BEAT_BYTES = 512
+#: Events that say nothing about the main thread.
+_NO_SIGN = ("checkpoint.step",)
+
+
+class Vitals:
+    """What this rank tells its supervisor; ``started``: when the job began, as `time.perf_counter` here."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory, self.rank = directory, launched_rank()
+        self.job = places.read(directory, places.JOB)
+        if not self.job:
+            raise LaunchError(
+                f"rank {self.rank} on {socket.gethostname()} does not see {directory}, where its supervisor "
+                "waits for it: give a --checkpoint-dir on a file system that all hosts share"
+            )
+        self.started = time.perf_counter() - max(0.0, time.time() - float(self.job["started"]))
+        self._parent = os.getppid()
+        self._here = machine()
+        self._last: Event | None = None
+        self._iteration: Event | None = None
+        self._events = self._beats = 0
+        self._over = threading.Event()
+
+    def begin(self) -> None:
+        """Tell that this rank is there; it will not outlive its launcher."""
+        die_with_parent()
+        if self._is_orphan():
+            self._orphaned()
+        pid, host = os.getpid(), socket.gethostname()
+        who = {"host": host, "machine": self._here, "pid": pid, "start": start_of(pid)}
+        try:
+            places.write(self.directory, f"rank-{self.rank}.json", who)
+        except OSError as error:
+            raise LaunchError(f"rank {self.rank} on {host} cannot write: {error}") from error
+
+    def __call__(self, event: Event) -> None:
+        """A watcher of the run's events."""
+        if event.name not in _NO_SIGN:
+            self._last = event
+            self._events += 1
+            if event.name.startswith("iteration."):
+                self._iteration = event
+
+    def beat(self, ask: Callable[[str], None]) -> None:
+        """Beat from now on, on a thread; `ask` is called once with the reason when the ranks should stop."""
+        threading.Thread(target=self._beat, args=(ask,), name="iterreduce beat", daemon=True).start()
+
+    def _beat(self, ask: Callable[[str], None]) -> None:
+        pause, asked = float(self.job["beat_seconds"]), False
+        file = os.open(os.path.join(self.directory, f"beat-{self.rank}"), os.O_WRONLY | os.O_CREAT, 0o600)
+        while True:
+            self._beats += 1
+            with contextlib.suppress(OSError):
+                os.pwrite(file, json.dumps(self._said()).ljust(BEAT_BYTES)[:BEAT_BYTES].encode(), 0)
+            if self._over.wait(pause):
+                os.close(file)
+                return
+            if self._is_orphan():
+                self._orphaned()
+            if not asked and self.wish:
+                asked = True
+                ask(self.wish)
+
+    def _said(self) -> dict[str, Any]:
+        last, at = self._last, self._iteration
+        stage = str(last.fields.get("stage", ""))[:100] if last else ""
+        return {
+            "beat": self._beats,
+            "events": self._events,
+            "path": tuple(at.fields.get("path") or (at.fields["iteration"],))[:8] if at else (),
+            "what": f"{last.name} {stage}".strip() if last else "is starting",
+            "ran": last is not None and last.name == "run.end",
+        }
+
+    def _is_orphan(self) -> bool:
+        """Whether launcher, supervisor or, seen from another host, the attempt's directory are gone."""
+        if os.getppid() != self._parent:
+            return True
+        try:
+            os.stat(self.directory)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            pass  # a file system that stutters
+        if self.job["machine"] != self._here:
+            return False
+        others = [self.job, places.read(self.directory, places.LAUNCHER)]
+        return any(other and not is_alive(other["pid"], other["start"]) for other in others)
+
+    def _orphaned(self) -> None:
+        sys.stderr.write(f"iterreduce: rank {self.rank} has lost its launcher and ends\n")
+        sys.stderr.flush()
+        os._exit(137)
+
+    def adapt(self, options: Options) -> Options:
+        """What the user asked for, in this attempt: an earlier one began anew already."""
+        return replace(options, fresh=options.fresh and not self.job["iterated"])
+
+    @property
+    def wish(self) -> str:
+        """Why the supervisor asked to save and stop, if it did."""
+        return str(places.read(self.directory, places.STOP).get("reason", ""))
+
+    def end(self, status: int, how: str) -> None:
+        """Tell how this rank leaves: `agreed` with all others, `alone`, or `asked` to end at once."""
+        self._over.set()
+        try:
+            places.write(self.directory, f"end-{self.rank}", {"status": status, "how": how})
+        except OSError as error:
+            sys.stderr.write(f"iterreduce: rank {self.rank} cannot tell its supervisor: {error}\n")
+
+
+_mine: Vitals | None = None
+
+
+def begin() -> Vitals | None:
+    """Tell the supervisor, if there is one, that this rank is there. Raises LaunchError."""
+    global _mine
+    directory = os.environ.pop(places.VARIABLE, "")  # programs that this one starts are none of the ranks
+    if directory:
+        _mine = Vitals(directory)
+        _mine.begin()
+    return _mine
+
+
+def current() -> Vitals | None:
+    """This process's, if it is supervised."""
+    return _mine
+
+
+def leave(status: int, how: str = "agreed") -> None:
+    """Tell the supervisor, if there is one, how this rank leaves."""
+    if _mine is not None:
+        _mine.end(status, how)
