@@ -81,7 +81,7 @@ class Attempt:
         self._handles: dict[int, int] = {}
         self._since, self._told, self._why = time.time(), False, ""
         self._left_since: float | None = None
-        self._next_look = 0.0
+        self._next_look, self._killed = 0.0, False
         ctypes.CDLL(None)  # loaded before the fork
         self._process = subprocess.Popen(
             launcher.command(ranks, program),
@@ -122,7 +122,7 @@ class Attempt:
         for handle, _ in poll.poll(MEET_SECONDS if len(self._known) < self.ranks else LOOK_SECONDS):
             poll.unregister(handle)
             if handle == launcher:
-                ended = True
+                ended, self._killed = True, self._process.wait() < 0
             else:
                 self._dead.append(self._handles[handle])
         self._meet(poll)
@@ -233,6 +233,8 @@ class Attempt:
     def _describe_loss(self, rank: int, ends: dict[int, dict[str, Any]]) -> str:
         if ends.get(rank, {}).get("how") == "alone":
             return f"{self._name(rank)} failed, and the others did not"
+        if self._killed and self.launcher.kind != NONE:
+            return f"the launcher died, {self._status()}, and its ranks with it"
         path = ".".join(map(str, self.beats.path_of(rank)))
         how = f", {self._status()}" if self.launcher.kind == NONE else ""
         return f"{self._name(rank)} died{f' in iteration {path}' if path else ''}{how}"
