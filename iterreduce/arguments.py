@@ -254,7 +254,9 @@ def general_help() -> str:
     """What the program is and the run options."""
     text = (
         "Run an iterative MapReduce app, alone or under mpirun or srun.\n"
-        "`python -m iterreduce APP.py --help` shows the arguments of an app."
+        "`python -m iterreduce APP.py --help` shows the arguments of an app.\n"
+        "`python -m iterreduce run -n N APP.py` starts the ranks, and starts them again when one dies.\n"
+        "`python -m iterreduce inspect DIR` shows what a checkpoint directory holds."
     )
     return "\n\n".join([USAGE, text, *_section("run options", _setting_rows())])
 

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -24,7 +25,16 @@ from iterreduce import launch
 from iterreduce.appfile import AppFileError, raised_by, user_line, user_traceback
 from iterreduce.arguments import USAGE, Answer, CommandLineError, Request, parse_command_line
 from iterreduce.collectives import Group
-from iterreduce.errors import InputError, IterReduceError, LaunchError, OutputError, StageError, UsageError
+from iterreduce.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    InputError,
+    IterReduceError,
+    LaunchError,
+    OutputError,
+    StageError,
+    UsageError,
+)
 from iterreduce.events import Events
 from iterreduce.launch import INTERRUPTED, TERMINATED, Crew, Problem, say
 from iterreduce.memory import peak_rss_bytes
@@ -34,6 +44,11 @@ from iterreduce.start import launched_rank
 from iterreduce.stopping import StopRequest
 from iterreduce.supervising import vitals
 from iterreduce.version import __version__
+
+INSPECT_USAGE = (
+    "usage: python -m iterreduce inspect DIR [--no-verify]\n"
+    "Show the attempts and checkpoints of a checkpoint directory, and compare every checksum."
+)
 
 FAILED, USAGE_STATUS, STOPPED_STATUS = 1, 2, 75
 STOPPED = "STOPPED_SAVED"  # the name of the outcome; its class would load the engine
@@ -48,10 +63,29 @@ def run_command_line(arguments: Sequence[str], watch: Watch | None = None) -> in
         with held(arguments, time.perf_counter()) as watch:
             return run_command_line(arguments, watch)
     try:
+        if arguments[:1] == ["inspect"]:
+            return _inspect(arguments[1:])
         return _start(_read(arguments), watch)
     except KeyboardInterrupt:
         launch.speak_for_all(launch.job_key(), INTERRUPTED.text)
         return INTERRUPTED.status
+
+
+def _inspect(words: Sequence[str]) -> int:
+    """Show what stands in a checkpoint directory; status 1 when not all of it is good."""
+    directories = [word for word in words if not word.startswith("-")]
+    options = [word for word in words if word.startswith("-")]
+    if options in (["--help"], ["-h"]):
+        _print(INSPECT_USAGE)
+        return 0
+    if len(directories) != 1 or options not in ([], ["--no-verify"]):
+        say(f"iterreduce: wanted one directory, got {' '.join(words) or 'nothing'}\n{INSPECT_USAGE}")
+        return USAGE_STATUS
+    from iterreduce.saving.inspecting import describe
+
+    text, good = describe(directories[0], verify="--no-verify" not in options)
+    _print(text.rstrip("\n"))
+    return 0 if good else FAILED
 
 
 def _print(text: str) -> None:
@@ -171,6 +205,10 @@ def _describe(error: BaseException, request: Request) -> Problem:
         return _exit_problem(error)
     if isinstance(error, CommandLineError):
         return Problem(USAGE_STATUS, f"iterreduce: {error}")
+    if isinstance(error, CheckpointError):
+        from iterreduce.checkpoint import FinishedError
+
+        return Problem(0 if isinstance(error, FinishedError) else FAILED, f"iterreduce: {error}")
     if isinstance(error, StageError | InputError | OutputError):
         return Problem(FAILED, f"iterreduce: {error}")
     if isinstance(error, IterReduceError):
@@ -215,11 +253,14 @@ def _run(crew: Crew, request: Request, work: Any, watch: Watch) -> Problem | Non
     start_seconds = time.perf_counter() - watch.started
     stop = watch.stop_request(options.time_limit, supervised.started if supervised else watch.started)
     with _faults(events, crew.group):
-        with _watching(events, options, first=crew.group.rank == 0):
+        with _watching(events, options, first=crew.group.rank == 0), _warnings_told():
             result = run(work, crew.group, options, events, stop)
         problem = _hand_over(crew, request, result, watch.started, start_seconds)
-    stopped = problem is None and result.outcome.name == STOPPED
-    return _stopped(crew, stop, result.iterations) if stopped else problem
+    if problem is not None or options.checkpoint_dir is None:
+        return problem
+    return (
+        _stopped(crew, stop, result.iterations) if result.outcome.name == STOPPED else _finished(crew, result)
+    )
 
 
 def _hand_over(
@@ -240,12 +281,23 @@ def _stopped(crew: Crew, stop: StopRequest, iterations: int) -> Problem:
     """What all ranks leave with; which of them knows why is not known. Collective."""
     reasons = [told.decode() for told in crew.farewell.allgather_bytes(stop.reason.encode()) if told]
     supervised = vitals.current()
-    why = (supervised.wish if supervised else "") or (reasons[0] if reasons else "the time limit")
+    why = (supervised.wish if supervised else "") or (reasons[0] if reasons else "")
+    where = f"after iteration {iterations}, saved" if iterations else "before the first iteration"
     text = (
-        f"iterreduce: stopped by {why} after iteration {iterations}, saved; run the same command again and "
-        "it goes on"
+        f"iterreduce: stopped by {why.replace('time limit', 'the time limit')} {where}; run the same command "
+        f"again and it {'goes on' if iterations else 'begins'}"
     )
     return Problem(STOPPED_STATUS, text if crew.group.rank == 0 else "")
+
+
+def _finished(crew: Crew, result: Any) -> Problem | None:
+    """All that was asked for is written: the checkpoint directory says so. Collective."""
+    problem = None
+    try:
+        result.finish()
+    except (OutputError, CheckpointError) as error:
+        problem = Problem(FAILED, f"iterreduce: {error}", for_all=True)
+    return launch.agree(crew, problem, "")
 
 
 def _faults(events: Events, group: Group) -> contextlib.AbstractContextManager[Any]:
@@ -318,6 +370,23 @@ def _nothing_to_write(options: Options, request: Request, speaks: bool) -> Probl
 
 
 @contextlib.contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Warnings about checkpoints are messages of ours, each time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        show = warnings.showwarning
+
+        def tell(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, CheckpointWarning):
+                say(f"iterreduce: warning: {message}")
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = tell
+        yield
+
+
+@contextlib.contextmanager
 def _watching(events: Events, options: Options, first: bool) -> Iterator[None]:
     """The watchers of rank 0, and those of every rank, for the time of the run."""
     with contextlib.ExitStack() as stack:
@@ -367,6 +436,7 @@ def _write_summary(
             bytes_exchanged=add_up(exchanged),
             memory_bytes=most_held(held),
             values=result.values,
+            checkpoints=result.checkpoints or None,
         )
         try:
             write_summary(path, summary)

@@ -237,7 +237,7 @@ class Attempt:
             return f"the launcher died, {self._status()}, and its ranks with it"
         path = ".".join(map(str, self.beats.path_of(rank)))
         how = f", {self._status()}" if self.launcher.kind == NONE else ""
-        return f"{self._name(rank)} died{f' in iteration {path}' if path else ''}{how}"
+        return f"{self._name(rank)} died{how}{f'; last seen in iteration {path}' if path else ''}"
 
     def _name(self, rank: int) -> str:
         who = self._known.get(rank)
