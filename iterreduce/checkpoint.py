@@ -383,10 +383,15 @@ class Checkpointer:
         """Some rank could not write its share. Collective."""
         writing = self._writing
         assert writing is not None
-        told = self.group.allgather_bytes(str(writing.error or "").encode())
+        error = writing.error
+        mine = [str(error or ""), isinstance(error, CheckpointError)]
+        told = [json.loads(text) for text in self.group.allgather_bytes(json.dumps(mine).encode())]
         writing.abandon()
         self._writing, self._publishing = None, False
-        self._failed(next((text.decode() for text in told if text), "a rank could not write its share"))
+        taken_over = next((text for text, taken_over in told if taken_over), None)
+        if taken_over is not None:
+            raise CheckpointError(taken_over)
+        self._failed(next((text for text, _ in told if text), "a rank could not write its share"))
 
     def _failed(self, reason: str) -> None:
         self.failed += 1
@@ -417,7 +422,8 @@ class Checkpointer:
             try:
                 self.attempt.note(iteration=iteration, seconds=time.perf_counter() - self._started, end=end)
             except (OSError, IterReduceError) as error:  # rank 0 alone must not leave the others
-                self._warn(f"the history of {self.directory} could not be written: {error}")
+                if end != "failed":  # else it has been said already
+                    self._warn(f"the history of {self.directory} could not be written: {error}")
 
     def report(self) -> dict[str, Any]:
         """For the summary; what rank 0 alone knows is there only."""

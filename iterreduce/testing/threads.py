@@ -68,7 +68,7 @@ def run_ranks(
         try:
             results[rank] = function(ThreadGroup(meeting, rank), *args, **kwargs)
         except BaseException as error:
-            world.ends(rank, error)
+            world.ends(rank, Died(world.dead[rank]) if rank in world.dead else error)
         else:
             world.ends(rank, Died(world.dead[rank]) if rank in world.dead else None)
 

@@ -136,7 +136,7 @@ def patience(event: Event) -> None:
     """
     if event.name == "control.ready":
         for thread in threading.enumerate():
-            if thread.name.startswith(("checkpoint ", "publish ")):
+            if thread.name.startswith(("checkpoint ", "publish ")) and thread.is_alive():
                 thread.join(60)
 
 
