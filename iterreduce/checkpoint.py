@@ -101,7 +101,7 @@ class Checkpointer:
         self._number = self._last_failed = 0
         self._why = ""
         self._writing: Writing | None = None
-        self._publishing = False
+        self._publishing = self._behind = False
         self.copies: dict[str, Batch] = {}
         self._began = self._blocked = 0.0
         self._saving: tuple[int, tuple[int, ...], int] = (0, (), 0)  # iteration, path, bytes
@@ -140,7 +140,7 @@ class Checkpointer:
         """The run has taken up what was saved."""
         self.restarted_from = iteration
         if self.pacing is not None:
-            self.pacing.restarted(iteration, saved.facts["compute_seconds"])
+            self.pacing.restarted(iteration, saved.facts.get("pacing"))
         ranks = saved.facts["ranks"]
         self.tell(
             "restart", number=saved.number, iteration=iteration, path=path, ranks=ranks, seconds=seconds
@@ -273,7 +273,7 @@ class Checkpointer:
             "python": python(),
             "version": __version__,
             "ranks": self.group.size,
-            "compute_seconds": 0.0 if self.pacing is None else self.pacing.compute_seconds,
+            "pacing": {} if self.pacing is None else self.pacing.remembered(),
             **taken.facts,
         }
         try:
@@ -289,7 +289,8 @@ class Checkpointer:
         except (OutputError, DisagreementError) as problem:  # the same on all ranks
             self._failed(str(problem))
             return
-        if not blocking:
+        self._behind = not blocking
+        if self._behind:
             self._writing.start()
         self._blocked = time.perf_counter() - self._began
         if self.pacing is not None:
@@ -373,7 +374,7 @@ class Checkpointer:
         latency = time.perf_counter() - self._began
         self.written += 1
         if self.pacing is not None:
-            self.pacing.written(latency)
+            self.pacing.written(latency, 0.0 if self._behind else latency - self._blocked)
             self._note(iteration, "running")
         self.tell(
             "checkpoint.published", number=self._number, iteration=iteration, seconds=latency, bytes=nbytes

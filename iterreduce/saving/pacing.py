@@ -35,7 +35,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from iterreduce.errors import UsageError
@@ -167,17 +167,33 @@ class Pacing:
         self._guess = FIRST_OVERHEAD + nbytes / bytes_per_second
         self._replan()
 
-    def restarted(self, iteration: int, compute_seconds: float | None = None) -> None:
+    def remembered(self) -> dict[str, float | None]:
+        """What a restart wants to know again: numbers to put into a checkpoint."""
+        return {
+            "compute_seconds": self.compute_seconds,
+            "blocking_seconds": self._blocking,
+            "slowdown_seconds": self._slowdown,
+            "write_seconds": self._latency,
+        }
+
+    def restarted(self, iteration: int, remembered: Any = None) -> None:
         """The job goes on after so many iterations, which a checkpoint holds; call it before the first one.
 
-        ``compute_seconds``: this attribute as it was when that checkpoint was made. Without it the waste of
-        this attempt alone is measured.
+        ``remembered``: what `remembered` gave when that checkpoint was made. So writes need not be measured
+        again, and the waste of all attempts is known; without it, that of this attempt alone. What is missing
+        in it, or is no time, is as if unknown: it was read from a file.
         """
         self._restarted = True
         if self.left is not None:
             self.left = max(0, self.left - iteration)
-        if compute_seconds is not None:
-            self.compute_seconds, self._before = compute_seconds, self.run_seconds
+        found = remembered if isinstance(remembered, Mapping) else {}
+        known = {name: _time(value) for name, value in found.items()}
+        computed = known.get("compute_seconds")
+        if computed is not None:
+            self.compute_seconds, self._before = computed, self.run_seconds
+        self._blocking, self._latency = known.get("blocking_seconds"), known.get("write_seconds")
+        self._slowdown = known.get("slowdown_seconds")
+        self._replan()
 
     def iteration_done(self, seconds: float, beside_writer: bool = False) -> None:
         """An iteration was committed; ``beside_writer``: a checkpoint was being written meanwhile."""
@@ -372,6 +388,11 @@ class Pacing:
     def _measured(self) -> float | None:
         spent = self._spent + (self._before or 0.0)
         return max(0.0, 1.0 - self.compute_seconds / spent) if spent else None
+
+
+def _time(value: Any) -> float | None:
+    known = isinstance(value, int | float) and 0 <= value < math.inf
+    return float(value) if known else None
 
 
 def _blend(mean: float | None, newest: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 from dataclasses import dataclass, field
@@ -368,6 +369,26 @@ def test_a_restarted_job_has_only_the_rest_of_its_iterations_before_it() -> None
     assert job.run(50, 1.0) == []
 
 
+def test_a_restarted_job_remembers_what_a_write_costs() -> None:
+    first = Job(mtbf=10_000.0, blocking=1.0, latency=10.0, slower=1.4)
+    first.run(3000, 1.0)
+    second = Job(mtbf=10_000.0)
+    second.pacing.restarted(3000, json.loads(json.dumps(first.pacing.remembered())))
+    assert second.pacing.cost_seconds == first.pacing.cost_seconds > 3
+    assert second.pacing.write_seconds == pytest.approx(10.0)
+    assert second.pacing.interval_seconds == first.pacing.interval_seconds
+
+
+@pytest.mark.parametrize("bad", [None, -1.0, math.nan, math.inf, "5", [5.0]])
+def test_what_was_remembered_and_is_no_time_is_as_if_unknown(bad: object) -> None:
+    job = Job(mtbf=1000.0).expecting(5.0)
+    before = job.pacing.plan()
+    job.pacing.restarted(7, dict.fromkeys(job.pacing.remembered(), bad))
+    job.pacing.restarted(7, {"something": bad})
+    job.pacing.restarted(7, bad)
+    assert job.pacing.plan() == before
+
+
 # ---------------------------------------------------------------------- options
 
 
@@ -458,7 +479,7 @@ def test_measured_waste_counts_lost_work_and_restarts_of_all_attempts() -> None:
     assert first.saved == [10]
     saved_at, kept = 10, 100.0
     second = Job(mtbf=1000.0, blocking=5.0, past=Past(first.now, 1))  # killed after iteration 14
-    second.pacing.restarted(saved_at, compute_seconds=kept)
+    second.pacing.restarted(saved_at, {"compute_seconds": kept})
     second.now = 20.0  # start, sources, restore
     second.run(10, 10.0)
     wall = first.now + second.now
