@@ -16,12 +16,12 @@ key columns take other tokens on all ranks, so plans made for them are void. Not
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from iterreduce.columns.aggregators import Aggregator
-from iterreduce.columns.batch import Batch, Column
+from iterreduce.columns.batch import Batch, Column, row_text
 from iterreduce.columns.groups import KeyIndex, number_keys
 from iterreduce.columns.growing import Held, Marks, appended, extended, held
 from iterreduce.columns.hashing import hash_keys
@@ -447,7 +447,7 @@ def _refuse(keys: Batch, bad: Array, what: str, fault: str, advice: str) -> None
     """Raise `UsageError` that names the first of the bad keys."""
     if bad.any():
         at = int(np.argmax(bad))
-        raise UsageError(f"{what}: {int(bad.sum())} keys {fault}, such as {shown(keys, at)}; {advice}")
+        raise UsageError(f"{what}: {int(bad.sum())} keys {fault}, such as {row_text(keys, at)}; {advice}")
 
 
 def _refuse_twice(keys: Batch, what: str) -> None:
@@ -455,12 +455,6 @@ def _refuse_twice(keys: Batch, what: str) -> None:
     if len(numbered) < len(keys):
         at = int(numbered.first[int(np.argmax(np.bincount(numbered.codes) > 1))])
         raise UsageError(
-            f"{what}: {shown(keys, at)} stands in more than one row; make keys unique (a Shuffle with "
+            f"{what}: {row_text(keys, at)} stands in more than one row; make keys unique (a Shuffle with "
             "combine does)"
         )
-
-
-def shown(keys: Batch, row: int) -> str:
-    """One key, in words."""
-    values: dict[str, Any] = {n: keys[n][row] for n in keys.names}
-    return ", ".join(f"{n}={v.item() if isinstance(v, np.generic) else v!r}" for n, v in values.items())

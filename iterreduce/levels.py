@@ -39,7 +39,7 @@ from iterreduce.options import Options
 from iterreduce.superstep import SuperstepRun, Workshop
 from iterreduce.table import Table
 
-INITIAL, SHUFFLED = "\0initial", "\0shuffled"
+INITIAL, SHUFFLED = "initial rows", "initial rows by key"  # names inside a step of their own
 
 
 @dataclass(frozen=True)

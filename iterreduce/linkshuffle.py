@@ -23,7 +23,7 @@ import numpy as np
 
 from iterreduce.agreement import Guard
 from iterreduce.collectives import Group
-from iterreduce.columns.batch import Batch
+from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.linkfold import Touched, merge_into
 from iterreduce.columns.links import Links
 from iterreduce.columns.ragged import Array
@@ -421,10 +421,10 @@ class LinkShuffle:
         role = 1 if self.push else 0
         absent &= self._target.degrees[role] > 0
         if self.stage.missing == "error" and absent.any():
-            shown = self._target.keys.take(np.flatnonzero(absent)[:1])
             raise UsageError(
                 f'shuffle onto "{self.stage.onto}": {int(absent.sum())} keys of "{self.stage.rows}" are not '
-                f'in it, such as {shown[shown.names[0]][0]!r}; give it rows for them, or say missing="drop"'
+                f"in it, such as {row_text(self._target.keys, int(np.argmax(absent)))}; give it "
+                'rows for them, or say missing="drop"'
             )
 
     def _finish_touched(self, onto: Table) -> Table:

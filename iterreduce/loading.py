@@ -17,7 +17,7 @@ import numpy as np
 from iterreduce.accounting import dead_after, open_sources
 from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.collectives import Group
-from iterreduce.columns.batch import Batch
+from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.numbering import number_keys
 from iterreduce.errors import DisagreementError, UsageError, did_you_mean
 from iterreduce.indexing import LinkTable
@@ -353,8 +353,7 @@ def check_unique(name: str, state: State, table: Table) -> None:
     if len(numbered.hashes) < len(table):
         counts = np.bincount(numbered.codes)
         twice = numbered.keys.slice(int(counts.argmax()), int(counts.argmax()) + 1)
-        shown = ", ".join(f"{k}={twice[k][0]!r}" for k in twice.names)
         raise UsageError(
-            f'state "{name}" is keyed by {", ".join(state.key)}, but {shown} has {int(counts.max())} '
-            "rows; make its keys unique"
+            f'state "{name}" is keyed by {", ".join(state.key)}, but {row_text(twice)} has '
+            f"{int(counts.max())} rows; make its keys unique"
         )

@@ -22,7 +22,7 @@ import numpy as np
 
 from iterreduce.agreement import Guard, settle_schemas
 from iterreduce.answers import PlanBody, answer, answered, merged, nulls, said, side_by_side, write_values
-from iterreduce.columns.batch import Batch
+from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.groups import number_keys
 from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.joins import KeyRows
@@ -428,14 +428,7 @@ class LookupRows(Planner):
             )
 
     def _shown(self, row: int) -> str:
-        batch, said = self.rows.batch, []
-        for name in self.stage.key:
-            value, valid = batch[name][row], batch.valid(name)
-            null = valid is not None and not valid[row]
-            said.append(
-                f"{name}={None if null else value.item() if isinstance(value, np.generic) else value!r}"
-            )
-        return ", ".join(said)
+        return row_text(self.rows.batch.select(*self.stage.key), row)
 
     def _placed(self, batch: Batch, kept: Array | None) -> Table:
         """The result lies where the rows lay, with their tokens if all of them came out, once."""

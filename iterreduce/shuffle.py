@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from iterreduce.agreement import Guard, settle_schemas
 from iterreduce.collectives import Group
-from iterreduce.columns.batch import Batch
+from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.groups import Folded, KeyIndex, Numbered, number_keys
 from iterreduce.columns.growing import Marks
 from iterreduce.columns.narrow import merge_narrow
@@ -416,10 +415,10 @@ class CombineShuffle(KeyLineage):
         return self.cache.indexes.of(self._onto_keys())
 
     def _refuse(self, strays: Batch) -> None:
-        shown = ", ".join(f"{k}={_plain(strays[k][0])!r}" for k in strays.names)
         raise UsageError(
-            f'shuffle onto "{self.stage.onto}": {len(strays)} keys sent are not in it, such as {shown}; '
-            'send to its keys only, give it rows for them, or say missing="drop" in the Shuffle'
+            f'shuffle onto "{self.stage.onto}": {len(strays)} keys sent are not in it, such as '
+            f"{row_text(strays)}; send to its keys only, give it rows for "
+            'them, or say missing="drop" in the Shuffle'
         )
 
     def _table(self, batch: Batch) -> Table:
@@ -487,8 +486,3 @@ class CombineShuffle(KeyLineage):
     def _drop_plan(self) -> None:
         super()._drop_plan()
         self._relearned = False
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python writes it."""
-    return value.item() if isinstance(value, np.generic) else value

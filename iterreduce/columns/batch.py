@@ -7,6 +7,7 @@ put in is the one that comes out (the engine knows by identity that a column was
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -296,3 +297,25 @@ def common_length(columns: Mapping[str, Column]) -> int:
         listed = ", ".join(f"{name} {n}" for name, n in lengths.items())
         raise SchemaError(f"columns of one batch must have one length; rows: {listed}")
     return next(iter(lengths.values()), 0)
+
+
+def row_text(rows: Batch, row: int = 0) -> str:
+    """One row in words, for messages; what is long is shortened.
+
+    >>> row_text(Batch(k=np.array([3, 4]), day=np.array([0, 1], "M8[D]"), t=["a", "b"]), row=1)
+    "k=4, day=1970-01-02, t='b'"
+    """
+    return ", ".join(f"{name}={_value_text(rows, name, row)}" for name in rows.names)
+
+
+def _value_text(rows: Batch, name: str, row: int) -> str:
+    value, valid = rows[name][row], rows.valid(name)
+    if valid is not None and not valid[row]:
+        return "None"
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return str(value)
+    return _short.repr(value.item() if isinstance(value, np.generic) else value)
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60

@@ -238,7 +238,7 @@ def test_a_known_key_that_the_table_lacks_is_named(monkeypatch: pytest.MonkeyPat
         error = raised(group, UsageError, run.advance)
         assert "1 keys sent are not in it, such as k=77" in str(
             error
-        ) or "1 keys are not in it, such as k=np.int64(77)" in str(error)
+        ) or "1 keys are not in it, such as k=77" in str(error)
 
     run_ranks(3, check)
 
