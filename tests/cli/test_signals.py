@@ -86,10 +86,10 @@ def assert_saved(run: Run, why: str) -> None:
     said = [line for line in err.splitlines() if line.startswith("iterreduce:")]
     summary = json.loads((run.folder / "run.json").read_text())
     assert summary["outcome"] == "STOPPED_SAVED"
-    assert said == [
-        f"iterreduce: stopped by {why} after iteration {summary['iterations']}, saved; run the same command "
-        "again and it goes on"
-    ]
+    done = summary["iterations"]
+    where = f"after iteration {done}, saved" if done else "before the first iteration"
+    then = "goes on" if done else "begins"
+    assert said == [f"iterreduce: stopped by {why} {where}; run the same command again and it {then}"]
     assert not (run.folder / "out.npy").exists()
     assert list((run.folder / "saved").glob("attempt-*/0*"))
 
