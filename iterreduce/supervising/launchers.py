@@ -115,8 +115,12 @@ def find(
 
 
 def _kind(program: str) -> str:
-    if os.path.basename(program) == "srun":
+    """Of a program that is called as launchers are; others are not asked, since asking might start them."""
+    name = os.path.basename(program)
+    if name == "srun":
         return SRUN
+    if not name.startswith(("mpirun", "mpiexec", "prterun", "orterun")):
+        return OTHER
     try:
         asked = subprocess.run(
             [program, "--version"], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
