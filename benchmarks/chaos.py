@@ -1,6 +1,6 @@
 """A campaign of failures: runs that are killed and damaged, and started again until they finish.
 
-    python benchmarks/chaos.py --runs 300 --seed 1
+    python benchmarks/chaos.py --runs 300 --seed 1 --jobs 3
     python benchmarks/chaos.py --seed 1 --only 17 --keep      one of them again, files and all
 
 Every run is a pure function of the seed and its number: a program, and attempts at it, each with a number of
@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,11 +48,13 @@ from iterreduce.testing import (  # noqa: E402
     TearFile,
     damage,
 )
-from tests.launch import kill_run, mpirun_command, mpirun_environment  # noqa: E402
+from tests.launch import kill_run, mpirun_command, mpirun_environment, segments, sweep  # noqa: E402
 
 MOST_RANKS = 5
 MOST_ATTEMPTS = 8
-PAUSE = 0.015  # per iteration, seconds
+PAUSE = 0.01  # per iteration, seconds
+# Start-up is most of what a run costs, so few ranks are drawn more often than many.
+FEW, SOME = (1, 1, 2, 2, 3, 4, 5), (2, 2, 2, 3, 3, 4, 5)
 
 #: Where ranks are killed, and which of these places stand inside what must be all or nothing.
 PHASES = (
@@ -179,13 +182,13 @@ def plan(seed: int, number: int, programs: tuple[str, ...]) -> Case:
         phases.append(rng.choice(PHASES))
     every = rng.randint(3, 12)
     attempts = [disturbed(rng, program, every, phase, i) for i, phase in enumerate(phases)]
-    last = Attempt(rng.randint(1, MOST_RANKS), damage=drawn_damage(rng))
+    last = Attempt(rng.choice(FEW), damage=drawn_damage(rng))
     return Case(number, program, every, (*attempts, last), rng.choice(("node", "node", "rank")))
 
 
 def disturbed(rng: random.Random, program: str, every: int, phase: str, before: int) -> Attempt:
     """An attempt that is to end by a kill in this phase."""
-    ranks = rng.randint(2, MOST_RANKS) if rng.random() < 0.9 else 1
+    ranks = rng.choice(SOME) if rng.random() < 0.9 else 1
     number = rng.choice((1, 1, min(2, ranks), ranks))
     victims = tuple(sorted(rng.sample(range(ranks), number)))
     hurt = drawn_damage(rng) if before else None
@@ -261,6 +264,7 @@ class Campaign:
     def __init__(self, work: Path, saving: bool, timeout: float):
         self.work, self.saving, self.timeout = work, saving, timeout
         self.expected: dict[str, str] = {}
+        self.orphans: list[str] = []
 
     def prepare(self, programs: tuple[str, ...]) -> None:
         """Inputs, and the digests of undisturbed runs on one rank and on three."""
@@ -279,7 +283,7 @@ class Campaign:
         self, name: str, attempt: Attempt, saved: Path | None, every: int, files: str, fresh: bool = False
     ) -> End:
         """Start it, do what is to be done from outside, and wait for its end."""
-        program, folder = PROGRAMS[name], Path(tempfile.mkdtemp(dir=self.work))
+        program, folder = PROGRAMS[name], Path(tempfile.mkdtemp(dir=self.work if saved is None else saved.parent))
         options = [
             "--reproducible",
             "--quiet",
@@ -297,7 +301,7 @@ class Campaign:
             command = command[3:]  # without MPI
         slow = Slow(PAUSE, at="iteration.start")
         faults = Faults((*attempt.faults, slow)).to_json()
-        run = f"chaos-{os.getpid()}-{folder.name}"
+        run = f"chaos-{os.getpid()}-{folder.parent.name}-{folder.name}"
         environment = mpirun_environment({"ITERREDUCE_TEST_FAULTS": faults}, run)
         with (folder / "said").open("w+b") as said:
             process = subprocess.Popen(
@@ -307,12 +311,19 @@ class Campaign:
             status = self._wait(process, attempt, run)
             said.seek(0)
             text = said.read().decode(errors="replace")
-        if attempt.phase != "launcher":  # else the orphans go on beside the next attempt
+        if attempt.phase == "launcher":  # the orphans go on beside the next attempt
+            self.orphans.append(run)
+        else:
             kill_run(run)
         end = End(status, text, read_json(folder / "summary"), resumed_at(folder / "events"))
         if status != 0:
             end.summary = None
         return end
+
+    def close(self) -> None:
+        """Leave no process behind."""
+        for run in self.orphans:
+            kill_run(run)
 
     def _wait(self, process: subprocess.Popen, attempt: Attempt, run: str) -> int | None:
         deadline = time.monotonic() + self.timeout
@@ -339,10 +350,16 @@ class Campaign:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def place(self, number: int) -> Path:
+        """Where a run's files are."""
+        return self.work / f"case-{number}"
+
     def run(self, case: Case) -> Report:
         """Attempt after attempt, until one finishes."""
         report, started = Report(case), time.monotonic()
-        saved = Path(tempfile.mkdtemp(prefix=f"case-{case.number}-", dir=self.work)) / "saved"
+        place = self.place(case.number)
+        place.mkdir()
+        saved = place / "saved"
         attempts, fresh = list(case.attempts), False
         while not report.verdict:
             attempt = attempts.pop(0)
@@ -449,26 +466,36 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="this run alone")
     parser.add_argument("--programs", default=",".join(PROGRAMS))
+    parser.add_argument("--jobs", type=int, default=1, help="so many runs at a time")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds for an attempt")
     parser.add_argument("--no-checkpoints", action="store_true", help="every attempt begins anew")
     parser.add_argument("--keep", action="store_true", help="leave all files")
     given = parser.parse_args()
     programs = tuple(given.programs.split(","))
     work = Path(tempfile.mkdtemp(prefix="chaos-"))
-    campaign = Campaign(work, not given.no_checkpoints, given.timeout)
+    campaign, before = Campaign(work, not given.no_checkpoints, given.timeout), segments()
     reports: list[Report] = []
+
+    def one(number: int) -> None:
+        report = campaign.run(plan(given.seed, number, programs))
+        reports.append(report)
+        struck = ", ".join(report.struck) or "nothing struck"
+        lines = [f"{report.verdict:5} {report.case}  | {struck} | {report.seconds:.1f} s", *report.odd]
+        print("\n".join(lines).replace("\n", "\n    "), flush=True)
+        if not given.keep:
+            shutil.rmtree(campaign.place(number), ignore_errors=True)
+
+    started = time.monotonic()
     try:
         campaign.prepare(programs)
         numbers = [given.only] if given.only is not None else range(given.first, given.first + given.runs)
-        for number in numbers:
-            report = campaign.run(plan(given.seed, number, programs))
-            reports.append(report)
-            struck = ", ".join(report.struck) or "nothing struck"
-            print(f"{report.verdict:5} {report.case}  | {struck} | {report.seconds:.1f} s", flush=True)
-            for text in report.odd:
-                print("    " + text.replace("\n", "\n    "), flush=True)
-        print("", *table(reports), sep="\n")
+        with ThreadPoolExecutor(given.jobs) as pool:
+            for _ in pool.map(one, numbers):
+                pass
+        print("", *table(reports), f"{time.monotonic() - started:.0f} s", sep="\n")
     finally:
+        campaign.close()
+        sweep(segments() - before)
         if given.keep:
             print(f"files: {work}")
         else:

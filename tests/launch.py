@@ -75,7 +75,7 @@ def mpirun(
     process and no shared memory segment of the run outlives the call.
     """
     run = uuid.uuid4().hex
-    before = _segments()
+    before = segments()
     process = subprocess.Popen(
         mpirun_command(n, *args),
         stdin=subprocess.DEVNULL,
@@ -96,7 +96,7 @@ def mpirun(
         raise
     finally:
         kill_run(run)
-        _sweep(_segments() - before)
+        sweep(segments() - before)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -132,7 +132,7 @@ def _pids_of(run: str) -> list[int]:
     return pids
 
 
-def _segments() -> set[Path]:
+def segments() -> set[Path]:
     """Shared memory that is MPI's by its name and ours by its owner: nothing else is ever touched."""
     found = set()
     for name in _SEGMENT_NAMES:
@@ -143,12 +143,12 @@ def _segments() -> set[Path]:
     return found
 
 
-def _sweep(segments: set[Path]) -> None:
+def sweep(left: set[Path]) -> None:
     """Remove segments that came up meanwhile and that no living process holds: of killed ranks.
 
     Whoever makes a segment has it open, then mapped, and keeps the mapping: no other run loses its own.
     """
-    for segment in segments - in_use(segments):
+    for segment in left - in_use(left):
         with contextlib.suppress(OSError):
             segment.unlink()
 

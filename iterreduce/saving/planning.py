@@ -1,7 +1,7 @@
 """What all ranks agree on before a checkpoint is written: tables, sizes, files, places.
 
-Three collectives when nothing fails: words of a fixed number, with a status first. What fails on one rank is
-raised on all, alike, and nothing stays on the disk.
+Three collectives when nothing fails and ranks without rows have the columns of the others: words of a fixed
+number, with a status first. What fails on one rank is raised on all, alike, and nothing stays on the disk.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.checksum import finished
 from iterreduce.columns.ragged import Array
-from iterreduce.columns.schema import Field, Schema, never_null
+from iterreduce.columns.schema import Field, Schema, difference, never_null
 from iterreduce.errors import CheckpointError, DisagreementError, IterReduceError, OutputError, UsageError
 from iterreduce.saving.directory import Attempt, remove
 from iterreduce.saving.layout import Image, Layout, Stream, file_numbers, image, parts_of, streams_of
@@ -87,7 +87,7 @@ def planned(
         _checked_facts(facts)
     except Exception as error:
         failure = error
-    hosts = _agree_structure(group, tables, host, failure)
+    hosts, tables = _agree_structure(group, tables, host, failure)
     schemas, items = _agree_sizes(group, tables)
     streams = tuple(streams_of(schemas))
     everywhere = tuple(tables[stream.table].everywhere for stream in streams)
@@ -127,8 +127,10 @@ def _raise_agreed(group: Group, failure: BaseException | None) -> None:
 
 def _agree_structure(
     group: Group, tables: Mapping[str, Saved], host: str | None, failure: BaseException | None
-) -> list[int]:
-    """A number for each rank's host, once all have the same tables and no failure. Collective."""
+) -> tuple[list[int], Mapping[str, Saved]]:
+    """A number for each rank's host, and the tables, of which all have the same, once none has a failure.
+    Collective.
+    """
     shapes = [[n, s.everywhere, never_null(s.batch.schema).to_json()] for n, s in tables.items()]
     mine = [_digest(host or socket.gethostname()), _digest(json.dumps(shapes)), int(failure is not None)]
     said = np.empty(3 * group.size, np.int64)
@@ -136,10 +138,36 @@ def _agree_structure(
     if said[2::3].any():
         _raise_agreed(group, failure)
     if (said[1::3] != said[1]).any():
-        other = int(np.flatnonzero(said[1::3] != said[1])[0])
-        raise DisagreementError(f"ranks 0 and {other} have other tables, or other columns in them, to save")
+        tables = _agree_schemas(group, tables)
     hosts: list[int] = said[::3].tolist()
-    return hosts
+    return hosts, tables
+
+
+def _agree_schemas(group: Group, tables: Mapping[str, Saved]) -> Mapping[str, Saved]:
+    """Ranks without rows may have made columns of other dtypes: theirs become those of ranks with rows.
+    Collective.
+    """
+    mine = [[n, s.everywhere, len(s.batch), s.batch.schema.to_json()] for n, s in tables.items()]
+    told = [json.loads(text) for text in group.allgather_bytes(json.dumps(mine).encode())]
+    names = [[entry[:2] for entry in theirs] for theirs in told]
+    if other := [rank for rank, theirs in enumerate(names) if theirs != names[0]]:
+        raise DisagreementError(f"ranks 0 and {other[0]} have other tables to save")
+    agreed = {}
+    for (name, saved), entries in zip(tables.items(), zip(*told, strict=True), strict=True):
+        schema = _schema_of_rows(name, [(rows, Schema.from_json(text)) for _, _, rows, text in entries])
+        agreed[name] = saved if len(saved.batch) else saved._replace(batch=Batch.empty(schema))
+    return agreed
+
+
+def _schema_of_rows(name: str, told: list[tuple[int, Schema]]) -> Schema:
+    """What the ranks with rows have; if there is none, what rank 0 has. Raises `DisagreementError`."""
+    known = [(rank, schema) for rank, (rows, schema) in enumerate(told) if rows] or [(0, told[0][1])]
+    (first, schema), *others = known
+    for rank, theirs in others:
+        unlike = difference(never_null(schema), never_null(theirs))
+        if unlike:
+            raise DisagreementError(f'table "{name}" to save: ranks {first} and {rank} differ: {unlike}')
+    return schema
 
 
 def _digest(text: str) -> int:
