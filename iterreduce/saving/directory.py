@@ -257,7 +257,7 @@ def is_ours(directory: str) -> bool:
             )
         return False
     try:
-        version = read_sealed(os.path.join(directory, MARKER)).get("version")
+        version = _of_kind("iterreduce checkpoints", os.path.join(directory, MARKER)).get("version")
     except Damaged as damage:
         raise CheckpointError(
             f"{directory}/{MARKER}: {damage}; if this is a checkpoint directory, remove that file"
@@ -343,6 +343,14 @@ def write_whole(path: str, raw: bytes, durable: bool) -> None:
         sync_directory(os.path.dirname(path))
 
 
+def _of_kind(kind: str, path: str) -> dict[str, Any]:
+    """The facts in a file of this kind. Raises `Damaged`."""
+    facts = read_sealed(path)
+    if facts.get("format") != kind:
+        raise Damaged(f"it is no file of {kind}")
+    return facts
+
+
 def _write_history(path: str, history: History) -> None:
     entries = [asdict(entry) for entry in history.entries]
     raw = sealed({"format": "iterreduce attempts", "version": FORMAT, "attempts": entries})
@@ -360,7 +368,7 @@ def read_history(path: str) -> History:
 
 def entries_in(path: str) -> list[Entry]:
     """The entries of the history in an attempt directory, as they stand there. Raises `Damaged`."""
-    entries = read_sealed(os.path.join(path, HISTORY)).get("attempts")
+    entries = _of_kind("iterreduce attempts", os.path.join(path, HISTORY)).get("attempts")
     if not isinstance(entries, list):
         raise Damaged("it is no history")
     try:
@@ -396,7 +404,7 @@ def finished_in(path: str) -> dict[str, Any] | None:
     place = os.path.join(path, FINISHED)
     if not os.path.lexists(place):
         return None
-    facts = read_sealed(place).get("facts")
+    facts = _of_kind("iterreduce completion", place).get("facts")
     if not isinstance(facts, dict):
         raise Damaged("it holds no facts")
     return facts
