@@ -20,6 +20,7 @@ import iterreduce as ir
 BLOCK = 1 << 16  # rows made at a time: blocks begin at its multiples whatever the number of ranks
 BLOCK_BYTES = 1 << 24  # of one column; wide rows come fewer at a time
 COLUMNS = (".npy", ".h5", ".hdf5")
+EDGE_LISTS = (".txt", ".el", ".edges")
 SYLLABLES = np.array([[c, v] for c in b"bcdfghjklmnpqrstvwxz" for v in b"aeiou"], np.uint8)
 HEX = np.frombuffer(b"0123456789ABCDEF", np.uint8)
 PRINTABLE, FIRST_PRINTABLE = 95, 32
@@ -50,8 +51,9 @@ def generate(
     blobs: ROWS points, column x of DIM numbers, at deviation SPREAD around CENTERS centers (deviation 3).
     rmat, uniform: columns src, dst; 2**SCALE vertices, EDGE_FACTOR edges per vertex; rmat takes A, B, C, and
     --no-permute keeps the vertices of high degree first. WEIGHTS > 0 adds a column weight, 1 to WEIGHTS.
+    To .txt, .el or .edges they go as lines of text.
     zipf: text of ROWS words, the word of rank r with probability proportional to r ** -EXPONENT.
-    terasort: ROWS records of 100 bytes. All but zipf and terasort, which also write text, go to .npy or .h5.
+    terasort: ROWS records of 100 bytes, as columns to .npy or .h5. Points go to .npy, .h5 and their like.
     """
     check_sizes(
         rows=rows, dim=dim, centers=centers, scale=scale, edge_factor=edge_factor, vocabulary=vocabulary
@@ -60,9 +62,9 @@ def generate(
     if kind == "blobs":
         write_rows(group, path, rows, blobs(dim, centers, spread, seed))
     elif kind == "rmat":
-        write_rows(group, path, edges, weighted(rmat(scale, (a, b, c), permute, seed), weights, seed))
+        write_edges(group, path, edges, weighted(rmat(scale, (a, b, c), permute, seed), weights, seed))
     elif kind == "uniform":
-        write_rows(group, path, edges, weighted(uniform_edges(scale, seed), weights, seed))
+        write_edges(group, path, edges, weighted(uniform_edges(scale, seed), weights, seed))
     elif kind == "zipf" and path.endswith(COLUMNS):
         raise ir.UsageError(f"{path}: zipf writes text; give a name that ends in .txt")
     elif kind == "zipf":
@@ -95,6 +97,14 @@ def write_rows(group: ir.Group, path: str, rows: int, make: Callable[[np.ndarray
             file.write(block * height, make(rows_of(block, rows, height)))
 
 
+def write_edges(group: ir.Group, path: str, edges: int, make: Callable[[np.ndarray], ir.Batch]) -> None:
+    """As columns, or as lines of text. Collective."""
+    if path.endswith(EDGE_LISTS):
+        write_text(group, path, edges, lambda at: lines_of(make(at)))
+    else:
+        write_rows(group, path, edges, make)
+
+
 def write_text(group: ir.Group, path: str, rows: int, make: Callable[[np.ndarray], bytes]) -> None:
     """Ranks make blocks in turn. Collective."""
     ir.write_text_blocks(group, path, -(-rows // BLOCK), lambda block: make(rows_of(block, rows, BLOCK)))
@@ -102,6 +112,20 @@ def write_text(group: ir.Group, path: str, rows: int, make: Callable[[np.ndarray
 
 def rows_of(block: int, rows: int, height: int) -> np.ndarray:
     return np.arange(block * height, min(rows, (block + 1) * height))
+
+
+def lines_of(rows: ir.Batch) -> bytes:
+    """Whole numbers in decimal, a row to a line, apart by spaces."""
+    cells, shown = [], []
+    for name in rows.names:
+        digits = max(1, len(str(rows[name].max(initial=0))))
+        powers = 10 ** np.arange(digits - 1, -1, -1)
+        cells.append(rows[name][:, None] // powers % 10 + ord("0"))
+        shown.append((rows[name][:, None] >= powers) | (powers == 1))
+        cells.append(np.full((len(rows), 1), ord(" ")))
+        shown.append(np.ones((len(rows), 1), bool))
+    cells[-1][:] = ord("\n")
+    return np.hstack(cells)[np.hstack(shown)].astype(np.uint8).tobytes()
 
 
 # ---------------------------------------------------------------------------- points

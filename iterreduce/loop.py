@@ -7,6 +7,7 @@ the loop is built.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -377,6 +378,21 @@ def _check_local(stage: Local, where: str) -> None:
         raise UsageError(f"{where}: Local wants a function of batches, got {type(stage.function).__name__}")
     if not stage.reads:
         raise UsageError(f"{where}: Local into {stage.into!r} reads nothing; name at least one table")
+    if not isinstance(stage.function, Kernel):
+        check_arguments(stage.function, stage.reads, f"{where}, Local into {stage.into!r}")
+
+
+def check_arguments(function: Callable[..., Any], reads: tuple[str, ...], where: str) -> None:
+    """Raise `UsageError` for a function that cannot be called with one argument for each of these names."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C, without a signature
+        return
+    try:
+        signature.bind(*reads)
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise UsageError(f"{where}: {name}{signature} is called with ({', '.join(reads)}): {error}") from None
 
 
 def _check_index(stage: Index, what: str) -> None:

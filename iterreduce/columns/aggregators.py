@@ -45,7 +45,7 @@ from iterreduce.columns.accumulators import (
 )
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.exact import OrderFreeVariance
-from iterreduce.columns.expressions import Expr
+from iterreduce.columns.expressions import COMPARED, Expr
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field, Schema
 from iterreduce.columns.selections import Collect, ExtremeText, bind_least, bind_pick
@@ -114,6 +114,10 @@ class Aggregator:
 
     def of(self, column: str | Expr) -> Aggregator:
         """This aggregator on a column, or on an expression of columns."""
+        given: Any = column
+        if not isinstance(given, str | Expr):
+            hint = f" ({COMPARED})" if isinstance(given, bool | np.bool) else ""
+            raise UsageError(f"{self.name}: wanted a column or an expression of columns, got {given!r}{hint}")
         return replace(self, column=column)
 
     def order_free(self, alone: bool = False) -> Aggregator:
@@ -259,7 +263,7 @@ def mean(column: str | Expr) -> Aggregator:
 def var(column: str | Expr, ddof: int = 0) -> Aggregator:
     """The variance of a column in float64: squared deviations / (rows - ``ddof``); population variance by
     default."""
-    return Aggregator("var", column, ddof=ddof)
+    return replace(VAR.of(column), ddof=ddof)
 
 
 def any_(column: str | Expr) -> Aggregator:

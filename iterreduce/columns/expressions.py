@@ -64,11 +64,17 @@ SIGNS = {
 }
 
 
+UFUNCS = {function: name for name, function in OPERATIONS.items() if isinstance(function, np.ufunc)}
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
 class Expr:
-    """A tree of columns, constants and operations; Python's operators make larger ones.
+    """A tree of columns, constants and operations; Python's operators and NumPy's functions make larger ones.
 
     >>> (col("rank") / col("degree") + 1)
     ((rank / degree) + 1)
+    >>> np.log(col("rank"))
+    log(rank)
     """
 
     __hash__ = object.__hash__
@@ -100,11 +106,20 @@ class Expr:
     def __floordiv__(self, other: Any) -> Expr:
         return apply("floor_divide", self, other)
 
+    def __rfloordiv__(self, other: Any) -> Expr:
+        return apply("floor_divide", other, self)
+
     def __mod__(self, other: Any) -> Expr:
         return apply("remainder", self, other)
 
+    def __rmod__(self, other: Any) -> Expr:
+        return apply("remainder", other, self)
+
     def __pow__(self, other: Any) -> Expr:
         return apply("power", self, other)
+
+    def __rpow__(self, other: Any) -> Expr:
+        return apply("power", other, self)
 
     def __neg__(self) -> Expr:
         return apply("negative", self)
@@ -127,11 +142,25 @@ class Expr:
     def __and__(self, other: Any) -> Expr:
         return apply("and", self, other)
 
+    __rand__ = __and__
+
     def __or__(self, other: Any) -> Expr:
         return apply("or", self, other)
 
+    __ror__ = __or__
+
     def __invert__(self) -> Expr:
         return apply("not", self)
+
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Expr:
+        name = UFUNCS.get(function)
+        if name is None or method != "__call__" or options:
+            known = ", ".join(f"np.{ufunc.__name__}" for ufunc in UFUNCS)
+            raise UsageError(
+                f"np.{function.__name__} of columns: an expression knows {known}, without options; compute "
+                "anything else in a Local"
+            )
+        return apply(name, *inputs)
 
     def equals(self, other: Any) -> Expr:
         """Where both are equal (``==`` compares the trees themselves)."""
@@ -182,6 +211,9 @@ class Apply(Expr):
         return f"{self.operation}({', '.join(map(repr, self.arguments))})"
 
 
+COMPARED = "== compares expressions, not their values: write ir.col('x').equals(3)"
+
+
 def col(name: str) -> Column:
     """The column of this name.
 
@@ -197,8 +229,10 @@ def expression(value: Any) -> Expr:
     """A number or an expression as an expression."""
     if isinstance(value, Expr):
         return value
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()
+    if isinstance(value, int) and not INT64_MIN <= value <= INT64_MAX:
+        raise UsageError(f"in an expression: {value} does not fit int64; write it as a float")
     if isinstance(value, bool | int | float):
         return Constant(value, type(value).__name__)
     raise UsageError(f"in an expression: wanted columns and numbers, got {type(value).__name__} ({value!r})")
@@ -206,6 +240,12 @@ def expression(value: Any) -> Expr:
 
 def apply(operation: str, *arguments: Any) -> Expr:
     """An operation of `OPERATIONS` on columns, numbers and expressions."""
+    asks = arguments[:1] if operation == "where" else arguments if operation in ("and", "or", "not") else ()
+    fixed = [argument for argument in asks if isinstance(argument, bool | np.bool)]
+    if fixed:
+        raise UsageError(
+            f"in an expression: {operation} of a condition that is {fixed[0]} for all rows; {COMPARED}"
+        )
     return Apply(operation, tuple(map(expression, arguments)))
 
 
@@ -283,7 +323,12 @@ def dtype_of(tree: Expr, dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
     >>> dtype_of(col("n") / 2, {"n": np.dtype(np.int32)})
     dtype('float64')
     """
-    value = evaluate(tree, {name: np.empty(0, dtype) for name, dtype in dtypes.items()})
+    try:
+        value = evaluate(tree, {name: np.empty(0, dtype) for name, dtype in dtypes.items()})
+    except OverflowError as error:
+        raise SchemaError(
+            f"the expression {tree}: {error}; make the column wider, or write the number as a float"
+        ) from None
     return np.asarray(value).dtype
 
 

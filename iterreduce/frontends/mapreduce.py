@@ -31,6 +31,7 @@ from iterreduce.loop import (
     State,
     Superstep,
     Total,
+    check_arguments,
     keys_of,
 )
 from iterreduce.maps import call
@@ -88,6 +89,8 @@ class MapReduce:
                 "reduce: wanted an aggregator such as ir.SUM, a mapping of them, or a function of "
                 f"Groups, got {type(self.reduce).__name__}"
             )
+        if callable(self.reduce):
+            check_arguments(self.reduce, ("groups",), "reduce")
         if self.combine is not None and not isinstance(self.combine, (Aggregator, Mapping)):
             raise UsageError(
                 "combine: wanted an aggregator such as ir.SUM or a mapping of them, got "

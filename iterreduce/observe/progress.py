@@ -34,16 +34,29 @@ class Progress:
         self._pause = LIVE_SECONDS if self._live else PLAIN_SECONDS
         self._next = -math.inf
         self._open_line = False
+        self._nan_since = ""  # the iteration from which on residuals were not a number
 
     def __call__(self, event: Event) -> None:
         if event.name == "iteration.commit":
+            self._watch_for_nan(event.fields)
             if event.seconds >= self._next:
                 self._next = event.seconds + self._pause
                 self._write(_line(event.fields), last=False)
         elif event.name == "restart":
             self._write(_restart_line(event.fields), last=True)
         elif event.name == "run.end":
-            self._write(_last_line(event.fields), last=True)
+            self._write(_last_line(event.fields) + self._note_on_nan(event.fields), last=True)
+
+    def _watch_for_nan(self, fields: Any) -> None:
+        if not _is_nan(fields.get("residual")):
+            self._nan_since = ""
+        elif not self._nan_since:
+            self._nan_since = _iteration(fields)
+
+    def _note_on_nan(self, fields: Any) -> str:
+        if not (self._nan_since and _is_nan(fields.get("residual"))):
+            return ""
+        return f" (not a number since iteration {self._nan_since}, so no distance could end the loop)"
 
     def close(self) -> None:
         """Leave the live line, so that what comes next starts on a line of its own."""
@@ -64,7 +77,7 @@ class Progress:
 
 
 def _line(fields: Any) -> str:
-    parts = [f"iteration {'.'.join(map(str, fields.get('path', ()))) or fields['iteration']}"]
+    parts = [f"iteration {_iteration(fields)}"]
     if fields.get("residual") is not None:
         parts.append(f"residual {fields['residual']:.6g}")
     if fields.get("bytes") is not None:
@@ -79,6 +92,14 @@ def _line(fields: Any) -> str:
 def _restart_line(fields: Any) -> str:
     ranks = f"{fields['ranks']} rank{'' if fields['ranks'] == 1 else 's'}"
     return f"goes on after iteration {fields['iteration']}, saved by {ranks} (checkpoint {fields['number']})"
+
+
+def _iteration(fields: Any) -> str:
+    return ".".join(map(str, fields.get("path", ()))) or str(fields["iteration"])
+
+
+def _is_nan(residual: float | None) -> bool:
+    return residual is not None and math.isnan(residual)
 
 
 def _last_line(fields: Any) -> str:

@@ -23,6 +23,8 @@ KINDS = [
     ("blobs", "points.npy", {"rows": 1000, "dim": 3, "centers": 4}),
     ("rmat", "edges.npy", {"scale": 7, "weights": 9}),
     ("uniform", "edges.h5", {"scale": 6, "edge_factor": 20}),
+    ("rmat", "edges.txt", {"scale": 7, "weights": 9}),
+    ("uniform", "edges.el", {"scale": 6, "edge_factor": 20}),
     ("zipf", "words.txt", {"rows": 1234, "vocabulary": 500}),
     ("terasort", "records.dat", {"rows": 777}),
     ("terasort", "records.npy", {"rows": 777}),
@@ -106,6 +108,15 @@ def test_uniform_edges_and_weights_fill_their_ranges_evenly(tmp_path):
         counts = np.bincount(edges[name], minlength=256)
         assert ((counts - 256) ** 2 / 256).sum() < 400  # chi squared, 255 degrees of freedom
     assert sorted(set(edges["weight"].tolist())) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("weights", [0, 1000])
+def test_edges_as_text_are_those_of_the_columns(tmp_path, weights):
+    for kind in ("rmat", "uniform"):
+        for name in ("e.npy", "e.edges"):
+            write(2, kind, tmp_path / name, scale=9, weights=weights)
+        text, columns = np.loadtxt(tmp_path / "e.edges", np.int64), np.load(tmp_path / "e.npy")
+        assert text.tolist() == [list(row) for row in columns.tolist()]
 
 
 def test_words_follow_the_law_of_zipf(tmp_path):

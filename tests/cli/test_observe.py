@@ -112,3 +112,15 @@ def test_a_summary_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) 
     with pytest.raises(OSError):
         write_summary(str(tmp_path / "run.json"), {})
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_residual_that_is_no_number_is_told_with_the_iteration_from_which_on() -> None:
+    out = io.StringIO()
+    watch = Progress(out)
+    for number, residual in enumerate([0.5, np.nan, 0.1, np.nan, np.nan], 1):
+        watch(Event("iteration.commit", number, {"iteration": number, "residual": residual}))
+    watch(Event("run.end", 9.0, {"outcome": "ITERATIONS_USED", "iterations": 5, "residual": np.nan}))
+    assert out.getvalue().splitlines()[-1] == (
+        "iterations used after 5 iterations, residual nan "
+        "(not a number since iteration 4, so no distance could end the loop)"
+    )

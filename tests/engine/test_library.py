@@ -57,6 +57,10 @@ def test_text_can_be_reduced(reduce: object) -> None:
     assert sorted(got["x"].to_list()) == ["a", "b"]
 
 
+def _two(a: Batch, b: Batch) -> Batch:
+    return a
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -68,6 +72,8 @@ def test_text_can_be_reduced(reduce: object) -> None:
         ({"body": (Superstep("s", (Shuffle("x", "k", "y"),)),)}, '("k",)'),  # type: ignore[arg-type]
         ({"body": (Superstep("s", (Local(len, ("x",), "y", cut="shares"),)),)}, '"block" or "share"'),  # type: ignore[arg-type]
         ({"state": {"s": State("o")}}, "in its outer"),
+        ({"body": (Superstep("s", (Local(_two, ("x",), "y"),)),)}, "is called with (x): missing"),
+        ({"body": (Superstep("s", (Local(_two, ("x", "s", "x"), "y"),)),)}, "(x, s, x): too many"),
     ],
 )
 def test_a_loop_that_is_written_wrongly_says_what_to_write(change: dict[str, Any], said: str) -> None:
@@ -86,3 +92,5 @@ def test_a_loop_that_is_written_wrongly_says_what_to_write(change: dict[str, Any
 def test_pythons_own_sum_is_no_aggregator() -> None:
     with pytest.raises(UsageError, match=r"write ir\.SUM"):
         MapReduce(reduce=sum, key="k")
+    with pytest.raises(UsageError, match=r"_two.* is called with \(groups\): missing"):
+        MapReduce(reduce=_two, key="k")
