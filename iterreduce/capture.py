@@ -15,7 +15,7 @@ Who speaks to it: `iterreduce.checkpoint`. Nothing here writes or reads files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -27,7 +27,6 @@ from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import KeyIndex, number_keys
 from iterreduce.columns.ragged import Ragged
-from iterreduce.columns.schema import Schema, never_null
 from iterreduce.fixpoint import Outcome
 from iterreduce.levels import Level, Standing
 from iterreduce.sources.blocks import Blocks
@@ -119,26 +118,6 @@ def _number(value: Any) -> Any:
 
 def _value(told: Any) -> Any:
     return float.fromhex(told["float"]) if isinstance(told, dict) else told
-
-
-def with_schemas(tables: Mapping[str, Table], told: Sequence[Sequence[tuple[int, str]]]) -> dict[str, Table]:
-    """The tables, those without rows with the columns that other ranks have. Local.
-
-    ``told``: for each rank, of each table, its rows and its schema as JSON (`schemas_of`).
-    """
-    if all(said == told[0] for said in told):
-        return dict(tables)
-    out = {}
-    for number, (name, table) in enumerate(tables.items()):
-        said = [rank[number] for rank in told]
-        known = next((schema for rows, schema in said if rows), said[0][1])
-        out[name] = table if len(table) else replace(table, batch=Batch.empty(Schema.from_json(known)))
-    return out
-
-
-def schemas_of(tables: Mapping[str, Table]) -> list[tuple[int, str]]:
-    """Of each table: has it rows here, and its schema, as JSON can say it."""
-    return [(min(1, len(t)), never_null(t.batch.schema).to_json()) for t in tables.values()]
 
 
 # ---------------------------------------------------------------------- taking up

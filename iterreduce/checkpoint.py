@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from iterreduce.capture import Captured, schemas_of, with_schemas
+from iterreduce.capture import Captured
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Ragged
@@ -253,19 +253,17 @@ class Checkpointer:
         self._began = time.perf_counter()
         self._number += 1
         self.tell_place("checkpoint.start", number=self._number, iteration=at[0], path=at[1])
-        taken, copies, said = self._taken(blocking)
-        told = [json.loads(text) for text in self.group.allgather_bytes(json.dumps(said).encode())]
-        lost = next((text for failed, text, _ in told if failed), "")
-        if taken is None or lost:
-            self._failed(lost)
+        taken, copies, failed, reason = self._taken(blocking)
+        told = [
+            json.loads(text) for text in self.group.allgather_bytes(json.dumps([failed, reason]).encode())
+        ]
+        failed = next((text for text, _ in told if text), "")
+        if taken is None or failed:
+            self._failed(failed)
             return
-        reason = next((text for _, text, _ in told if text), "")
-        blocking = blocking or bool(reason)
+        blocking = blocking or any(text for _, text in told)
         chosen = taken.tables if blocking else copies
-        tables = {
-            name: Saved(table.batch, table.everywhere)
-            for name, table in with_schemas(chosen, [schemas for _, _, schemas in told]).items()
-        }
+        tables = {name: Saved(table.batch, table.everywhere) for name, table in chosen.items()}
         iteration, path = at
         self._saving = iteration, path, taken.nbytes
         facts = {
@@ -307,19 +305,14 @@ class Checkpointer:
             self._writing.run()
             self._finish_writing()
 
-    def _taken(
-        self, blocking: bool
-    ) -> tuple[Captured | None, dict[str, Table], tuple[bool, str, list[tuple[int, str]]]]:
-        """What to save, its copies unless blocking, and what to tell: has it failed, why it was not copied,
-        and the schemas. Local; raises nothing.
-        """
+    def _taken(self, blocking: bool) -> tuple[Captured | None, dict[str, Table], str, str]:
+        """What to save, its copies unless blocking, what failed, and why it was not copied. Local."""
         copies: dict[str, Table] = {}
         try:
             taken = self.capture()
-            reason = "" if blocking else self._copy(taken, copies)
-            return taken, copies, (False, reason, schemas_of(taken.tables))
-        except Exception as error:
-            return None, {}, (True, f"{type(error).__name__}: {error}", [])
+            return taken, copies, "", "" if blocking else self._copy(taken, copies)
+        except Exception as error:  # the others are waiting in the next collective
+            return None, {}, f"{type(error).__name__}: {error}", ""
 
     def _copy(self, taken: Captured, copies: dict[str, Table]) -> str:
         """Copy what this rank will write; why it was not copied."""

@@ -57,9 +57,7 @@ def run(ranks: int, chain: Path, saved: Path | None, folder: Path, *faults: Faul
 
 
 @contextlib.contextmanager
-def alone(
-    chain: Path, saved: Path | None, folder: Path, *faults: Fault
-) -> Iterator[subprocess.Popen[str]]:
+def alone(chain: Path, saved: Path | None, folder: Path, *faults: Fault) -> Iterator[subprocess.Popen[str]]:
     """One rank that runs beside the test."""
     name = f"alone-{os.getpid()}-{time.monotonic_ns()}"
     process = subprocess.Popen(
