@@ -44,7 +44,7 @@ from iterreduce.options import Options
 from iterreduce.saving.directory import Attempt
 from iterreduce.saving.pacing import Pacing
 from iterreduce.saving.planning import Saved
-from iterreduce.saving.reading import Checkpoint, newest
+from iterreduce.saving.reading import Checkpoint, newest, whole
 from iterreduce.saving.writing import Writing, begin
 from iterreduce.sources.agreement import root_decides
 from iterreduce.stopping import StopRequest
@@ -126,15 +126,33 @@ class Checkpointer:
                 iterations=iterations,
             )
 
-    def newest(self, job: Mapping[str, Any]) -> Checkpoint | None:
-        """The checkpoint to go on from, of this very job; None: begin. Collective."""
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None: begin. Collective."""
         assert self.attempt is not None
-        self.job = dict(job)
         saved = newest(self.group, self.attempt, self._warn)
+        self._number = max(root_decides(self.group, self.attempt.checkpoints), default=0)
+        if saved is not None:
+            self.attempt.kept = saved.facts.get("kept")
+        return saved
+
+    def agree_on(self, job: Mapping[str, Any], saved: Checkpoint | None) -> None:
+        """This is the job, and it must be the one that was saved. Collective."""
+        self.job = dict(job)
         if saved is not None:
             self._refuse_other(saved.facts, "saved there")
-        self._number = max(root_decides(self.group, self.attempt.checkpoints), default=0)
-        return saved
+
+    def keep_rows(self, tables: Mapping[str, Table]) -> None:
+        """Save rows that cannot be read again, before the first iteration. Collective."""
+        assert self.attempt is not None
+        self.attempt.kept = self._number + 1
+        self._save((0, ()), True, lambda: Captured(dict(tables), {}))
+        if self._last_failed == self._number:
+            raise OutputError(f"the rows that cannot be read again could not be saved: {self._why}")
+
+    def kept_rows(self) -> Checkpoint | None:
+        """Rows that an attempt before could not read again. Collective."""
+        assert self.attempt is not None
+        return None if self.attempt.kept is None else whole(self.group, self.attempt, self.attempt.kept)
 
     def restarted(self, saved: Checkpoint, iteration: int, path: tuple[int, ...], seconds: float) -> None:
         """The run has taken up what was saved."""
@@ -162,9 +180,9 @@ class Checkpointer:
         if not isinstance(then, dict):
             raise CheckpointError(f"{self.directory}: a job was {what} that does not say what it was")
         for part, of in (("loop", "loop"), ("input", "input"), ("settings", "setting")):
-            if part not in self.job:
+            if part not in self.job or part not in then:
                 continue
-            other = difference(then.get(part, {}), self.job[part], same_python)
+            other = difference(then[part], self.job[part], same_python)
             if other:
                 raise CheckpointError(
                     f"{self.directory}: another {of} was {what}: {other}. Give another --checkpoint-dir, or "
@@ -247,13 +265,18 @@ class Checkpointer:
 
     # ------------------------------------------------------------------ a checkpoint
 
-    def _save(self, at: tuple[int, tuple[int, ...]], blocking: bool) -> None:
+    def _save(
+        self,
+        at: tuple[int, tuple[int, ...]],
+        blocking: bool,
+        capture: Callable[[], Captured] | None = None,
+    ) -> None:
         """Begin to write, or write. Collective."""
         assert self.attempt is not None
         self._began = time.perf_counter()
         self._number += 1
         self.tell_place("checkpoint.start", number=self._number, iteration=at[0], path=at[1])
-        taken, copies, failed, reason = self._taken(blocking)
+        taken, copies, failed, reason = self._taken(blocking, capture or self.capture)
         told = [
             json.loads(text) for text in self.group.allgather_bytes(json.dumps([failed, reason]).encode())
         ]
@@ -271,6 +294,7 @@ class Checkpointer:
             "python": python(),
             "version": __version__,
             "ranks": self.group.size,
+            "kept": self.attempt.kept,
             "pacing": {} if self.pacing is None else self.pacing.remembered(),
             **taken.facts,
         }
@@ -305,11 +329,13 @@ class Checkpointer:
             self._writing.run()
             self._finish_writing()
 
-    def _taken(self, blocking: bool) -> tuple[Captured | None, dict[str, Table], str, str]:
+    def _taken(
+        self, blocking: bool, capture: Callable[[], Captured]
+    ) -> tuple[Captured | None, dict[str, Table], str, str]:
         """What to save, its copies unless blocking, what failed, and why it was not copied. Local."""
         copies: dict[str, Table] = {}
         try:
-            taken = self.capture()
+            taken = capture()
             return taken, copies, "", "" if blocking else self._copy(taken, copies)
         except Exception as error:  # the others are waiting in the next collective
             return None, {}, f"{type(error).__name__}: {error}", ""

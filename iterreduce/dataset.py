@@ -80,13 +80,17 @@ class Dataset:
         return cls.read(path, **options).as_edges(columns, header)
 
     @classmethod
-    def from_local(cls, comm: Any = None, *, copy: bool = True, **columns: Any) -> Dataset:
+    def from_local(
+        cls, comm: Any = None, *, copy: bool = True, save: bool = False, **columns: Any
+    ) -> Dataset:
         """Rows that are in memory: on every rank of ``comm`` its own (None: one rank).
 
         ``copy=False``: the arrays are used as they are and must not change until the run ends.
+        ``save=True``: these rows cannot be made again, so a run with a checkpoint directory saves them there
+        once, and a restart takes them from there; the arrays that it is given are not looked at.
         Raises `DisagreementError` when it runs if columns differ between ranks.
         """
-        return cls(SourceNode(LocalSource(Batch(**columns), copy=copy)), comm)
+        return cls(SourceNode(LocalSource(Batch(**columns), copy=copy, save=save)), comm)
 
     def sample(self, k: int, seed: int = 0, at_least: int = 0) -> Dataset:
         """``k`` different rows, chosen by ``seed``, the same on any number of ranks; in the order of the

@@ -211,10 +211,26 @@ def _inputs(place: str, source: Any) -> Iterator[tuple[str, str | Batch]]:
     elif getattr(source, "files", None):
         for i, file in enumerate(source.files):
             yield (f"{place}, file {i + 1}" if len(source.files) > 1 else place), file.path
-    elif not isinstance(source, Batch):  # a source made of another
-        inner = next((s for s in vars(source).values() if hasattr(s, "open") and hasattr(s, "read")), None)
-        if inner is not None:
-            yield from _inputs(place, inner)
+    elif (inner := _made_of(source)) is not None:
+        yield from _inputs(place, inner)
+
+
+def _made_of(source: Any) -> Any:
+    """The source behind one that is made of another."""
+    if isinstance(source, Batch):
+        return None
+    return next((s for s in vars(source).values() if hasattr(s, "open") and hasattr(s, "read")), None)
+
+
+def locals_of(source: Any) -> Iterator[LocalSource]:
+    """The caller's arrays behind a source."""
+    if isinstance(source, LocalSource):
+        yield source
+    elif isinstance(source, Loop):
+        for inner in source.sources.values():
+            yield from locals_of(inner)
+    elif (made_of := _made_of(source)) is not None:
+        yield from locals_of(made_of)
 
 
 def _share_of(part: str | Batch, rank: int, size: int) -> tuple[int, int]:

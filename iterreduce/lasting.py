@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +23,12 @@ from iterreduce.carrying import tables_of
 from iterreduce.checkpoint import Checkpointer
 from iterreduce.control import Heard
 from iterreduce.errors import CheckpointError
-from iterreduce.fingerprints import described, input_digests
+from iterreduce.fingerprints import described, input_digests, locals_of
 from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.levels import Level, Position, Standing
 from iterreduce.loop import Loop
+from iterreduce.saving.reading import Checkpoint
+from iterreduce.sources.local import LocalSource
 from iterreduce.stopping import StopRequest
 from iterreduce.table import BY_BLOCK, Table
 from iterreduce.transaction import Transaction
@@ -51,6 +53,7 @@ class Lasting:
             stop,
         )
         self.replays: deque[Position] = deque()
+        self._saved: Checkpoint | None = None
         self._journal: list[list[Any]] = []
         self._journals = True
 
@@ -68,18 +71,17 @@ class Lasting:
             (r.n for r in self.loop.until.rules if isinstance(r, MaxIterations) and not nested), None
         )
         self.checkpoints.open(self._job(), limit)
+        self._saved = self.checkpoints.newest()
+        self._keep_rows()
 
     def take_up(self) -> None:
         """Go on from what was saved, if anything was. Collective."""
-        run, started = self.run, time.perf_counter()
+        run, started, saved = self.run, time.perf_counter(), self._saved
         guard = self._guard("what was saved")
-        sources = {
-            f"{level.label}: {name}" if level.parent else name: source
-            for level in run.root.all()
-            for name, source in level.loop.sources.items()
-        }
-        saved = self.checkpoints.newest({**self._job(), "input": input_digests(run.group, sources, guard)})
-        if saved is not None:
+        self.checkpoints.agree_on(
+            {**self._job(), "input": input_digests(run.group, dict(self._sources()), guard)}, saved
+        )
+        if saved is not None and "levels" in saved.facts:
             self._restore(saved, guard)
             self._journal = list(saved.facts["journal"])
             self.replays = deque(_position(entry) for entry in self._journal)
@@ -87,6 +89,37 @@ class Lasting:
             self.checkpoints.restarted(saved, run.iteration, run.path, seconds)
         if self.checkpoints.ready():
             run.root.standing.outcome = Outcome.STOPPED_SAVED
+
+    def _sources(self) -> Iterator[tuple[str, Any]]:
+        """All sources of all levels, by name."""
+        for level in self.run.root.all():
+            for name, source in level.loop.sources.items():
+                yield (f"{level.label}: {name}" if level.parent else name), source
+
+    def _keep_rows(self) -> None:
+        """Rows that cannot be made again are saved once; a restart takes them from there. Collective."""
+        found = {name: local for name, source in self._sources() for local in locals_of(source) if local.save}
+        if not found:
+            return
+        kept, guard = self.checkpoints.kept_rows(), self._guard("rows that were saved")
+        if kept is None:
+            tables = {f"input {name}": Table(local.rows, BY_BLOCK) for name, local in found.items()}
+            self.checkpoints.keep_rows(tables)
+            return
+        for name, local in found.items():
+            guard.run(self._give, kept, f"input {name}", local)
+        self.run.loader.leave_if_failed(guard)
+
+    def _give(self, kept: Checkpoint, table: str, local: LocalSource) -> None:
+        """This rank's share of what was saved: its own rows, on as many ranks as saved them. Local."""
+        rank, size = self.run.group.rank, self.run.group.size
+        if table not in kept.tables:
+            raise CheckpointError(f'{kept.path} holds no rows of "{table}"; --fresh begins anew')
+        rows, written = kept.tables[table].rows, kept.tables[table].rank_rows
+        lo, hi = rows * rank // size, rows * (rank + 1) // size
+        if len(written) == size:
+            lo, hi = sum(written[:rank]), sum(written[: rank + 1])
+        local.give(kept.read(table, lo, hi))
 
     def _job(self) -> dict[str, Any]:
         options, shop = self.run.options, self.run.shop

@@ -104,6 +104,7 @@ class Attempt:
         self.path = os.path.join(directory, f"attempt-{number:06d}")
         self.history = history or History()
         self.finished: dict[str, Any] | None = finished
+        self.kept: int | None = None  # holds input that cannot be read again: it stays
         self.bad: set[int] = set()  # checkpoints found not to be whole: they do not count as kept
 
     @classmethod
@@ -168,7 +169,7 @@ class Attempt:
     def drop_old(self, keep: int = 2) -> None:
         """Remove all but the newest good ones. Rank 0. What cannot be removed stays."""
         with contextlib.suppress(OSError):
-            numbers = published_in(self.path)
+            numbers = [number for number in published_in(self.path) if number != self.kept]
             good = [number for number in numbers if number not in self.bad][:keep]
             for number in numbers:
                 if number not in good and number < max(good, default=0):

@@ -348,6 +348,14 @@ def newest(group: Group, attempt: Attempt, warn: Callable[[str], None]) -> Check
     )
 
 
+def whole(group: Group, attempt: Attempt, number: int) -> Checkpoint:
+    """The checkpoint of this number. Collective. Raises `CheckpointError` on all ranks unless it is whole."""
+    found, reason = _whole(group, attempt.place(number))
+    if found is None:
+        raise CheckpointError(f"{attempt.place(number)} is needed and is damaged: {reason}")
+    return found
+
+
 def _whole(group: Group, path: str) -> tuple[Checkpoint | None, str]:
     """The checkpoint if all ranks find their share of it good, or why not. Collective."""
     checkpoint, reason = _told(group, path)

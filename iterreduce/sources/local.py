@@ -29,14 +29,17 @@ _numbers = itertools.count()
 
 
 class LocalSource:
-    """A batch per rank. The rows are copied, unless `copy=False` promises that they stay as they are."""
+    """A batch per rank. The rows are copied, unless `copy=False` promises that they stay as they are.
+
+    `save`: they cannot be made again, so they belong into a checkpoint directory, once.
+    """
 
     rereadable = False
     token: str
     blocks: Blocks
 
-    def __init__(self, batch: Batch, name: str = "local", copy: bool = True):
-        self.name, self._batch = name, batch.copy() if copy else batch
+    def __init__(self, batch: Batch, name: str = "local", copy: bool = True, save: bool = False):
+        self.name, self._batch, self.save = name, batch.copy() if copy else batch, save
         self.schema: Schema = batch.schema
         self._first_block = 0
 
@@ -44,6 +47,10 @@ class LocalSource:
     def rows(self) -> Batch:
         """This rank's rows."""
         return self._batch
+
+    def give(self, batch: Batch) -> None:
+        """These rows in place of those that it has; before `open`."""
+        self._batch, self.schema = batch, batch.schema
 
     def open(self, group: Group) -> None:
         """Agree on the schema, deal out blocks. Collective. Raises `DisagreementError`, naming the rank."""

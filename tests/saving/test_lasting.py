@@ -176,3 +176,57 @@ def test_a_finished_job_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="another loop was finished there"):
         run_once(lambda group: counting(7.0), 2, tmp_path / "saved")
     assert run_once(lambda group: counting(), 2, tmp_path / "saved", fresh=True)[0].iterations == 9
+
+
+# ---------------------------------------------------------------------- rows that cannot be read again
+
+
+BROKEN = {"now": False}
+
+
+def added(s: ir.Batch, total: ir.Batch) -> ir.Batch:
+    if BROKEN["now"]:
+        raise ArithmeticError
+    return ir.Batch(y=s["y"] + total["y"])
+
+
+def summed(x: np.ndarray, group: ir.Group) -> ir.Loop:
+    """The sum of all x is added to the state in each iteration."""
+    mine = x[len(x) * group.rank // group.size : len(x) * (group.rank + 1) // group.size]
+    rows = ir.Dataset.from_local(group, save=True, x=mine)
+    inputs = ir.Inputs()
+    name = inputs.rows("rows", rows)
+    stages = (
+        ir.Total(name, (), {"y": ir.sum("x")}, "total"),
+        ir.Local(added, ("s", "total"), "t", cut="share"),
+    )
+    step = ir.Superstep("add", stages, (ir.Replace("s", "t"),))
+    sources = {**inputs.sources, "zero": ir.Batch(y=np.zeros(1))}
+    return ir.Loop("sums", sources, {"s": ir.State("zero")}, (step,), ir.Until.of([], 9), "s")
+
+
+@pytest.mark.parametrize("pieces", [(2, 2, 2), (3, 1, 5)])
+def test_rows_that_cannot_be_read_again_are_saved_once(pieces: tuple[int, ...], tmp_path: Path) -> None:
+    x, other = np.arange(20.0), np.full(3, -1.0)
+    first, second, last = pieces
+    run_once(lambda g: summed(x, g), first, tmp_path / "saved", 2)
+    run_once(lambda g: summed(other, g), second, tmp_path / "saved", 2)
+    result = run_once(lambda g: summed(other[:0], g), last, tmp_path / "saved")[0]
+    assert result["y"].tolist() == [9 * x.sum()] and result.iterations == 9
+    assert result.checkpoints["restarted_from_iteration"] > 2
+    kept = sorted(int(p.name) for p in (tmp_path / "saved").glob("attempt-*/0*"))
+    assert kept[0] == 1 and len(kept) <= 3
+
+
+def test_a_run_that_ended_before_it_saved_a_state_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.arange(20.0)
+    options = {"checkpoint_every": 0}
+
+    monkeypatch.setitem(BROKEN, "now", True)
+    with pytest.raises(ir.UserCodeError):
+        run_once(lambda g: summed(x, g), 2, tmp_path / "saved", **options)
+    monkeypatch.setitem(BROKEN, "now", False)
+    result = run_once(lambda g: summed(x[:1] - 5, g), 3, tmp_path / "saved", **options)[0]
+    assert result["y"].tolist() == [9 * x.sum()]
