@@ -38,8 +38,9 @@ def test_the_supervisor_imports_neither_mpi_nor_numpy() -> None:
 
 
 def test_its_own_options_are_taken_and_the_rest_goes_to_the_ranks() -> None:
-    own = "-n 4 --out x.csv --retries=2 --hang-timeout 10m --host a:2,b:2 --quiet --launcher".split()
-    job = parse([*own, "srun --mpi=pmix", "app.py", "--k", "-n", "--checkpoint-dir=saved"])
+    words = ["-n", "4", "--out", "x.csv", "--retries=2", "--hang-timeout", "10m", "--host", "a:2,b:2"]
+    words += ["--quiet", "--launcher", "srun --mpi=pmix", "app.py", "--k", "-n", "--checkpoint-dir=saved"]
+    job = parse(words)
     assert job is not None
     assert (job.ranks, job.retries, job.hang_timeout) == (4, 2, 600.0)
     assert (job.hosts, job.launcher) == ((Host("a", 2), Host("b", 2)), "srun --mpi=pmix")
