@@ -19,7 +19,7 @@ from iterreduce.supervising import launchers, places
 from iterreduce.supervising.beats import Beats
 from iterreduce.supervising.command import newest_checkpoint, parse
 from iterreduce.supervising.launchers import MPICH, NONE, OPEN_MPI, OTHER, SRUN, Host, Launcher, find
-from iterreduce.supervising.processes import is_alive, kill_marked, machine, send, start_of, sweep
+from iterreduce.supervising.processes import handle_of, is_alive, kill_marked, machine, send, start_of, sweep
 from iterreduce.supervising.vitals import Vitals
 
 ROOT = Path(__file__).parents[2]
@@ -259,6 +259,16 @@ def test_a_process_is_known_by_its_number_and_its_start() -> None:
     assert send(process.pid, start, 9) and process.wait(10) == -9
     assert start_of(process.pid) == "" and not send(process.pid, start, 9)
     assert machine() == machine() != ""
+
+
+def test_a_system_without_handles_of_processes_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(pid: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "pidfd_open", refuses)
+    process = subprocess.Popen(["/bin/sleep", "100"])
+    assert handle_of(process.pid) is None
+    assert send(process.pid, start_of(process.pid), 9) and process.wait(10) == -9
 
 
 def test_the_newest_checkpoint_is_that_with_the_highest_number(tmp_path: Path) -> None:
