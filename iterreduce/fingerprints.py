@@ -98,6 +98,8 @@ def _lines(place: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
         yield place, repr(value.item() if isinstance(value, np.generic) else value)
     elif isinstance(value, Batch | np.ndarray | Ragged):
         yield place, array_text(value)
+    elif isinstance(value, Group):  # of another number of ranks it is another one
+        yield place, Group.__name__
     elif isinstance(value, Until):
         yield place, ", ".join(type(rule).__name__ for rule in value.rules)
     elif depth > DEPTH:

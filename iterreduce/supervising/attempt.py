@@ -24,6 +24,7 @@ from iterreduce.supervising.beats import Beats
 from iterreduce.supervising.launchers import NONE, Launcher
 from iterreduce.supervising.processes import (
     die_with_parent,
+    handle_of,
     kill_group,
     kill_marked,
     machine,
@@ -78,7 +79,7 @@ class Attempt:
         self.beats = Beats(directory, ranks, pause)
         self._known: dict[int, dict[str, Any]] = {}
         self._dead: list[int] = []  # in their order
-        self._handles: dict[int, int] = {}
+        self._handles: dict[int, int | None] = {}
         self._since, self._told, self._why = time.time(), False, ""
         self._left_since: float | None = None
         self._next_look, self._killed = 0.0, False
@@ -106,27 +107,39 @@ class Attempt:
     # -- while it runs
 
     def _watch_over(self) -> None:
-        handle = os.pidfd_open(self._process.pid)
         with select.epoll() as poll:
-            poll.register(handle, select.EPOLLIN)
+            self._follow(poll, self._process.pid, None)
             try:
-                while not self._look(poll, handle):
+                while not self._look(poll):
                     pass
             finally:
-                for open_handle in (handle, *self._handles):
-                    os.close(open_handle)
+                for handle in self._handles:
+                    os.close(handle)
 
-    def _look(self, poll: select.epoll, launcher: int) -> bool:
+    def _follow(self, poll: select.epoll, pid: int, rank: int | None) -> None:
+        """Be told when this process ends, the launcher's where there is no rank."""
+        try:
+            handle = handle_of(pid)
+        except ProcessLookupError:
+            if rank is not None:
+                self._dead.append(rank)
+            return
+        if handle is not None:
+            self._handles[handle] = rank
+            poll.register(handle, select.EPOLLIN)
+
+    def _look(self, poll: select.epoll) -> bool:
         """Once; whether it is over."""
-        ended = False
         for handle, _ in poll.poll(MEET_SECONDS if len(self._known) < self.ranks else LOOK_SECONDS):
             poll.unregister(handle)
-            if handle == launcher:
-                ended, self._killed = True, self._process.wait() < 0
-            else:
-                self._dead.append(self._handles[handle])
+            rank = self._handles[handle]
+            if rank is not None:
+                self._dead.append(rank)
         self._meet(poll)
-        if ended or self.now() is not None:
+        if self._process.poll() is not None:
+            self._killed = self._process.returncode < 0
+            return True
+        if self.now() is not None:
             return True
         if self.watch.reason:
             self._ask_to_save()
@@ -146,13 +159,7 @@ class Attempt:
                 continue
             self._known[rank] = who
             if who["machine"] == machine():
-                try:
-                    handle = os.pidfd_open(who["pid"])
-                except OSError:
-                    self._dead.append(rank)
-                    continue
-                self._handles[handle] = rank
-                poll.register(handle, select.EPOLLIN)
+                self._follow(poll, who["pid"], rank)
 
     def _ask_to_save(self) -> None:
         """By a file that every rank's beat reads; rank 0, if it is here, at once."""

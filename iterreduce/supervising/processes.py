@@ -50,21 +50,36 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
+def handle_of(pid: int) -> int | None:
+    """A file that can be read when the process ends; None where the system has none.
+
+    Raises ProcessLookupError when it has ended.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return None
+
+
 def send(pid: int, start: str, number: int) -> bool:
     """Send a signal to this very process; whether it was there."""
+    handle = None
     try:
-        handle = os.pidfd_open(pid)
-    except OSError:
-        return False
-    try:
+        handle = handle_of(pid)  # first: then the number cannot be used again
         if not is_alive(pid, start):
             return False
-        signal.pidfd_send_signal(handle, number)
+        if handle is None:
+            os.kill(pid, number)
+        else:
+            signal.pidfd_send_signal(handle, number)
         return True
     except OSError:
         return False
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def kill_group(pid: int, start: str) -> None:

@@ -29,7 +29,7 @@ from iterreduce.supervising import places
 from iterreduce.supervising.processes import die_with_parent, is_alive, machine, start_of
 
 #: A beat is padded to this, so that writing it again replaces it.
-BEAT_BYTES = 512
+BEAT_BYTES, END_BYTES = 512, 64
 #: Events that say nothing about the main thread.
 _NO_SIGN = ("checkpoint.step",)
 
@@ -52,6 +52,7 @@ class Vitals:
         self._iteration: Event | None = None
         self._events = self._beats = 0
         self._over = threading.Event()
+        self._end = os.path.join(directory, f".end-{self.rank}")
 
     def begin(self) -> None:
         """Tell that this rank is there; it will not outlive its launcher."""
@@ -61,6 +62,8 @@ class Vitals:
         pid, host = os.getpid(), socket.gethostname()
         who = {"host": host, "machine": self._here, "pid": pid, "start": start_of(pid)}
         try:
+            with open(self._end, "wb") as file:  # a disk that is full later has room for it
+                file.write(b" " * END_BYTES)
             places.write(self.directory, f"rank-{self.rank}.json", who)
         except OSError as error:
             raise LaunchError(f"rank {self.rank} on {host} cannot write: {error}") from error
@@ -137,7 +140,9 @@ class Vitals:
         """Tell how this rank leaves: `agreed` with all others, `alone`, or `asked` to end at once."""
         self._over.set()
         try:
-            places.write(self.directory, f"end-{self.rank}", {"status": status, "how": how})
+            with open(self._end, "r+b") as file:
+                file.write(json.dumps({"status": status, "how": how}).encode())
+            os.rename(self._end, os.path.join(self.directory, f"end-{self.rank}"))
         except OSError as error:
             sys.stderr.write(f"iterreduce: rank {self.rank} cannot tell its supervisor: {error}\n")
 

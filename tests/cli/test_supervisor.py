@@ -19,7 +19,7 @@ import pytest
 from tests.cli.waiting import SLOW, lines_of, pid_of, until
 from tests.launch import ROOT, RUN_VARIABLE, kill_run, mpirun_environment
 
-ITERATIONS = 60
+ITERATIONS = 50
 
 
 class Job:

@@ -24,7 +24,7 @@ if rank == "0" and "ITERREDUCE_TEST_GO" in os.environ:
         time.sleep(0.01)
 
 @ir.app
-def slow(iterations: int = 100, pause: float = 0.05, hang: int = 0, group: ir.Group = None):
+def slow(iterations: int = 100, pause: float = 0.03, hang: int = 0, group: ir.Group = None):
     """Count to ITERATIONS, PAUSE seconds each; stay for ever in iteration HANG."""
     log = open(f"{folder}/iterations-{group.rank}", "a", buffering=1)
 
