@@ -69,11 +69,27 @@ class WithFallback:
         status = self.folding.extra_status if alone else OK
         if status == OK:
             status = self.active.exchange(guard)
+        if not self.by_rows and status & FAILED and self._only_needs_rows(guard):
+            status = ROWS_WANTED
         if self.by_rows or status & FAILED or not status & ROWS_WANTED:
             return status
         self.by_rows = True
         guard.run(self.whole.prepare, self._tables, self._iteration)
         return self.whole.exchange(guard)
+
+    def _only_needs_rows(self, guard: Guard) -> bool:
+        """Did all ranks that failed fail for columns that cannot be folded? Collective.
+
+        Where no rank has rows, the columns are known after the exchange only.
+        """
+        mine = guard.failure
+        here = mine is not None and isinstance(mine.original, NeedsRows)
+        words = np.array([here, mine is not None and not here], np.int64)
+        self.folding.group.allreduce(words, "max")
+        if not words[0] or words[1]:
+            return False
+        guard.failure = None
+        return True
 
     def finish(self) -> Table:
         """The finished rows."""

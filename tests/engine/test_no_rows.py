@@ -85,7 +85,9 @@ def test_keys_that_come_to_hold_nulls(ranks: int, naive: bool) -> None:
 def test_few_rows_or_none_go_through_every_stage_iteration_after_iteration(ranks: int, rows: int) -> None:
     def work(group: ir.Group) -> dict[str, int]:
         mine = np.arange(rows * group.rank // group.size, rows * (group.rank + 1) // group.size)
-        few = ir.Dataset.from_local(group, k=mine, x=np.ones(len(mine)))
+        text = ir.Ragged.from_list(["t", *map(str, mine)]).slice(1, 1 + len(mine))
+        few = ir.Dataset.from_local(group, k=mine, x=np.ones(len(mine)), t=text)
+        texts = {"least": ir.min("t"), "first": ir.first("t"), "all": ir.collect("x")}
         stages = (
             ir.Shuffle("rows", ("k",), "shuffled"),
             ir.Shuffle("rows", ("k",), "combined", {"x": ir.sum("x")}),
@@ -95,6 +97,10 @@ def test_few_rows_or_none_go_through_every_stage_iteration_after_iteration(ranks
             ir.Lookup("rows", ("k",), "s", (), "looked up"),
             ir.Gather("rows", "gathered"),
             ir.Total("rows", ("k",), {"x": ir.sum("x")}, "total"),
+            ir.Shuffle("rows", ("k",), "texts", texts),
+            ir.Total("rows", ("k",), texts, "text total"),
+            ir.Shuffle("rows", ("k",), "least", {"least": ir.min("t")}),
+            ir.Total("rows", ("k",), {"first": ir.first("t")}, "first total"),
         )
         outputs = tuple(ir.Sink(stage.into, stage.into) for stage in stages)
         step = ir.Superstep("step", stages, (*outputs, ir.Replace("s", "shuffled")))
@@ -107,5 +113,5 @@ def test_few_rows_or_none_go_through_every_stage_iteration_after_iteration(ranks
 
     found = run_ranks(ranks, work)
     for name in found[0]:
-        everywhere = name in ("gathered", "total")
+        everywhere = name == "gathered" or name.endswith("total")
         assert sum(counts[name] for counts in found) == 3 * rows * (ranks if everywhere else 1), name
