@@ -283,7 +283,10 @@ class Campaign:
         self, name: str, attempt: Attempt, saved: Path | None, every: int, files: str, fresh: bool = False
     ) -> End:
         """Start it, do what is to be done from outside, and wait for its end."""
-        program, folder = PROGRAMS[name], Path(tempfile.mkdtemp(dir=self.work if saved is None else saved.parent))
+        program, folder = (
+            PROGRAMS[name],
+            Path(tempfile.mkdtemp(dir=self.work if saved is None else saved.parent)),
+        )
         options = [
             "--reproducible",
             "--quiet",
