@@ -20,7 +20,6 @@ import json
 import shutil
 import statistics
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -118,10 +117,13 @@ class Watch:
     copies: list[int] = field(default_factory=list)  # after how many iterations of this attempt
     blocking: list[float] = field(default_factory=list)
     latency: list[float] = field(default_factory=list)
+    copied: float = 0.0  # when the last copy began
+    kept: int = 0  # iterations of this attempt that were published
     ended: float = 0.0
 
     def __call__(self, event: Event) -> None:
-        if threading.current_thread() is not threading.main_thread():
+        if event.name == "checkpoint.step":
+            self._step(event)
             return
         if event.name == "iteration.start" and not self.first:
             self.first = event.seconds
@@ -130,14 +132,24 @@ class Watch:
         elif event.name == "checkpoint.copy":
             self.copies.append(self.iterations)
             self.blocking.append(event.fields["seconds"])
-        elif event.name == "checkpoint.published":
-            self.latency.append(event.fields["seconds"])
+            self.copied = event.seconds - event.fields["seconds"]
         elif event.name == "run.end":
             self.ended = self.ended or event.seconds
             return
         if event.seconds - self.begun >= self.life:
             self.ended = event.seconds
             raise Interrupt
+
+    def _step(self, event: Event) -> None:
+        """May come from the writer's thread, which dies with the job, or it would publish behind its death.
+
+        What counts is when a checkpoint has its name; the engine learns of it an iteration or two later.
+        """
+        if self.ended:
+            raise Interrupt
+        if event.fields["step"] == "published":
+            self.latency.append(event.seconds - self.copied)
+            self.kept = self.copies[-1]
 
     def attempt(self) -> dict[str, Any]:
         """What of an `Attempt` was seen; None where nothing was."""
@@ -151,6 +163,7 @@ class Watch:
             "blocking": statistics.fmean(self.blocking) if self.blocking else None,
             "latency": statistics.fmean(self.latency) if self.latency else None,
             "iterations": self.iterations,
+            "kept": self.kept,
         }
 
 
