@@ -87,7 +87,10 @@ def _csv(path: Path, rng: np.random.Generator) -> None:
     rows = [
         f"{a},{b!r},{ENGLISH[a % 9]},{c}"
         for a, b, c in zip(
-            rng.integers(0, 99, 60).tolist(), rng.normal(size=60).tolist(), ['"a ""b"", c"', ""] * 30, strict=True
+            rng.integers(0, 99, 60).tolist(),
+            rng.normal(size=60).tolist(),
+            ['"a ""b"", c"', ""] * 30,
+            strict=True,
         )
     ]
     path.write_text("\n".join(["id,x,word,note", *rows]) + "\n")
@@ -163,7 +166,10 @@ def _same_as_library(path: Path, found: Batch) -> None:
     for name, column in _by_library(path, found.names).items():
         mine: Any = found[name]
         if isinstance(column, list):
-            same = [row.encode(errors="surrogateescape") if isinstance(row, str) else row for row in mine.to_list()] == column
+            same = [
+                row.encode(errors="surrogateescape") if isinstance(row, str) else row
+                for row in mine.to_list()
+            ] == column
         else:
             same = mine.shape == column.shape and mine.tobytes() == column.astype(mine.dtype).tobytes()
         if not same:

@@ -55,7 +55,9 @@ def flip(raw: bytes, rng: Rng) -> bytes:
 
 def truncate(raw: bytes, rng: Rng) -> bytes:
     """The end is missing: a few bytes of it, or most, or all."""
-    return raw[: [0, max(0, len(raw) - int(rng.integers(1, 9))), int(rng.integers(len(raw) + 1))][rng.integers(3)]]
+    return raw[
+        : [0, max(0, len(raw) - int(rng.integers(1, 9))), int(rng.integers(len(raw) + 1))][rng.integers(3)]
+    ]
 
 
 def extend(raw: bytes, rng: Rng) -> bytes:
@@ -158,7 +160,9 @@ def forged(raw: bytes, rng: Rng) -> tuple[bytes, str]:
         return resealed(b'{\n"format": ' + b"[" * 50_000), "deep JSON"
     if rng.integers(20) == 0:
         body = raw[: raw.rindex(b',\n"checksum"')]
-        name = (b'"format": NaN', b'"number": 1', b'"x": 1e999', b'"x": ' + b"[" * 10**6)[int(rng.integers(4))]
+        name = (b'"format": NaN', b'"number": 1', b'"x": 1e999', b'"x": ' + b"[" * 10**6)[
+            int(rng.integers(4))
+        ]
         return resealed(body + b",\n" + name), "JSON of another kind"
     return raw, ", ".join(told)
 
