@@ -138,9 +138,7 @@ class Writing:
         try:
             self._at("write")
             self._write()
-        except (
-            BaseException
-        ) as error:  # on a thread nobody would see it; whoever died meets its end elsewhere
+        except BaseException as error:  # on a thread nobody would see it
             self.error, state = self._plan.attempt.explained(error), "failed"
         else:
             state = "written"
