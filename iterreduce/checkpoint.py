@@ -425,6 +425,7 @@ class Checkpointer:
 
     def ended(self, end: str, iteration: int) -> None:
         """The run is over: what is being written is given up. Local."""
+        self._at("end")  # a rank that is dead, if only as a thread, gets no further: it leaves all as it is
         if self._writing is not None:
             self._writing.abandon()
             self._writing = None

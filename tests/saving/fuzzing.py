@@ -129,8 +129,9 @@ def evil(rng: Rng) -> Any:
     for _ in range(int(rng.integers(1, 200))):
         deep = [deep]
     values = [
-        None, True, -1, 0, 1, 2, 7, 2**31, 2**60, 2**62, 2**63, 2**64, 10**300, 0.5, 1e308, "", "x", "\0", "../..",
-        "/etc/passwd", "node-0001.h5", "index.h5", "|O8", "<f8", "|V1", "<M8[99999s]", "0" * 16, "\ud800", [], {},
+        None, True, -1, 0, 1, 2, 7, 2**31, 2**60, 2**62, 2**63, 2**64, 10**300, 0.5, 1e308, "", "x", "\0",
+        "../..", "/etc/passwd", "node-0001.h5", "index.h5", "|O8", "<f8", "|V1", "<M8[99999s]", "0" * 16,
+        "\ud800", [], {},
         [0], [[0, 0, 0, "0" * 16]], {"a": 1}, deep, [0] * 100_000, "text", "list", "fixed", 12, -(2**63),
     ]  # fmt: skip
     return values[int(rng.integers(len(values)))]
