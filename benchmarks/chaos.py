@@ -1,7 +1,7 @@
 """A campaign of failures: runs that are killed and damaged, and started again until they finish.
 
     python benchmarks/chaos.py --runs 300 --seed 1 --jobs 3
-    python benchmarks/chaos.py --seed 1 --only 17 --keep      one of them again, files and all
+    python benchmarks/chaos.py --seed 1 --only 17 --keep     one of them again, files and all
 
 Every run is a pure function of the seed and its number: a program, and attempts at it, each with a number of
 ranks and what goes wrong: ranks killed (one, several, all, or the launcher) at a place inside the program
@@ -53,8 +53,7 @@ from tests.launch import kill_run, mpirun_command, mpirun_environment, segments,
 MOST_RANKS = 5
 MOST_ATTEMPTS = 8
 PAUSE = 0.01  # per iteration, seconds
-# Start-up is most of what a run costs, so few ranks are drawn more often than many.
-FEW, SOME = (1, 1, 2, 2, 3, 4, 5), (2, 2, 2, 3, 3, 4, 5)
+FEW, SOME = (1, 1, 2, 2, 3, 4, 5), (2, 2, 2, 3, 3, 4, 5)  # ranks: start-up is most of what a run costs
 
 #: Where ranks are killed, and which of these places stand inside what must be all or nothing.
 PHASES = (
@@ -283,18 +282,10 @@ class Campaign:
         self, name: str, attempt: Attempt, saved: Path | None, every: int, files: str, fresh: bool = False
     ) -> End:
         """Start it, do what is to be done from outside, and wait for its end."""
-        program, folder = (
-            PROGRAMS[name],
-            Path(tempfile.mkdtemp(dir=self.work if saved is None else saved.parent)),
-        )
-        options = [
-            "--reproducible",
-            "--quiet",
-            "--summary",
-            f"{folder}/summary",
-            "--events",
-            f"{folder}/events",
-        ]
+        program = PROGRAMS[name]
+        folder = Path(tempfile.mkdtemp(dir=self.work if saved is None else saved.parent))
+        options = ["--reproducible", "--quiet", "--summary", f"{folder}/summary"]
+        options += ["--events", f"{folder}/events"]
         if saved is not None and self.saving:
             options += ["--checkpoint-dir", str(saved), "--checkpoint-every", str(every)]
             options += ["--checkpoint-files", files, *(["--fresh"] if fresh else [])]
@@ -398,11 +389,8 @@ def struck_in(attempt: Attempt, end: End) -> list[str]:
         return [attempt.phase] if end.summary is None else []
     if not attempt.phase:
         return []
-    disks = [
-        type(f).__name__
-        for f in attempt.faults
-        if not isinstance(f, Kill) and f"{type(f).__name__}(" in end.text
-    ]
+    kinds = [type(fault).__name__ for fault in attempt.faults if not isinstance(fault, Kill)]
+    disks = [kind for kind in kinds if f"{kind}(" in end.text]
     return ([attempt.phase] if "iterreduce.testing: Kill(" in end.text else []) + disks
 
 

@@ -102,6 +102,8 @@ def _standing_facts(level: Level, tables: dict[str, Table]) -> dict[str, Any]:
 
 
 def _stored(name: str, table: Table, tables: dict[str, Table]) -> dict[str, Any]:
+    while name in tables:  # a state may be called "output log"
+        name += "'"
     tables[name] = table
     known = table.rows_total if table.rows_total >= 0 else -1
     return {"stored": name, "layout": table.layout.kind, "keys": list(table.layout.keys), "rows": known}

@@ -194,7 +194,7 @@ class LoopRun(Whereabouts):
             if self.outcome is not None:  # told to stop before anything was done
                 return self.outcome
         if self.lasting is not None and self.lasting.replays:
-            return self.lasting.replays.popleft()
+            return self.lasting.replay()
         traffic, started = self.group.traffic, time.perf_counter()
         sent = traffic.payload_bytes
         try:

@@ -34,7 +34,8 @@ from iterreduce.table import BY_BLOCK, Table
 from iterreduce.transaction import Transaction
 
 #: Positions that are kept for replays: beyond that a driver of its own cannot be followed.
-MOST_REPLAYED = 1_000_000
+#: Written with each checkpoint, where files of more than `sealing.MOST_BYTES` are not read.
+MOST_REPLAYED = 500_000
 
 
 class Lasting:
@@ -56,11 +57,21 @@ class Lasting:
         self._saved: Checkpoint | None = None
         self._journal: list[list[Any]] = []
         self._journals = True
+        self._forgotten = 0  # positions beyond those
+
+    def replay(self) -> Position:
+        """What `advance` returned when it was called this often. Raises `CheckpointError`."""
+        if self._forgotten:
+            raise CheckpointError(
+                f"{self.checkpoints.directory}: only the first {len(self._journal)} positions of a driver of "
+                f"its own were kept, and it had made {self._forgotten} more; run() goes on without them"
+            )
+        return self.replays.popleft()
 
     def skip_replays(self) -> None:
         """The engine itself drives the run: nobody asks for the positions before."""
         self.replays.clear()
-        self._journals, self._journal = False, []
+        self._journals, self._journal, self._forgotten = False, [], 0
 
     # ------------------------------------------------------------------ start
 
@@ -83,7 +94,7 @@ class Lasting:
         )
         if saved is not None and "levels" in saved.facts:
             self._restore(saved, guard)
-            self._journal = list(saved.facts["journal"])
+            self._journal, self._forgotten = list(saved.facts["journal"]), saved.facts["forgotten"]
             self.replays = deque(_position(entry) for entry in self._journal)
             seconds = time.perf_counter() - started
             self.checkpoints.restarted(saved, run.iteration, run.path, seconds)
@@ -179,12 +190,17 @@ class Lasting:
     def after(self, status: int, seconds: float) -> None:
         """What all ranks agreed on in the control reduction of the iteration just committed. Collective."""
         run = self.run
-        if self._journals and len(self._journal) < MOST_REPLAYED:
-            at = run.position
-            self._journal.append([at.iteration, _told(at.residual), list(at.path), list(at.loops)])
+        if self._journals:
+            self._keep(run.position)
         ended = run.outcome is not None
         if self.checkpoints.after(status, seconds, (run.iteration, run.path), ended):
             run.root.standing.outcome = Outcome.STOPPED_SAVED
+
+    def _keep(self, at: Position) -> None:
+        if len(self._journal) < MOST_REPLAYED:
+            self._journal.append([at.iteration, _told(at.residual), list(at.path), list(at.loops)])
+        else:
+            self._forgotten += 1
 
     def save(self) -> None:
         """Write a checkpoint now. Collective."""
@@ -193,7 +209,8 @@ class Lasting:
     def _capture(self) -> Captured:
         run = self.run
         taken = captured(run.level, run.outputs)
-        more = {"journal": list(self._journal), "partitions": run.shop.partitions.partitions}
+        more = {"journal": list(self._journal), "forgotten": self._forgotten}
+        more |= {"partitions": run.shop.partitions.partitions}
         return replace(taken, facts={**taken.facts, **more})
 
     def _has_room(self, nbytes: int) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from typing import Any, TextIO
 
 from iterreduce.events import Event
@@ -35,18 +36,21 @@ class JsonLines:
         self._waiting: list[Event] = []
         self._start: float | None = None
         self._flushed = 0.0
+        self._lock = threading.Lock()  # events come from the thread that writes checkpoints, too
 
     def __call__(self, event: Event) -> None:
-        if self._start is None:
-            self._start = self._flushed = event.seconds
-        self._waiting.append(event)
-        if event.name == "run.end" or event.seconds - self._flushed >= FLUSH_SECONDS:
-            self._flushed = event.seconds
-            self._flush()
+        with self._lock:
+            if self._start is None:
+                self._start = self._flushed = event.seconds
+            self._waiting.append(event)
+            if event.name == "run.end" or event.seconds - self._flushed >= FLUSH_SECONDS:
+                self._flushed = event.seconds
+                self._flush()
 
     def close(self) -> None:
         """Write what is left; the stream stays open."""
-        self._flush()
+        with self._lock:
+            self._flush()
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []

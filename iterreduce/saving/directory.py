@@ -11,10 +11,12 @@ Only rank 0 works on the disk here; an `Attempt` on another rank is a path and a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +33,8 @@ T = TypeVar("T")
 
 FORMAT = 1
 MARKER, HISTORY, FINISHED = "iterreduce.json", "attempts.json", "finished.json"
-WRITING = ".writing-"
+WRITING, FIRST = ".writing-", ".first-"
+GOING = "fresh"  # stands there while all that was published is removed
 _ATTEMPT = re.compile(r"attempt-(\d{6,18})\Z")
 _CHECKPOINT = re.compile(r"(\d{12,18})\Z")
 # Entries of the history beyond these are forgotten, oldest first: enough to learn from.
@@ -278,34 +281,58 @@ def attempts_in(directory: str) -> list[int]:
 def _taken_over(directory: str) -> int:
     for _ in range(MOST_TRIES):
         number = max(attempts_in(directory), default=0)
-        new = Attempt(directory, number + 1).path
+        old, new = Attempt(directory, number).path, Attempt(directory, number + 1).path
+        if os.path.isfile(old):
+            raise CheckpointError(f"{old} is no directory: wanted those of earlier attempts alone")
         try:
-            if number:
-                os.rename(Attempt(directory, number).path, new)
-            else:
-                os.mkdir(new)
-        except (FileNotFoundError, FileExistsError):  # another run was faster
-            continue
-        except NotADirectoryError:
-            raise CheckpointError(f"{Attempt(directory, number).path} is no directory") from None
+            os.rename(old if number else _made_first(directory), new)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):  # another run was faster
+                continue
+            raise
         sync_directory(directory)
-        return number + 1
+        found = attempts_in(directory)
+        if number or found[:1] != [1] or len(found) == 1:
+            _drop_first(directory)
+            return number + 1
+        remove(new)  # it came late with a first attempt: others had made theirs and gone on from it
     raise CheckpointError(f"{directory} is taken over by other runs all the time")
 
 
+def _made_first(directory: str) -> str:
+    """A directory to rename to that of the first attempt. It is not empty: nothing is renamed onto it."""
+    first = tempfile.mkdtemp(prefix=FIRST, dir=directory)
+    os.chmod(first, os.stat(directory).st_mode & 0o777)
+    _write_history(first, History())
+    return first
+
+
+def _drop_first(directory: str) -> None:
+    """Remove what runs left that were not the first, or were killed on the way."""
+    for name in os.listdir(directory):
+        if name.startswith(FIRST):
+            remove(os.path.join(directory, name))
+
+
 def _cleared(path: str, fresh: bool) -> None:
-    """Remove what an attempt left that did not end; with `fresh` also what it published."""
+    """Remove what an attempt left that did not end; with `fresh` also what it published.
+
+    A run that is killed in between leaves no job that is half there: the next one goes on to remove.
+    """
+    going = os.path.join(path, GOING)
+    if fresh:
+        os.close(os.open(going, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        sync_directory(path)
+    if os.path.lexists(going):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, FINISHED))
+        for number in published_in(path):
+            os.rename(os.path.join(path, f"{number:012d}"), os.path.join(path, f".removed-{number:012d}"))
+        sync_directory(path)
+        os.unlink(going)
     for name in os.listdir(path):
         if name.startswith("."):
             remove(os.path.join(path, name))
-    if fresh:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(path, FINISHED))
-        for number in published_in(path):  # newest first would leave an older one to go on from
-            hidden = os.path.join(path, f".removed-{number:012d}")
-            os.rename(os.path.join(path, f"{number:012d}"), hidden)
-            remove(hidden)
-        sync_directory(path)
 
 
 def remove(path: str) -> None:

@@ -336,6 +336,7 @@ def newest(group: Group, attempt: Attempt, warn: Callable[[str], None]) -> Check
         found, reason = _whole(group, path)
         if found is not None:
             return found
+        root_decides(group, lambda: attempt.guarded(attempt.check))  # or has another run come meanwhile?
         attempt.bad.add(number)
         bad.append(f"{number}: {reason}")
         if group.rank == 0 and number != numbers[-1]:

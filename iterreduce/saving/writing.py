@@ -21,11 +21,12 @@ import numpy as np
 from iterreduce.collectives import Group
 from iterreduce.columns.checksum import checksum, partial
 from iterreduce.columns.ragged import Array
-from iterreduce.errors import CheckpointError
+from iterreduce.errors import CheckpointError, OutputError
 from iterreduce.saving.directory import Attempt, remove, write_whole
 from iterreduce.saving.layout import Image, Stream, index_of
 from iterreduce.saving.manifest import INDEX, MANIFEST, File, to_bytes
 from iterreduce.saving.planning import Plan, Saved, manifest_of, planned
+from iterreduce.saving.sealing import MOST_BYTES
 from iterreduce.storage import pwrite_all, sync_directory
 
 # Summed up and written while they are in the second-level cache; a multiple of 8.
@@ -97,6 +98,13 @@ def _chunks_of_lengths(offsets: Array) -> Iterator[Array]:
         yield np.subtract(offsets[lo + 1 : hi + 1], offsets[lo:hi], out=buffer[: hi - lo]).view(np.uint8)
 
 
+def _readable(name: str, raw: bytes) -> bytes:
+    """Who reads takes no longer file for one of ours. Raises `OutputError`."""
+    if len(raw) > MOST_BYTES:
+        raise OutputError(f"{name} would have {len(raw)} bytes, more than the {MOST_BYTES} that are read")
+    return raw
+
+
 class _Abandoned(Exception):
     """The writing was abandoned meanwhile."""
 
@@ -129,8 +137,17 @@ class Writing:
 
     def start(self) -> None:
         """Write on a thread of its own."""
-        self._thread = threading.Thread(target=self.run, name=f"checkpoint {self.number}", daemon=True)
-        self._thread.start()
+        self._beside(f"checkpoint {self.number}", self.run)
+
+    def _beside(self, name: str, work: Callable[..., None], *args: Any) -> None:
+        """On a thread; at once where the system has none left, for the other ranks count on it."""
+        thread = threading.Thread(target=work, args=args, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            work(*args)
+        else:
+            self._thread = thread
 
     def run(self) -> None:
         """Write now: checksums, bytes, fsync. Raises nothing: see `state`."""
@@ -201,9 +218,7 @@ class Writing:
             if blocking:
                 self._publish(told)
             else:
-                name = f"publish {self.number}"
-                self._thread = threading.Thread(target=self._publish, args=(told,), name=name, daemon=True)
-                self._thread.start()
+                self._beside(f"publish {self.number}", self._publish, told)
 
     def _publish(self, told: Array) -> None:
         attempt = self._plan.attempt
@@ -225,10 +240,11 @@ class Writing:
 
     def _write_manifest(self, told: Array) -> None:
         plan = self._plan
-        raw = index_of(plan.layout)
+        raw = _readable(INDEX, index_of(plan.layout))
         write_whole(plan.path(INDEX), raw, durable=True)
         index = File(INDEX, len(raw), checksum(raw))
-        write_whole(plan.path(MANIFEST), to_bytes(manifest_of(plan, told, index)), durable=True)
+        manifest = _readable(MANIFEST, to_bytes(manifest_of(plan, told, index)))
+        write_whole(plan.path(MANIFEST), manifest, durable=True)
         sync_directory(plan.attempt.draft(self.number))
 
     def abandon(self) -> None:

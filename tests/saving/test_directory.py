@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +71,44 @@ def test_fresh_removes_checkpoints_and_the_marker_and_keeps_the_history(tmp_path
     assert Attempt.open(SOLO, tmp_path).finished == {"outcome": "CONVERGED"}
     fresh = Attempt.open(SOLO, tmp_path, fresh=True)
     assert (fresh.checkpoints(), fresh.finished, len(fresh.history.entries)) == ([], None, 4)
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+def test_a_fresh_start_that_was_interrupted_is_gone_on_with(call: int, tmp_path: Path) -> None:
+    """Nothing is removed, or else the next run, which is not told to be fresh, removes the rest."""
+    saved(tmp_path, 2, ROWS, range(1, 4))
+    Attempt.open(SOLO, tmp_path).finish({"outcome": "CONVERGED"})
+    calls = [0]
+
+    def dies(*_: object) -> None:
+        calls[0] += 1
+        if calls[0] == call:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("rename", "unlink"):
+            patch.setattr(os, name, _behind(getattr(os, name), dies))
+        with contextlib.suppress(KeyboardInterrupt):
+            Attempt.open(SOLO, tmp_path, fresh=True)
+    after = Attempt.open(SOLO, tmp_path)
+    assert after.finished is None or call == 1
+    assert after.checkpoints() == ([3, 2] if call == 1 else [])
+
+
+def _behind(function: Any, then: Any) -> Any:
+    """The function, and after it the other."""
+
+    def both(*args: Any, **kwargs: Any) -> None:
+        function(*args, **kwargs)
+        then(*args)
+
+    return both
+
+
+def test_an_attempt_that_is_a_file_is_refused_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "attempt-000001").write_text("mine")
+    assert "attempt-000001 is no directory" in refused(tmp_path)
+    assert (tmp_path / "attempt-000001").read_text() == "mine"
 
 
 def test_all_ranks_learn_that_the_job_has_finished(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The same stories with real processes, killed by SIGKILL: what a launcher, a disk and a lost directory add."""
+"""The same stories with real processes, killed by SIGKILL: what launchers and disks add to them."""
 
 from __future__ import annotations
 

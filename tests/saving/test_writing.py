@@ -331,3 +331,43 @@ def test_ranks_that_do_not_begin_alike_hear_the_lowest_failure(
 
     assert "no permission" in str(same_error(3, work))
     assert names_in(tmp_path / "attempt-000001") == ["attempts.json"]
+
+
+def test_a_run_that_is_taken_over_while_it_reads_does_not_call_that_damage(tmp_path: Path) -> None:
+    saved(tmp_path, 2, rows_of_every_kind(5))
+
+    class Slow(Attempt):
+        def checkpoints(self) -> list[int]:
+            found = super().checkpoints()
+            Attempt.open(SoloGroup(), tmp_path)
+            return found
+
+    attempt = Attempt.open(SoloGroup(), tmp_path)
+    attempt.__class__ = Slow
+    with pytest.raises(CheckpointError, match="another run has taken over"):
+        newest(SoloGroup(), attempt, print)
+
+
+def test_what_would_be_too_long_to_be_read_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, 1, rows_of_every_kind(5))
+    monkeypatch.setattr(writing, "MOST_BYTES", 1 << 20)
+    attempt = Attempt.open(SoloGroup(), tmp_path)
+    tables = {"rows": Saved(rows_of_every_kind(5))}
+    made = begin(SoloGroup(), attempt, 2, tables, {"long": "x" * (1 << 20)})
+    made.run()
+    made.gather(blocking=True)
+    assert made.published is False and "manifest.json would have" in str(made.error)
+    found = newest_here(tmp_path)
+    assert found is not None and found.number == 1
+
+
+def test_without_threads_it_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    save(SoloGroup(), Attempt.open(SoloGroup(), tmp_path), 1, {"rows": Saved(rows_of_every_kind(5))})
+    found = newest_here(tmp_path)
+    assert found is not None and found.number == 1
