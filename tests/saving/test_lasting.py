@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import iterreduce as ir
-from iterreduce import Outcome
+from iterreduce import Outcome, checkpoint
 from iterreduce.appfile import load_app
 from iterreduce.checkpoint import FinishedError
 from iterreduce.driver import LoopRun
@@ -49,6 +49,19 @@ def test_periodic_checkpoints_do_not_change_a_run(name: str, tmp_path: Path) -> 
     saved = run_once(PROGRAMS[name], 3, tmp_path / "saved", patient=True, checkpoint_every=1)
     assert facts(saved[0]) == facts(whole) and saved[0].checkpoints["written"] > 0
     assert saved[0].outcome is not Outcome.STOPPED_SAVED
+
+
+@pytest.mark.parametrize(("long", "saved"), [(1e9, 4), (0.0, 9)])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_iterations_longer_than_a_write_are_saved_one_by_one(
+    ranks: int, long: float, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short ones do not wait for a publication: it is known an iteration later, with the next copy."""
+    monkeypatch.setattr(checkpoint, "LONG_ITERATION", long)
+    program = lambda group: counting(limit=10)  # noqa: E731
+    result = run_once(program, ranks, tmp_path / "saved", patient=True, checkpoint_every=1)[0]
+    assert result["x"].tolist() == [2.0**10] * 2
+    assert result.checkpoints["written"] == saved and result.checkpoints["failed"] == 0
 
 
 # ---------------------------------------------------------------------- a driver of its own
