@@ -199,12 +199,11 @@ class Checkpointer:
         if writing is None:
             return bits | (DUE if self.pacing.due() else 0)
         if self._publishing:
-            if not writing.published:
-                return bits if writing.published is None else bits | UNPUBLISHED
-            bits |= PUBLISHED
-        elif writing.state != "written" or self.pacing.last_seconds < LONG_ITERATION:
-            return bits
-        return bits | (DUE if self.pacing.due(finishing=True) else 0)
+            if writing.published is not None:
+                bits |= PUBLISHED if writing.published else UNPUBLISHED
+        elif writing.state == "written" and (self.pacing.iteration_seconds or 0.0) >= LONG_ITERATION:
+            bits |= DUE if self.pacing.due(finishing=True) else 0
+        return bits
 
     def _needs(self) -> float:
         """Seconds that one more iteration and a write may take."""
@@ -247,7 +246,7 @@ class Checkpointer:
                 self._settle()
         elif status & LOST:
             self._give_up()
-        elif not status & BUSY and status & DUE:
+        elif not status & BUSY and status & DUE:  # long iterations: the next one begins at once
             self._finish_writing()
         elif not status & BUSY:
             self._publishing = True

@@ -143,7 +143,7 @@ class Pacing:
         self._spent = 0.0  # iterations and waits of this attempt
         self._restarted = False
         self._count = 0  # iterations of this attempt
-        self._since, self._since_count, self.last_seconds = 0.0, 0, 0.0
+        self._since, self._since_count, self._last = 0.0, 0, 0.0
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._writing = False
         self._blocked = self._beside_seconds = 0.0
@@ -197,7 +197,7 @@ class Pacing:
 
     def iteration_done(self, seconds: float, beside_writer: bool = False) -> None:
         """An iteration was committed; ``beside_writer``: a checkpoint was being written meanwhile."""
-        self.last_seconds = seconds
+        self._last = seconds
         self._since += seconds
         self._since_count += 1
         self._spent += seconds
@@ -318,7 +318,7 @@ class Pacing:
             return False
         if self.every is not None:
             return self._since_count + 1 >= self.every
-        usual = self.last_seconds if seconds is None else seconds
+        usual = self._last if seconds is None else seconds
         since = self._since + usual
         if since + 2 * usual < self._look_at:
             return False
@@ -363,7 +363,7 @@ class Pacing:
         """The number of iterations between two checkpoints; 0: none is planned."""
         if self.every is not None:
             return self.every
-        usual = self.iteration_seconds or self.last_seconds
+        usual = self.iteration_seconds or self._last
         if not usual:
             return 0
         if not self.written_checkpoints and best_segments(self._cost, self._mtbf, self._work(usual)) == 1:
@@ -376,7 +376,7 @@ class Pacing:
         return self.compute_seconds + left * usual
 
     def _predicted(self, every: int) -> float | None:
-        usual = self.iteration_seconds or self.last_seconds
+        usual = self.iteration_seconds or self._last
         mtbf, behind = self.mtbf_seconds, self.start_seconds + self.write_seconds
         if not usual:
             return None
