@@ -189,3 +189,22 @@ def test_a_finished_job_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="another loop was finished there"):
         run_once(lambda group: counting(7.0), 2, tmp_path / "saved")
     assert run_once(lambda group: counting(), 2, tmp_path / "saved", fresh=True)[0].iterations == 9
+
+
+# ---------------------------------------------------------------------- how often
+
+
+def test_a_run_says_how_often_it_saves_and_why(tmp_path: Path) -> None:
+    program = lambda group: counting(limit=10)  # noqa: E731
+    given = {"checkpoint_every": 2, "mtbf": 3600.0}
+    first, *others = run_once(program, 3, tmp_path / "saved", patient=True, **given)
+    told = first.checkpoints
+    assert told["every_iterations"] == 2 and told["mtbf_seconds"] == 3600.0 and told["written"] >= 2
+    assert told["write_seconds"] >= told["blocking_seconds"] > 0 and told["interval_seconds"] > 0
+    assert 0 < told["predicted_waste"] < 1 and 0 < told["measured_waste"] < 1
+    assert all("every_iterations" not in other.checkpoints for other in others)
+
+
+def test_a_short_job_saves_nothing_unless_it_is_told_to(tmp_path: Path) -> None:
+    told = run_once(lambda group: counting(limit=10), 2, tmp_path / "saved")[0].checkpoints
+    assert told["written"] == 0 and told["every_iterations"] == 0
