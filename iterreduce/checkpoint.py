@@ -54,6 +54,7 @@ from iterreduce.version import __version__
 #: Bits of the status word of a control reduction, beside those of `iterreduce.exchange`.
 DUE, BUSY, LOST, PUBLISHED, UNPUBLISHED = (1 << bit for bit in range(8, 13))
 FIRST_RATE = 200e6  # bytes per second that a write is expected to reach before one was seen
+LONG_ITERATION = 5.0  # seconds: to wait for a publication costs less than to go on unsaved for another
 STOP_SECONDS = 0.5  # kept free before a time limit, beside an iteration and a write
 
 
@@ -215,8 +216,11 @@ class Checkpointer:
             bits = STOP
         if writing is None:
             return bits | (DUE if self.pacing.due() else 0)
-        if self._publishing and writing.published is not None:
-            bits |= PUBLISHED if writing.published else UNPUBLISHED
+        if self._publishing:
+            if writing.published is not None:
+                bits |= PUBLISHED if writing.published else UNPUBLISHED
+        elif writing.state == "written" and (self.pacing.iteration_seconds or 0.0) >= LONG_ITERATION:
+            bits |= DUE if self.pacing.due(finishing=True) else 0
         return bits
 
     def _needs(self) -> float:
@@ -233,6 +237,7 @@ class Checkpointer:
         self._longest = max(self._longest, seconds)
         if self.pacing is not None:
             self.pacing.iteration_done(seconds, self._writing is not None)
+        failed = self.failed
         if self._writing is not None:
             self._go_on(status)
         if ended:
@@ -240,7 +245,7 @@ class Checkpointer:
         if status & STOP:
             self.save_now(at)
             return True
-        if status & DUE and self._writing is None:
+        if status & DUE and self._writing is None and self.failed == failed:
             self._save(at, blocking=False)
         return False
 
@@ -259,6 +264,8 @@ class Checkpointer:
                 self._settle()
         elif status & LOST:
             self._give_up()
+        elif not status & BUSY and status & DUE:  # long iterations: the next one begins at once
+            self._finish_writing()
         elif not status & BUSY:
             self._publishing = True
             self._writing.gather()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import iterreduce as ir
-from iterreduce import Outcome
+from iterreduce import Outcome, checkpoint
 from iterreduce.appfile import load_app
 from iterreduce.checkpoint import FinishedError
 from iterreduce.driver import LoopRun
@@ -49,6 +49,19 @@ def test_periodic_checkpoints_do_not_change_a_run(name: str, tmp_path: Path) -> 
     saved = run_once(PROGRAMS[name], 3, tmp_path / "saved", patient=True, checkpoint_every=1)
     assert facts(saved[0]) == facts(whole) and saved[0].checkpoints["written"] > 0
     assert saved[0].outcome is not Outcome.STOPPED_SAVED
+
+
+@pytest.mark.parametrize(("long", "saved"), [(1e9, 3), (0.0, 9)])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_iterations_longer_than_a_write_are_saved_one_by_one(
+    ranks: int, long: float, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short ones do not wait for a publication, of which they learn an iteration later."""
+    monkeypatch.setattr(checkpoint, "LONG_ITERATION", long)
+    program = lambda group: counting(limit=10)  # noqa: E731
+    result = run_once(program, ranks, tmp_path / "saved", patient=True, checkpoint_every=1)[0]
+    assert result["x"].tolist() == [2.0**10] * 2
+    assert result.checkpoints["written"] == saved and result.checkpoints["failed"] == 0
 
 
 # ---------------------------------------------------------------------- a driver of its own
@@ -230,3 +243,22 @@ def test_a_run_that_ended_before_it_saved_a_state_keeps_its_rows(
     monkeypatch.setitem(BROKEN, "now", False)
     result = run_once(lambda g: summed(x[:1] - 5, g), 3, tmp_path / "saved", **options)[0]
     assert result["y"].tolist() == [9 * x.sum()]
+
+
+# ---------------------------------------------------------------------- how often
+
+
+def test_a_run_says_how_often_it_saves_and_why(tmp_path: Path) -> None:
+    program = lambda group: counting(limit=10)  # noqa: E731
+    given = {"checkpoint_every": 2, "mtbf": 3600.0}
+    first, *others = run_once(program, 3, tmp_path / "saved", patient=True, **given)
+    told = first.checkpoints
+    assert told["every_iterations"] == 2 and told["mtbf_seconds"] == 3600.0 and told["written"] >= 2
+    assert told["write_seconds"] >= told["blocking_seconds"] > 0 and told["interval_seconds"] > 0
+    assert 0 < told["predicted_waste"] < 1 and 0 < told["measured_waste"] < 1
+    assert all("every_iterations" not in other.checkpoints for other in others)
+
+
+def test_a_short_job_saves_nothing_unless_it_is_told_to(tmp_path: Path) -> None:
+    told = run_once(lambda group: counting(limit=10), 2, tmp_path / "saved")[0].checkpoints
+    assert told["written"] == 0 and told["every_iterations"] == 0
