@@ -1,4 +1,4 @@
-"""What a checkpoint costs: its write beside a raw one of the same bytes, and its iterations beside those without.
+"""What a checkpoint costs: its write beside a raw one of the same bytes, and the iterations beside it.
 
     python benchmarks/checkpoint.py write
     mpirun -n 2 python benchmarks/checkpoint.py write --mib 512
