@@ -6,7 +6,7 @@ gained, and the partials of the stopping rules. Every rank folds them in rank or
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +44,16 @@ def ask_conditions(group: Group, level: Level, numbers: Mapping[str, Number], gu
     if group.rank == 0:
         for word, (at, when) in enumerate(level.conditions):
             guard.stage = f"{level.within}{level.loop.body[at].name}: when"
-            words[word] = bool(guard.run(in_user_code, when, dict(numbers)))
+            words[word] = bool(guard.run(in_user_code, _asked, when, dict(numbers)))
     words[-1] = guard.failure is not None
     group.allreduce(words, "max")
     if words[-1]:
         raise_agreed(group, guard.failure)
     return ~sum(1 << at for (at, _), runs in zip(level.conditions, words.tolist(), strict=False) if not runs)
+
+
+def _asked(when: Callable[[Mapping[str, Number]], bool], numbers: Mapping[str, Number]) -> bool:
+    return bool(when(numbers))  # what has no truth value is an error of the user's, too
 
 
 class Control:

@@ -123,13 +123,16 @@ class KeyedState:
         batch = table.batch
         if len(at):
             for name, aggregator in merge.items():
+                if name in self.key:
+                    raise UsageError(f'{what}: "{name}" is a key of it, which cannot be merged')
                 _check_mergeable(batch, rows.batch, name, aggregator, what)
             batch = self._owned(batch, tuple(merge))
             self._written.append(at)
             for name, aggregator in merge.items():
                 column = batch[name]
                 self._log.append(Undo(name, column, at, column.take(at, axis=0)))
-                MERGES[aggregator.kind].at(column, at, rows.batch[name])
+                with np.errstate(all="ignore"):  # NaN is a value like any other
+                    MERGES[aggregator.kind].at(column, at, rows.batch[name])
         return self._after(table, batch)
 
     def _overwrite(self, batch: Batch, name: str, at: Array, values: Column, valid: Array | None) -> Batch:
@@ -166,7 +169,7 @@ class KeyedState:
         _refuse(
             keys, index.lookup(keys) >= 0, what, "are in it already", "Patch those rows, or leave them out"
         )
-        _refuse_twice(keys, what)
+        refuse_twice(keys, what)
         self.cache.indexes.forget(batch.select(*self.key))
         batch = self._appended(batch, new)
         self.cache.indexes.put(KeyIndex, batch.select(*self.key), extended(index, keys))
@@ -267,7 +270,7 @@ class KeyedState:
             self._check_own(keys, what)
             _refuse(keys, at < 0, what, "are not in it", "leave those rows out, or Insert them")
         if once and self.marks.first_repeat(at, len(table)) >= 0:
-            _refuse_twice(keys, what)
+            refuse_twice(keys, what)
         return at
 
     # ------------------------------------------------------------------ memory
@@ -450,7 +453,8 @@ def _refuse(keys: Batch, bad: Array, what: str, fault: str, advice: str) -> None
         raise UsageError(f"{what}: {int(bad.sum())} keys {fault}, such as {row_text(keys, at)}; {advice}")
 
 
-def _refuse_twice(keys: Batch, what: str) -> None:
+def refuse_twice(keys: Batch, what: str) -> None:
+    """Raise `UsageError` that names a key which comes twice."""
     numbered = number_keys(keys)
     if len(numbered) < len(keys):
         at = int(numbered.first[int(np.argmax(np.bincount(numbered.codes) > 1))])

@@ -8,6 +8,7 @@ the loop is built.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from iterreduce.columns.partition import PARTITIONS
 from iterreduce.columns.random import choose
 from iterreduce.errors import UsageError, did_you_mean
 from iterreduce.fixpoint import CarryRule, MaxIterations, Until
+from iterreduce.stages import BUILTINS as BUILTINS
 from iterreduce.stages import STAGES as STAGES
 from iterreduce.stages import WRITES as WRITES
 from iterreduce.stages import Accumulate as Accumulate
@@ -42,6 +44,7 @@ from iterreduce.stages import Stage as Stage
 from iterreduce.stages import Total as Total
 from iterreduce.stages import Write as Write
 from iterreduce.stages import aggregators_of as aggregators_of
+from iterreduce.stages import check_reduce as check_reduce
 from iterreduce.stages import makes as makes
 from iterreduce.stages import reads_of as reads_of
 
@@ -110,8 +113,18 @@ class Carry:
             object.__setattr__(self, "dtype", wanted[0])
         if self.dtype not in wanted:
             raise UsageError(f"a carry by {kind} is {' or '.join(wanted)}, got dtype {self.dtype!r}")
-        if isinstance(self.initial, float) and self.dtype != "float64" and self.initial != int(self.initial):
-            raise UsageError(f"a carry of {self.dtype} starts from a whole number, got {self.initial}")
+        self._check_initial()
+
+    def _check_initial(self) -> None:
+        number: Any = self.initial
+        if not isinstance(number, bool | int | float | np.bool | np.integer | np.floating):
+            raise UsageError(f"a carry starts from a number, got {number!r}")
+        if self.dtype == "float64":
+            return
+        if not (math.isfinite(number) and number == int(number)):
+            raise UsageError(f"a carry of {self.dtype} starts from a whole number, got {number}")
+        if not -(2**63) <= number < 2**63:
+            raise UsageError(f"a carry of {self.dtype} starts from {number}, which does not fit")
 
 
 @dataclass(frozen=True)
@@ -262,6 +275,8 @@ def _check_indexes(loop: Loop) -> None:
 
 
 def _check_onto(stage: Shuffle, where: str) -> None:
+    if stage.missing not in ("error", "drop"):
+        raise UsageError(f'{where}: missing is {stage.missing!r}; wanted "error" or "drop"')
     if stage.onto and any(part.kind == "collect" for part in aggregators_of(stage.combine)):
         raise UsageError(
             f"{where}: lists cannot be collected onto a table; shuffle without onto, or without combine"
@@ -280,6 +295,10 @@ def _check_step(step: Any, tables: set[str], loop: Loop) -> None:
     where = f'superstep "{getattr(step, "name", "")}"'
     if not isinstance(step, Superstep):
         raise UsageError(f"a loop's body holds supersteps and loops, got {type(step).__name__}")
+    if step.when is not None:
+        if not callable(step.when):
+            raise UsageError(f"{where}: when is a function of the carry, got {type(step.when).__name__}")
+        check_arguments(step.when, ("carry",), f"{where}, when")
     bound = set(tables)
     for stage in step.stages:
         if isinstance(stage, Index):
@@ -317,6 +336,10 @@ def _check_stages(stages: tuple[Stage, ...]) -> None:
                 raise UsageError(f'{what}: cut is {stage.cut!r}; wanted "block" or "share"')
         elif isinstance(stage, Shuffle | Total | Lookup):
             _names(f"{what}: key", stage.key)
+        if isinstance(stage, Shuffle) and stage.combine is not None:
+            check_reduce(f"{what}: combine", stage.combine)
+        elif isinstance(stage, Total):
+            check_reduce(f"{what}: aggregators", stage.aggregators)
 
 
 def _names(what: str, names: Any) -> None:
@@ -365,6 +388,8 @@ def _bind(stage: Any, bound: set[str], where: str) -> set[str]:
         _check_onto(stage, what)
     if isinstance(stage, Index):
         _check_index(stage, what)
+    if isinstance(stage, Lookup) and stage.missing not in ("error", "drop", "null", "only"):
+        raise UsageError(f'{what}: missing is {stage.missing!r}; wanted "error", "drop", "null" or "only"')
     for name in makes(stage):
         if name in bound:
             raise UsageError(

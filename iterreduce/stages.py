@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from iterreduce.columns.aggregators import Aggregator
 from iterreduce.columns.batch import Batch
+from iterreduce.errors import UsageError
 
 Reduce = Aggregator | Mapping[str, Aggregator]
 
@@ -268,6 +269,22 @@ def makes(stage: Stage) -> tuple[str, ...]:
     if isinstance(stage, Index):
         return (stage.into, *dict.fromkeys(stage.keys.values()))
     return (stage.into,)
+
+
+BUILTINS = {"sum": "SUM", "min": "MIN", "max": "MAX", "any": "ANY", "all": "ALL", "len": "COUNT"}
+
+
+def check_reduce(what: str, reduce: Any) -> None:
+    """Raise `UsageError` unless this is an aggregator, or a mapping of names to aggregators."""
+    named = reduce if isinstance(reduce, Mapping) else {"": reduce}
+    for name, found in named.items():
+        if not isinstance(name, str):
+            raise UsageError(f"{what}: wanted names of columns, got {name!r}")
+        if not isinstance(found, Aggregator):
+            own = getattr(found, "__name__", "") if getattr(found, "__module__", "") == "builtins" else ""
+            got = f"Python's {own}; write ir.{BUILTINS[own]}" if own in BUILTINS else type(found).__name__
+            of = f' for "{name}"' if name else ""
+            raise UsageError(f"{what}: wanted an aggregator such as ir.SUM{of}, got {got}")
 
 
 def aggregators_of(reduce: Any) -> Iterator[Aggregator]:

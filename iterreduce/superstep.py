@@ -27,7 +27,7 @@ from iterreduce.events import Events
 from iterreduce.exchange import FAILED
 from iterreduce.folding import RowSource
 from iterreduce.indexing import IndexRows, Resident
-from iterreduce.inplace import IN_PLACE, KeyedState, detached
+from iterreduce.inplace import IN_PLACE, KeyedState, detached, refuse_twice
 from iterreduce.laid import Laid, lay_out
 from iterreduce.linkshuffle import LinkShuffle
 from iterreduce.lookup import LookupRows
@@ -253,6 +253,7 @@ class SuperstepRun:
         self.sunk: list[tuple[str, Table]] = []  # by the last run, in order
         self.accumulated: list[tuple[Accumulate, Table]] = []
         self._writing = f"{within}{step.name}: writes"
+        self._whole_rows = {s.into for s in step.stages if isinstance(s, Shuffle) and s.combine is None}
         replaces = [w for w in step.writes if isinstance(w, Replace)]
         self._replaces = replaces if len(replaces) == len(step.writes) else None
 
@@ -274,7 +275,8 @@ class SuperstepRun:
         known, shop, out = self.shop.states, self.shop, dict[str, Table]()
         if self._replaces is not None and not shop.in_place:  # nothing shares memory with what is written
             for write in self._replaces:
-                out[write.table] = written(write, seen[write.table], seen[write.rows], shop)
+                whole = write.rows in self._whole_rows
+                out[write.table] = written(write, seen[write.table], seen[write.rows], shop, whole)
             return out
         rows = [detached(seen[w.rows], self.shop.in_place) for w in self.step.writes]
         if self.sinks:  # copied: rows of a table may be changed in place later
@@ -283,7 +285,7 @@ class SuperstepRun:
             ]
         for w, given in zip(self.step.writes, rows, strict=True):
             if isinstance(w, Replace):
-                out[w.table] = written(w, seen[w.table], given, self.shop)
+                out[w.table] = written(w, seen[w.table], given, shop, w.rows in self._whole_rows)
             elif isinstance(w, IN_PLACE) and w.table in known:
                 out[w.table] = known[w.table].write(w, out.get(w.table, seen[w.table]), given)
         if self.accumulates:
@@ -339,8 +341,12 @@ def one_by_one(stages: Iterable[Stage], kept: set[str]) -> Iterator[tuple[Stage,
             yield (stage,) if rows is None else (rows, stage)
 
 
-def written(write: Replace, old: Table, rows: Table, shop: Workshop) -> Table:
-    """The table after the write; raises `UsageError` where the rows do not lie where the table's must."""
+def written(write: Replace, old: Table, rows: Table, shop: Workshop, distinct: bool = False) -> Table:
+    """The table after the write; raises `UsageError` where the rows do not lie where the table's must.
+
+    ``distinct``: look whether the keys are, as `check` does; where aggregates or rows of a table take its
+    place they are.
+    """
     kind = old.layout.kind
     if kind == "everywhere" and not rows.everywhere:
         raise UsageError(
@@ -349,6 +355,8 @@ def written(write: Replace, old: Table, rows: Table, shop: Workshop) -> Table:
         )
     if kind == "key":
         check_owned(write, old, rows, shop)
+        if distinct or shop.check:
+            check_distinct(write, old, rows)
         return Table(rows.batch, old.layout, rows.tokens, None, 0, -1, old.version + 1)
     return old.replaced(rows)
 
@@ -384,6 +392,16 @@ def check_owned(write: Replace, old: Table, rows: Table, shop: Workshop) -> None
                 f'replacing "{write.table}", which is partitioned by {", ".join(keys)}: {stray} rows of '
                 f'"{write.rows}" belong to other ranks; Shuffle them by that key first'
             )
+
+
+def check_distinct(write: Replace, old: Table, rows: Table) -> None:
+    """Raise `UsageError` for a key that comes twice. Cheap where keys stand in the order of their hash."""
+    keys = rows.batch.select(*old.layout.keys)
+    if all(keys[k] is old.batch._columns.get(k) for k in keys.names):
+        return
+    hashes = hash_keys(keys)
+    if not (hashes[1:] > hashes[:-1]).all():
+        refuse_twice(keys, f'Replace of "{write.table}" by "{write.rows}"')
 
 
 def check_sunk(output: str, before: Sequence[Table], rows: Table) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from iterreduce.columns import hashing
-from iterreduce.columns.batch import Batch
+from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.hashing import EMPTY, NULL_HASH, hash_words, key_words, mix, words_to_column
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.keycodec import is_word_key
@@ -418,8 +418,10 @@ def _stored(keys: Batch) -> tuple[_Stored, Array]:
 def _repeated(keys: Batch, codes: Array) -> str:
     """Which keys of an index came twice."""
     rows = np.flatnonzero(codes == int(np.flatnonzero(np.bincount(codes) > 1)[0]))[:2]
-    values = {n: keys[n][int(rows[0])] for n in keys.names}
-    return f"keys of an index must be distinct: rows {rows[0]} and {rows[1]} both hold {values}"
+    return (
+        f"keys of an index must be distinct: rows {rows[0]} and {rows[1]} both hold "
+        f"{row_text(keys, int(rows[0]))}"
+    )
 
 
 def check_comparable(ours: Schema, theirs: Schema) -> None:

@@ -21,6 +21,7 @@ from iterreduce.dataset import Dataset, Inputs, LoopNode
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.loop import (
+    BUILTINS,
     Context,
     Local,
     Loop,
@@ -32,14 +33,12 @@ from iterreduce.loop import (
     Superstep,
     Total,
     check_arguments,
+    check_reduce,
     keys_of,
 )
 from iterreduce.maps import call
 
 Map = Callable[..., Batch]
-
-
-BUILTINS = {"sum": "SUM", "min": "MIN", "max": "MAX", "any": "ANY", "all": "ALL", "len": "COUNT"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,8 @@ class MapReduce:
         reduce: Any = self.reduce
         if getattr(reduce, "__module__", "") == "builtins" and reduce.__name__ in BUILTINS:
             raise UsageError(f"reduce: got Python's {reduce.__name__}; write ir.{BUILTINS[reduce.__name__]}")
+        if isinstance(reduce, Mapping):
+            check_reduce("reduce", reduce)
         if not isinstance(self.reduce, (Aggregator, Mapping)) and not callable(self.reduce):
             raise UsageError(
                 "reduce: wanted an aggregator such as ir.SUM, a mapping of them, or a function of "
@@ -91,11 +92,8 @@ class MapReduce:
             )
         if callable(self.reduce):
             check_arguments(self.reduce, ("groups",), "reduce")
-        if self.combine is not None and not isinstance(self.combine, (Aggregator, Mapping)):
-            raise UsageError(
-                "combine: wanted an aggregator such as ir.SUM or a mapping of them, got "
-                f"{type(self.combine).__name__}"
-            )
+        if self.combine is not None:
+            check_reduce("combine", self.combine)
         keys_of(self.key)
 
     @property

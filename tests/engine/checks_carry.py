@@ -435,4 +435,11 @@ def check_rows_that_do_not_fit_an_output(group: Group) -> None:
         assert text in str(raised(group, kind, lambda loop=loop: LoopRun(loop, group).run()))  # type: ignore[misc]
 
 
+def check_a_condition_without_a_truth_value_is_an_error_on_all_ranks(group: Group) -> None:
+    step = Superstep("step", (), (), when=lambda carry: np.arange(2) == 0)  # type: ignore[arg-type,return-value]
+    sources = {"rows": local(Batch(x=np.arange(5.0)), group)}
+    loop = Loop("asking", sources, {"r": State("rows")}, (step,), Until.of([], 3), "r")
+    assert "step: when" in str(raised(group, ir.UserCodeError, lambda: ran(loop, group)))
+
+
 CHECKS: list[Check] = [check for name, check in list(globals().items()) if name.startswith("check_")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 import iterreduce as ir
@@ -185,6 +187,28 @@ def check_states_by_block_stay_with_their_rows(group: Group) -> None:
     stages = [Local(lambda s, r: s.with_columns(x=s["x"] + r["f"].astype(np.int64)), ("s", "r"), "n")]
     result = ran(looping({"r": local(rows, group)}, {"s": State("r")}, stages, {"s": "n"}, most=3), group)
     assert [row[1] for row in rows_of(group, result)] == [int(x + 3 * f) for _, x, f in rows_here(rows)]
+
+
+def check_keys_of_a_state_stay_distinct(group: Group) -> None:
+    rows = int_rows(N, 5).select("k", "x")
+
+    def loop(*stages: Shuffle | Local, write: str) -> Loop:
+        first = Batch(k=np.arange(-9, 9), x=np.zeros(18, np.int64))
+        sources = {"r": local(rows, group), "p": local(first, group)}
+        return looping(sources, {"s": State("p", ("k",))}, stages, {"s": write}, most=3)
+
+    for options in ({}, {"check": True}, {"naive": True}):
+        twice = loop(Shuffle("r", ("k",), "m"), write="m")
+        error = str(raised(group, ir.UsageError, lambda t=twice, o=options: ran(t, group, **o)))  # type: ignore[misc]
+        assert 'Replace of "s" by "m": k=' in error and "more than one row" in error
+    # what a map makes of distinct rows is looked at by --check only
+    doubled = Local(lambda m: m.take(np.arange(2 * len(m)) // 2), ("m",), "d", cut="share")
+    twice = loop(Shuffle("r", ("k",), "m", ir.SUM), doubled, write="d")
+    assert "more than one row" in str(raised(group, ir.UsageError, lambda: ran(twice, group, check=True)))
+    once_each = Batch(k=np.arange(N) * 7 % N, x=np.arange(N))
+    moved = loop(Local(lambda r: once_each.take(r["x"]), ("r",), "o"), Shuffle("o", ("k",), "m"), write="m")
+    moved = replace(moved, sources={**moved.sources, "r": local(once_each, group)})
+    assert len(rows_of(group, ran(moved, group))) == N
 
 
 CHECKS: list[Check] = [check for name, check in list(globals().items()) if name.startswith("check_")]

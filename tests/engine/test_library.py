@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import Empty, MaxIterations, Until
 from iterreduce.frontends.mapreduce import MapReduce
-from iterreduce.loop import Local, Loop, Shuffle, State, Superstep, Total
+from iterreduce.loop import Carry, Local, Lookup, Loop, Shuffle, State, Superstep, Total
 from iterreduce.testing import run_ranks
 from tests.engine import checks_library
 from tests.engine.kit import Check, int_rows, local, once, raised
@@ -74,6 +75,16 @@ def _two(a: Batch, b: Batch) -> Batch:
         ({"state": {"s": State("o")}}, "in its outer"),
         ({"body": (Superstep("s", (Local(_two, ("x",), "y"),)),)}, "is called with (x): missing"),
         ({"body": (Superstep("s", (Local(_two, ("x", "s", "x"), "y"),)),)}, "(x, s, x): too many"),
+        ({"body": (Superstep("s", (), (), _two),)}, "when: _two"),  # type: ignore[arg-type]
+        ({"body": (Superstep("s", (), (), True),)}, "when is a function of the carry, got bool"),  # type: ignore[arg-type]
+        ({"body": (Superstep("s", (Shuffle("x", ("k",), "y", sum),)),)}, "got Python's sum; write ir.SUM"),  # type: ignore[arg-type]
+        ({"body": (Superstep("s", (Total("x", (), {"n": len}, "y"),)),)}, 'for "n", got Python\'s len'),  # type: ignore[dict-item]
+        ({"body": (Superstep("s", (Shuffle("x", ("k",), "y", {3: SUM}),)),)}, "names of columns, got 3"),  # type: ignore[dict-item]
+        (
+            {"body": (Superstep("s", (Shuffle("x", ("k",), "y", SUM, onto="s", missing="dorp"),)),)},  # type: ignore[arg-type]
+            "missing is 'dorp'",
+        ),
+        ({"body": (Superstep("s", (Lookup("x", ("k",), "s", (), "y", "nul"),)),)}, "missing is 'nul'"),  # type: ignore[arg-type]
     ],
 )
 def test_a_loop_that_is_written_wrongly_says_what_to_write(change: dict[str, Any], said: str) -> None:
@@ -87,6 +98,13 @@ def test_a_loop_that_is_written_wrongly_says_what_to_write(change: dict[str, Any
     with pytest.raises(UsageError) as caught:
         Loop("l", **{**right, **change}, result="s")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("initial", ["a", None, math.nan, math.inf, 0.5, 2**63, -(2**63) - 1])
+def test_a_carry_of_whole_numbers_starts_from_one(initial: Any) -> None:
+    with pytest.raises(UsageError, match="a carry"):
+        Carry(SUM, initial, dtype="int64")
+    assert Carry(SUM, 2.0, dtype="int64").initial == 2
 
 
 def test_pythons_own_sum_is_no_aggregator() -> None:
