@@ -55,6 +55,7 @@ from iterreduce.version import __version__
 DUE, BUSY, LOST, PUBLISHED, UNPUBLISHED = (1 << bit for bit in range(8, 13))
 FIRST_RATE = 200e6  # bytes per second that a write is expected to reach before one was seen
 LONG_ITERATION = 5.0  # seconds: to wait for a publication costs less than to go on unsaved for another
+NOTE_SECONDS = 60.0  # between entries in the history: what a run that is interrupted ran, to a minute
 STOP_SECONDS = 0.5  # kept free before a time limit, beside an iteration and a write
 
 
@@ -107,6 +108,7 @@ class Checkpointer:
         self._began = self._blocked = 0.0
         self._saving: tuple[int, tuple[int, ...], int] = (0, (), 0)  # iteration, path, bytes
         self._longest = 0.0
+        self._noted = time.perf_counter()
         self._started = time.perf_counter()
 
     # ------------------------------------------------------------------ before the first iteration
@@ -237,6 +239,8 @@ class Checkpointer:
         self._longest = max(self._longest, seconds)
         if self.pacing is not None:
             self.pacing.iteration_done(seconds, self._writing is not None)
+            if time.perf_counter() - self._noted > NOTE_SECONDS:
+                self._note(at[0], "running")
         failed = self.failed
         if self._writing is not None:
             self._go_on(status)
@@ -446,6 +450,7 @@ class Checkpointer:
 
     def _note(self, iteration: int, end: str) -> None:
         """For the history from which interrupts are learnt; a disk that is full now must not end the job."""
+        self._noted = time.perf_counter()
         if self.attempt is not None and self.group.rank == 0:
             try:
                 self.attempt.note(iteration=iteration, seconds=time.perf_counter() - self._started, end=end)
