@@ -181,7 +181,7 @@ class Attempt:
         else:
             self._left_since = self._left_since or time.monotonic()
             return time.monotonic() - self._left_since > limit
-        if self.hang_timeout is not None and self.beats.still_seconds > self.hang_timeout:
+        if self.hang_timeout is not None and self.beats.is_still(self.hang_timeout):
             self._why = self._describe_hang()
         return bool(self._why)
 

@@ -13,6 +13,8 @@ from iterreduce.supervising import places
 
 #: A process whose beat stands still for so many of its pauses is stopped, dead, or on a host that is.
 SILENT_PAUSES = 5
+#: Before the first event ranks load the app and meet, which has limits of its own.
+STARTING_SECONDS = 180.0
 
 
 @dataclass
@@ -50,13 +52,16 @@ class Beats:
         """How far this rank was at its last beat."""
         return tuple(self._pulses[rank].said.get("path", ())) if rank in self._pulses else ()
 
-    @property
-    def still_seconds(self) -> float:
-        """How long no rank had an event; once all have run, since the first fell silent."""
-        pulses = self._pulses.values()
+    def is_still(self, seconds: float) -> bool:
+        """Whether no rank had an event for so long; once all have run, whether one has been silent for so
+        long.
+        """
+        pulses, now = self._pulses.values(), time.monotonic()
         if all(pulse.said.get("ran") for pulse in pulses):
-            return time.monotonic() - min(pulse.beat_since for pulse in pulses)
-        return time.monotonic() - max(pulse.event_since for pulse in pulses)
+            return now - min(pulse.beat_since for pulse in pulses) > seconds
+        if not any(pulse.said.get("events") for pulse in pulses):
+            seconds = max(seconds, STARTING_SECONDS)
+        return now - max(pulse.event_since for pulse in pulses) > seconds
 
     @property
     def silent(self) -> list[int]:

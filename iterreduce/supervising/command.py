@@ -69,7 +69,10 @@ class Job:
 
 
 def run(arguments: Sequence[str], started: float) -> int:
-    """Do what the arguments behind `run` say; returns the exit status."""
+    """Do what the arguments behind `run` say; returns the exit status.
+
+    The process's signals stay ours: it has nothing else to do than to end.
+    """
     watch = Watch(started)
     watch.install()
     try:
@@ -86,8 +89,6 @@ def run(arguments: Sequence[str], started: float) -> int:
     except (IterReduceError, OSError) as error:
         _say(str(error))
         return FAILED
-    finally:
-        watch.restore()
 
 
 def _say(text: str) -> None:
@@ -286,7 +287,7 @@ class Supervisor:
         if self.left == 0:
             again = progress and self.job.saves_in is not None
             hint = "; run the same command again and it goes on" if again else ""
-            _say(f"given up after {self.number} attempts{hint}")
+            _say(f"given up after {self.number} attempt{'s' if self.number > 1 else ''}{hint}")
             return STOPPED_STATUS if again else FAILED
         return None
 

@@ -55,7 +55,7 @@ class Run:
         os.kill(pid_of(self.folder, rank), number)
 
     def end(self) -> tuple[int, str]:
-        _, err = self.process.communicate(timeout=60)
+        _, err = self.process.communicate(timeout=200)
         return self.process.returncode, err
 
 

@@ -167,16 +167,16 @@ def test_a_rank_that_beats_without_events_is_still_and_one_that_stops_is_silent(
     for rank in (0, 1):
         beat(tmp_path, rank, 1, 5, path=[3, rank], what="stage.start map")
     beats.look()
-    assert beats.path == (3, 1) and beats.path_of(0) == (3, 0) and beats.still_seconds < 5
+    assert beats.path == (3, 1) and beats.path_of(0) == (3, 0) and not beats.is_still(5)
     since = time.monotonic()
     while time.monotonic() < since + 0.1:
         beat(tmp_path, 0, int(time.monotonic() * 1e6), 5, path=[3, 0], what="stage.start map")
         beats.look()
-    assert beats.still_seconds >= 0.1 and beats.silent == [1]
+    assert beats.is_still(0.1) and beats.silent == [1]
     assert beats.describe([0]) == "rank 0: stage.start map, iteration 3.0"
     beat(tmp_path, 0, 1, 6)
     beats.look()
-    assert beats.still_seconds < 0.1
+    assert not beats.is_still(0.1)
 
 
 def test_a_rank_that_writes_its_results_may_take_its_time_as_long_as_it_beats(tmp_path: Path) -> None:
@@ -187,7 +187,19 @@ def test_a_rank_that_writes_its_results_may_take_its_time_as_long_as_it_beats(tm
     while time.monotonic() < since + 0.1:
         beat(tmp_path, 0, int(time.monotonic() * 1e6), 5, ran=True)
         beats.look()
-    assert beats.still_seconds < 0.1
+    assert not beats.is_still(0.1) and beats.is_still(0)
+
+
+def test_ranks_that_have_not_begun_have_more_time(tmp_path: Path) -> None:
+    beats = Beats(str(tmp_path), 1, pause=0.01)
+    beat(tmp_path, 0, 1, 0)
+    beats.look()
+    time.sleep(0.02)
+    assert not beats.is_still(0.01)
+    beat(tmp_path, 0, 2, 1)
+    beats.look()
+    time.sleep(0.02)
+    assert beats.is_still(0.01)
 
 
 def test_files_that_are_not_there_yet_or_torn_say_nothing(tmp_path: Path) -> None:

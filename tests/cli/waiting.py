@@ -46,7 +46,7 @@ def slow(iterations: int = 100, pause: float = 0.03, hang: int = 0, group: ir.Gr
 
 
 def until(
-    holds: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 60
+    holds: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 120
 ) -> None:
     """Wait until something holds; an AssertionError when the process ends first, or time is over."""
     deadline = time.monotonic() + seconds
