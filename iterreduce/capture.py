@@ -70,7 +70,11 @@ def captured(level: Level, outputs: Mapping[str, list[Table]]) -> Captured:
         full = [t.batch for t in parts if len(t)] or [t.batch for t in parts[:1]]
         if full:
             whole = Table(Batch.concat(full), parts[0].layout)
-            sunk[name] = _stored(f"output {name}", whole, tables)
+            rows = Batch(rows=np.array([len(t) for t in parts], np.int64))
+            sunk[name] = {
+                **_stored(f"output {name}", whole, tables),
+                "parts": _stored(f"output {name}: rows of each part", Table(rows, BY_BLOCK), tables)["stored"],
+            }
     return Captured(tables, {"levels": levels, "outputs": sunk})
 
 
@@ -164,9 +168,16 @@ class Restorer:
             return []
         if entry["layout"] == "everywhere":
             return [self.table(entry, None, name)]
-        lo, hi = self._own(entry["stored"], None)
+        written, parts = (self.saved.tables[entry[what]] for what in ("stored", "parts"))
+        ranks = len(written.rank_rows)
+        first, last = (ranks * rank // self.group.size for rank in (self.group.rank, self.group.rank + 1))
+        lo, hi = sum(written.rank_rows[:first]), sum(written.rank_rows[:last])
         batch = self._agreed(self.saved.read, entry["stored"], lo, hi)
-        return [Table(batch, Layout(entry["layout"], tuple(entry["keys"])))]
+        rows = self._agreed(self.saved.read, entry["parts"], 0, parts.rows)["rows"].reshape(ranks, -1)
+        cut = self.guard.run(_by_part, batch, rows[first:last])
+        self._agreed(lambda: batch)
+        layout = Layout(entry["layout"], tuple(entry["keys"]))
+        return [Table(part, layout) for part in cut or ()]
 
     def table(self, entry: Mapping[str, Any], fresh: Table | None, name: str) -> Table:
         """A saved table on these ranks; ``fresh``: the one that stands in its place now. Collective."""
@@ -250,6 +261,20 @@ class Restorer:
             raise_agreed(self.group, self.guard.failure)
         assert found is not None
         return found
+
+
+def _by_part(batch: Batch, rows: Any) -> list[Batch]:
+    """Rows of several ranks, each of which wrote part after part, as the parts. ``rows``: int64 ``(ranks,
+    parts)``.
+
+    >>> [part["x"].tolist() for part in _by_part(Batch(x=np.arange(5)), np.array([[1, 2], [2, 0]]))]
+    [[0, 3, 4], [1, 2]]
+    """
+    if len(rows) > 1:
+        parts = np.tile(np.arange(rows.shape[1]), len(rows))
+        batch = batch.take(np.argsort(np.repeat(parts, rows.reshape(-1)), kind="stable"))
+    ends = np.cumsum(rows.sum(axis=0)).tolist()
+    return [batch.slice(lo, hi) for lo, hi in zip([0, *ends], ends, strict=False)]
 
 
 def _in_order_of(fresh: Table | None, batch: Batch, keys: tuple[str, ...]) -> Batch:

@@ -79,10 +79,14 @@ def test_an_odd_program_goes_on_with_the_same_bits(name: str, tmp_path: Path) ->
     assert facts(other) == facts(whole)
 
 
-def test_what_was_sunk_before_and_after_an_interrupt_is_there_in_order(tmp_path: Path) -> None:
-    program = each(lambda s: s.with_columns(x=s["x"] + 1), ir.Batch(x=np.zeros(3)), n=5)
-    result = interrupted(program, tmp_path / "saved", [(1, 2), (1, 1), (1, None)])
-    assert result.outputs["log"]["x"].tolist() == [float(i) for i in range(1, 6) for _ in range(3)]
+@pytest.mark.parametrize("pieces", [[(1, 2), (1, 1)], [(3, 2), (2, 1)], [(2, 1), (5, 1), (3, 1)]])
+def test_what_was_sunk_is_there_in_the_order_of_iterations(
+    pieces: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    program = each(lambda s: s.with_columns(x=s["x"] + 1), ir.Batch(x=np.arange(3) / 4), n=12)
+    result = interrupted(program, tmp_path / "saved", [*pieces, (1, None)])
+    expected = [i + part for i in range(1, 13) for part in (0.0, 0.25, 0.5)]
+    assert result.outputs["log"]["x"].tolist() == expected
 
 
 def test_names_of_states_and_outputs_may_look_like_those_of_stored_tables(tmp_path: Path) -> None:
