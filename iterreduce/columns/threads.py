@@ -38,6 +38,8 @@ from iterreduce.errors import UsageError
 R = TypeVar("R")
 Range = tuple[int, int]
 
+MOST_THREADS = 4096  # more than a node has cores: a slip of the keyboard
+
 LOOKS = 1500
 """How often a waiting thread looks before it sleeps: about 0.3 ms, the time between two pieces of a map."""
 GRACE = 40
@@ -180,8 +182,8 @@ class Pool:
     """
 
     def __init__(self, threads: int):
-        if threads < 1:
-            raise UsageError(f"a pool of {threads} threads; wanted 1 or more")
+        if not 1 <= threads <= MOST_THREADS:
+            raise UsageError(f"a pool of {threads} threads; wanted 1 to {MOST_THREADS}")
         self.threads = threads
         self._desk = _Desk(threads)
         self._helpers: list[threading.Thread] = []

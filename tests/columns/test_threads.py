@@ -153,6 +153,7 @@ def test_parts_cover_the_rows_in_order_from_multiples_on(
     assert len(parts) < 2 or rows >= len(parts) * grain
 
 
-def test_a_pool_without_threads_is_refused() -> None:
-    with pytest.raises(UsageError, match="wanted 1 or more"):
-        Pool(0)
+def test_a_pool_without_threads_or_with_absurdly_many_is_refused() -> None:
+    for threads in (0, 4097):
+        with pytest.raises(UsageError, match="wanted 1 to 4096"):
+            Pool(threads)
