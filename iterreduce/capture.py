@@ -27,6 +27,7 @@ from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import KeyIndex, number_keys
 from iterreduce.columns.ragged import Ragged
+from iterreduce.errors import CheckpointError
 from iterreduce.fixpoint import Outcome
 from iterreduce.levels import Level, Standing
 from iterreduce.sources.blocks import Blocks
@@ -141,6 +142,7 @@ class Restorer:
     def standing(self, level: Level, fresh: Standing, number: int) -> Standing:
         """How the level stood, from how it stands at its start. Collective."""
         facts = self.saved.facts["levels"][number]
+        _check_level(level, facts)
         bindings = dict(fresh.bindings)
         for name, entry in facts["tables"].items():
             bindings[name] = self.table(entry, fresh.bindings.get(name), name)
@@ -275,6 +277,20 @@ def _by_part(batch: Batch, rows: Any) -> list[Batch]:
         batch = batch.take(np.argsort(np.repeat(parts, rows.reshape(-1)), kind="stable"))
     ends = np.cumsum(rows.sum(axis=0)).tolist()
     return [batch.slice(lo, hi) for lo, hi in zip([0, *ends], ends, strict=False)]
+
+
+def _check_level(level: Level, facts: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` unless these facts are of a loop like this one."""
+    loop, kinds = level.loop, {"int64": int, "float64": float, "bool": bool}
+    carried = {name: type(_value(n)) for name, n in facts["carry"].items()}
+    for what, right in (
+        ("states", set(loop.state) <= set(facts["tables"])),
+        ("carry", carried == {name: kinds[carry.dtype] for name, carry in loop.carry.items()}),
+        ("gains", set(facts["gained"]) <= set(loop.carry)),
+        ("position", facts["at"] <= len(level.steps)),
+    ):
+        if not right:
+            raise CheckpointError(f'the {what} of the loop "{level.label}" are not those that were saved')
 
 
 def _in_order_of(fresh: Table | None, batch: Batch, keys: tuple[str, ...]) -> Batch:

@@ -41,6 +41,7 @@ from iterreduce.errors import (
 from iterreduce.exchange import STOP
 from iterreduce.fingerprints import difference, python
 from iterreduce.options import Options
+from iterreduce.savedfacts import check_facts
 from iterreduce.saving.directory import Attempt
 from iterreduce.saving.pacing import Pacing
 from iterreduce.saving.planning import Saved
@@ -135,6 +136,7 @@ class Checkpointer:
         saved = newest(self.group, self.attempt, self._warn)
         self._number = max(root_decides(self.group, self.attempt.checkpoints), default=0)
         if saved is not None:
+            check_facts(saved.facts, saved.tables, saved.path)
             self.attempt.kept = saved.facts.get("kept")
         return saved
 

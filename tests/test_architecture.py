@@ -61,6 +61,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "transaction",
         "loading",
         "fingerprints",
+        "savedfacts",
         "capture",
         "checkpoint",
         "lasting",

@@ -201,6 +201,8 @@ def _attempt_line(entry: Entry, last: bool) -> str:
 def _standing(checkpoint: Checkpoint) -> str:
     """Iteration, and the path where inner loops are open: their labels and iterations."""
     levels = [level for level in _listed(checkpoint.facts.get("levels")) if isinstance(level, dict)]
+    if "levels" not in checkpoint.facts:
+        return "rows that cannot be read again, saved before the first iteration"
     if not levels:
         return "of no known iteration"
     path = [f'iteration {shown(at.get("iteration"))} of "{shown(at.get("loop"))}"' for at in levels]

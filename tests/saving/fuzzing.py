@@ -137,12 +137,14 @@ def evil(rng: Rng) -> Any:
     return values[int(rng.integers(len(values)))]
 
 
-def _places(facts: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def places_in(facts: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value inside."""
     inside = facts.items() if isinstance(facts, dict) else enumerate(facts) if isinstance(facts, list) else ()
-    return [place for key, value in inside for place in ((*at, key), *_places(value, (*at, key)))]
+    return [place for key, value in inside for place in ((*at, key), *places_in(value, (*at, key)))]
 
 
-def _holder(facts: Any, place: tuple[Any, ...]) -> Any:
+def holder_of(facts: Any, place: tuple[Any, ...]) -> Any:
+    """What holds the value at this place."""
     for key in place[:-1]:
         facts = facts[key]
     return facts
@@ -174,16 +176,16 @@ def resealed(body: bytes) -> bytes:
 
 
 def _forge(facts: Any, rng: Rng) -> str:
-    places = _places(facts)
+    places = places_in(facts)
     place = places[int(rng.integers(len(places)))]
-    holder, key, kind = _holder(facts, place), place[-1], int(rng.integers(5))
+    holder, key, kind = holder_of(facts, place), place[-1], int(rng.integers(5))
     told = "/".join(map(str, place))[:80]
     if kind == 0:
         del holder[key]
         return f"without {told}"
     if kind == 1:
         other = places[int(rng.integers(len(places)))]
-        holder[key] = copy.deepcopy(_holder(facts, other)[other[-1]])
+        holder[key] = copy.deepcopy(holder_of(facts, other)[other[-1]])
         return f"{told} as {'/'.join(map(str, other))[:80]}"
     if kind == 2 and isinstance(holder, list):
         holder.insert(key, copy.deepcopy(holder[key]))
