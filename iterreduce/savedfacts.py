@@ -39,12 +39,12 @@ def check_facts(facts: Mapping[str, Any], tables: Mapping[str, Any], where: str)
         if facts.get("kept") is not None:
             _count("kept", facts["kept"])
         if "levels" in facts:
-            _check_run(facts, _entry_of(tables))
+            _check_run(facts, _entry_of(tables), _output_of(tables))
     except _WrongError as wrong:
         raise CheckpointError(f"{where}: its facts are not those of a run: {wrong}") from None
 
 
-def _check_run(facts: Mapping[str, Any], entry: Check) -> None:
+def _check_run(facts: Mapping[str, Any], entry: Check, output: Check) -> None:
     level = {
         "loop": _text,
         "iteration": _count,
@@ -62,7 +62,7 @@ def _check_run(facts: Mapping[str, Any], entry: Check) -> None:
         facts,
         {
             "levels": _list(lambda what, value: _fields(what, value, level)),
-            "outputs": _each(entry),
+            "outputs": _each(output),
             "journal": _list(_row(_count, _residual, _list(_count), _list(_text))),
             "partitions": _count,
         },
@@ -88,6 +88,23 @@ def _entry_of(tables: Mapping[str, Any]) -> Check:
             raise _WrongError(f"{what} has no such key column")
 
     return entry
+
+
+def _output_of(tables: Mapping[str, Any]) -> Check:
+    """The rows that were sunk, and how many of them in each part: as many parts on every rank."""
+    entry = _entry_of(tables)
+
+    def output(what: str, value: Any) -> None:
+        entry(what, value)
+        _fields(what, value, {"parts": _text})
+        parts = tables.get(value["parts"])
+        if parts is None or "rows" not in parts.schema or len(set(parts.rank_rows)) != 1:
+            raise _WrongError(f"{what} has no rows of each part")
+        field = parts.schema["rows"]
+        if field.describe() != "int64":
+            raise _WrongError(f"{what} has {field.describe()} rows in each part")
+
+    return output
 
 
 def _bad(what: str, value: Any) -> _WrongError:
