@@ -73,7 +73,7 @@ def captured(level: Level, outputs: Mapping[str, list[Table]]) -> Captured:
             rows = Batch(rows=np.array([len(t) for t in parts], np.int64))
             sunk[name] = {
                 **_stored(f"output {name}", whole, tables),
-                "parts": _stored(f"output {name}: rows of each part", Table(rows, BY_BLOCK), tables)["stored"],
+                "parts": _stored(f"output {name}: rows of parts", Table(rows, BY_BLOCK), tables)["stored"],
             }
     return Captured(tables, {"levels": levels, "outputs": sunk})
 
