@@ -44,6 +44,7 @@ def _command_line(arguments: list[str], watch: Watch) -> int:
 
     status = run_command_line(arguments, watch)
     vitals.leave(status)
+    watch.over()
     return status
 
 

@@ -104,6 +104,14 @@ class Watch:
         if not self._served:
             os.close(self._watched)
 
+    def over(self) -> None:
+        """The exit status is known. Python takes its handlers away while it ends: what would then kill this
+        process and spoil its status is ignored from now on, unless it ends the job anyway.
+        """
+        for number in self._before:
+            if self.saves or number == signal.SIGUSR1:
+                signal.signal(number, signal.SIG_IGN)
+
     def leave_to_parent(self) -> None:
         """In a forked child: the signals that are held are not its own."""
         if self._pipe >= 0:

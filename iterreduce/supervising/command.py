@@ -75,6 +75,13 @@ def run(arguments: Sequence[str], started: float) -> int:
     """
     watch = Watch(started)
     watch.install()
+    status = _run(arguments, watch)
+    watch.saves = True  # nothing is left to end
+    watch.over()
+    return status
+
+
+def _run(arguments: Sequence[str], watch: Watch) -> int:
     try:
         job = parse(arguments)
         if job is None:
@@ -238,9 +245,9 @@ class Supervisor:
         """The exit status."""
         while True:
             ended = self._attempt()
+            if self._now is not None:
+                return self._stopped()
             if ended.status is not None:
-                if self._now is not None:
-                    _say("interrupted" if self._now == INTERRUPTED_STATUS else "terminated")
                 return ended.status
             _say(ended.text)
             status = self._give_up(ended)
@@ -292,8 +299,9 @@ class Supervisor:
         return None
 
     def _stopped(self) -> int:
-        """A signal came, and the ranks could not save any more."""
+        """A second signal came, or one that found no ranks that could save."""
         if self._now is not None:
+            _say("interrupted" if self._now == INTERRUPTED_STATUS else "terminated")
             return self._now
         _say(
             f"stopped by {self.watch.reason}; run the same command again and it goes on from the last "

@@ -54,7 +54,7 @@ class Job:
         _, err = self.process.communicate(timeout=240)
         assert not list(self.processes()), "processes were left behind"
         assert not list(self.folder.glob(".*.run-*")), "its own directory was left behind"
-        lines = [line.strip() for line in err.splitlines()]  # Open MPI leaves a space behind its own
+        lines = [line.strip("\0 ") for line in err.splitlines()]  # prterun leaves a null byte behind its own
         said = "\n".join(line for line in lines if line.startswith("iterreduce:"))
         return self.process.returncode, said
 
