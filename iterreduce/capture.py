@@ -125,6 +125,34 @@ def _value(told: Any) -> Any:
     return float.fromhex(told["float"]) if isinstance(told, dict) else told
 
 
+def copied(batch: Batch, into: Batch | None) -> Batch:
+    """A copy, in the memory of an earlier copy where that is as large.
+
+    >>> first = copied(Batch(x=np.arange(3)), None)
+    >>> again = copied(Batch(x=np.arange(3) + 1), first)
+    >>> again["x"] is first["x"], again["x"].tolist()
+    (True, [1, 2, 3])
+    """
+    columns, valid = {}, {}
+    for name in batch.names:
+        column, known = batch._columns[name], None if into is None else into._columns.get(name)
+        if isinstance(column, Ragged):
+            columns[name] = column.copy()
+        else:
+            columns[name] = _array_copied(column, known)
+        mask = batch._valid.get(name)
+        if mask is not None:
+            valid[name] = mask.copy()
+    return Batch._trusted(columns, valid, len(batch))
+
+
+def _array_copied(column: Any, known: Any) -> Any:
+    if isinstance(known, np.ndarray) and known.shape == column.shape and known.dtype == column.dtype:
+        np.copyto(known, column)
+        return known
+    return np.array(column, order="C")
+
+
 # ---------------------------------------------------------------------- taking up
 
 

@@ -25,12 +25,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from iterreduce.capture import Captured
+from iterreduce.capture import Captured, copied
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.ragged import Ragged
 from iterreduce.errors import (
     CheckpointError,
     CheckpointWarning,
@@ -115,13 +112,9 @@ class Checkpointer:
     # ------------------------------------------------------------------ before the first iteration
 
     def open(self, job: Mapping[str, Any], iterations: int | None) -> None:
-        """Take over the directory. Collective. Raises `FinishedError` where this very job has ended there."""
+        """Take over the directory. Collective."""
         self.job = dict(job)
         self.attempt = Attempt.open(self.group, self.directory, self.options.fresh)
-        finished = self.attempt.finished
-        if finished is not None:
-            self._refuse_other(finished, "finished there")
-            raise FinishedError(finished, self.directory)
         if self.group.rank == 0:
             self.pacing = Pacing(
                 every=self.options.checkpoint_every,
@@ -129,6 +122,13 @@ class Checkpointer:
                 history=self.attempt.history,
                 iterations=iterations,
             )
+
+    def refuse_finished(self, job: Mapping[str, Any]) -> None:
+        """Raise `FinishedError`: this very job has ended there; or what differs. Collective."""
+        assert self.attempt is not None and self.attempt.finished is not None
+        self.job = dict(job)
+        self._refuse_other(self.attempt.finished, "finished there")
+        raise FinishedError(self.attempt.finished, self.directory)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None: begin. Collective."""
@@ -447,7 +447,7 @@ class Checkpointer:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Mark the job as finished: its results are where they were wanted. Local, rank 0."""
         if self.attempt is not None and self.group.rank == 0:
-            job = {part: self.job[part] for part in ("loop", "settings") if part in self.job}
+            job = {part: self.job[part] for part in ("loop", "input", "settings") if part in self.job}
             self.attempt.finish({**facts, "job": job, "python": python()})
 
     def _note(self, iteration: int, end: str) -> None:
@@ -469,31 +469,3 @@ class Checkpointer:
             **({} if self.restarted_from is None else {"restarted_from_iteration": self.restarted_from}),
             **plan,
         }
-
-
-def copied(batch: Batch, into: Batch | None) -> Batch:
-    """A copy, in the memory of an earlier copy where that is as large.
-
-    >>> first = copied(Batch(x=np.arange(3)), None)
-    >>> again = copied(Batch(x=np.arange(3) + 1), first)
-    >>> again["x"] is first["x"], again["x"].tolist()
-    (True, [1, 2, 3])
-    """
-    columns, valid = {}, {}
-    for name in batch.names:
-        column, known = batch._columns[name], None if into is None else into._columns.get(name)
-        if isinstance(column, Ragged):
-            columns[name] = column.copy()
-        else:
-            columns[name] = _array_copied(column, known)
-        mask = batch._valid.get(name)
-        if mask is not None:
-            valid[name] = mask.copy()
-    return Batch._trusted(columns, valid, len(batch))
-
-
-def _array_copied(column: Any, known: Any) -> Any:
-    if isinstance(known, np.ndarray) and known.shape == column.shape and known.dtype == column.dtype:
-        np.copyto(known, column)
-        return known
-    return np.array(column, order="C")

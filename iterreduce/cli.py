@@ -208,7 +208,11 @@ def _describe(error: BaseException, request: Request) -> Problem:
     if isinstance(error, CheckpointError):
         from iterreduce.checkpoint import FinishedError
 
-        return Problem(0 if isinstance(error, FinishedError) else FAILED, f"iterreduce: {error}")
+        return (
+            _already_finished(error, request)
+            if isinstance(error, FinishedError)
+            else Problem(FAILED, f"iterreduce: {error}")
+        )
     if isinstance(error, StageError | InputError | OutputError):
         return Problem(FAILED, f"iterreduce: {error}")
     if isinstance(error, IterReduceError):
@@ -288,6 +292,14 @@ def _stopped(crew: Crew, stop: StopRequest, iterations: int) -> Problem:
         f"again and it {'goes on' if iterations else 'begins'}"
     )
     return Problem(STOPPED_STATUS, text if crew.group.rank == 0 else "")
+
+
+def _already_finished(error: Exception, request: Request) -> Problem:
+    """Nothing is to be done, unless the result has gone since."""
+    out = request.config.options.out
+    if out is not None and not os.path.exists(out):
+        return Problem(FAILED, f"iterreduce: {error}; but {out} is not there any more")
+    return Problem(0, f"iterreduce: {error}")
 
 
 def _finished(crew: Crew, result: Any) -> Problem | None:

@@ -19,7 +19,7 @@ import hashlib
 import os
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -222,6 +222,15 @@ def _made_of(source: Any) -> Any:
     if isinstance(source, Batch):
         return None
     return next((s for s in vars(source).values() if hasattr(s, "open") and hasattr(s, "read")), None)
+
+
+def opened_first(sources: Iterable[Any]) -> Iterator[Any]:
+    """The sources, and those of loops that are sources, that are opened before they are read."""
+    for source in sources:
+        if isinstance(source, Loop):
+            yield from opened_first(source.sources.values())
+        elif not isinstance(source, Batch):
+            yield source
 
 
 def locals_of(source: Any) -> Iterator[LocalSource]:

@@ -23,7 +23,7 @@ from iterreduce.carrying import tables_of
 from iterreduce.checkpoint import Checkpointer
 from iterreduce.control import Heard
 from iterreduce.errors import CheckpointError
-from iterreduce.fingerprints import described, input_digests, locals_of
+from iterreduce.fingerprints import described, input_digests, locals_of, opened_first
 from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.levels import Level, Position, Standing
 from iterreduce.loop import Loop
@@ -82,8 +82,19 @@ class Lasting:
             (r.n for r in self.loop.until.rules if isinstance(r, MaxIterations) and not nested), None
         )
         self.checkpoints.open(self._job(), limit)
+        attempt = self.checkpoints.attempt
+        if attempt is not None and attempt.finished is not None:
+            self._refuse_finished()
         self._saved = self.checkpoints.newest()
         self._keep_rows()
+
+    def _refuse_finished(self) -> None:
+        """The job has ended; or one like it, of which something has changed since. Collective."""
+        sources = dict(self._sources())
+        for source in opened_first(sources.values()):
+            source.open(self.run.group)
+        digests = input_digests(self.run.group, sources, self._guard("what was read"))
+        self.checkpoints.refuse_finished({**self._job(), "input": digests})
 
     def take_up(self) -> None:
         """Go on from what was saved, if anything was. Collective."""

@@ -191,6 +191,24 @@ def test_a_finished_job_says_so(tmp_path: Path) -> None:
     assert run_once(lambda group: counting(), 2, tmp_path / "saved", fresh=True)[0].iterations == 9
 
 
+def test_a_job_that_finished_with_other_input_is_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+
+    def kmeans(group: ir.Group) -> ir.Loop:
+        loaded = load_app(str(ROOT / "apps" / "kmeans.py")).function
+        loop: ir.Loop = loaded(ir.read(str(path)), k=3, max_iterations=5).to_loop()
+        return loop
+
+    np.save(path, points(300)["x"])
+    for result in run_once(kmeans, 2, tmp_path / "saved"):
+        result.finish()
+    with pytest.raises(FinishedError):
+        run_once(kmeans, 3, tmp_path / "saved")
+    np.save(path, points(300, seed=1)["x"])
+    with pytest.raises(CheckpointError, match="another input was finished there"):
+        run_once(kmeans, 1, tmp_path / "saved")
+
+
 # ---------------------------------------------------------------------- rows that cannot be read again
 
 
