@@ -231,7 +231,8 @@ class Supervisor:
         self.ranks, self.number, self.left = job.ranks, 0, job.retries
         self.fruitless = 0
         self.started = time.time() - (time.perf_counter() - watch.started)
-        self._best: tuple[int, tuple[int, ...]] = (newest_checkpoint(job.saves_in), ())
+        newest = 0 if "--fresh" in job.words else newest_checkpoint(job.saves_in)  # that begins with 1 again
+        self._best: tuple[int, tuple[int, ...]] = (newest, ())
         self._now: int | None = None
         self._iterated = False
         self._lost: str | None = None
@@ -274,11 +275,10 @@ class Supervisor:
                 self.watch,
                 lambda: self._now,
             )
-            ended = attempt.run()
+            return attempt.run()
         finally:
+            self._iterated |= os.path.exists(os.path.join(directory, places.ITERATED))
             shutil.rmtree(directory, ignore_errors=True)
-        self._iterated = self._iterated or bool(ended.path)
-        return ended
 
     def _give_up(self, ended: Ended) -> int | None:
         """The exit status, if it is not tried again."""

@@ -3,6 +3,7 @@
     job.json      by the supervisor, before the launch: who it is, since when the job runs, which attempt
     launcher      by the supervisor: the launcher's process, once it is known
     stop          by the supervisor: why the ranks should save and stop
+    iterated      by the ranks, when the first iteration begins
     rank-3.json   by each rank when it begins: its host and process
     beat-3        by each rank, about once a second: what it did last
     end-3         by each rank that leaves in order: its exit status
@@ -18,12 +19,13 @@ import contextlib
 import json
 import os
 import re
+import socket
 from typing import Any
 
 #: The attempt's directory, for the ranks. Processes of the job are known by it.
 VARIABLE = "ITERREDUCE_SUPERVISED"
 
-JOB, LAUNCHER, STOP = "job.json", "launcher", "stop"
+JOB, LAUNCHER, STOP, ITERATED = "job.json", "launcher", "stop", "iterated"
 #: A file larger than this is none of ours.
 MOST_BYTES = 100_000
 
@@ -32,7 +34,7 @@ _NAMES = re.compile(r"(rank|end|beat)-(\d{1,9})(?:\.json)?\Z")
 
 def write(directory: str, name: str, facts: dict[str, Any]) -> None:
     """The whole file or nothing. Raises OSError."""
-    draft = os.path.join(directory, f".{name}.{os.getpid()}")
+    draft = os.path.join(directory, f".{name}.{socket.gethostname()}.{os.getpid()}")
     with open(draft, "w", encoding="utf-8") as file:
         json.dump(facts, file)
     os.rename(draft, os.path.join(directory, name))

@@ -74,7 +74,14 @@ class Vitals:
             self._last = event
             self._events += 1
             if event.name.startswith("iteration."):
+                if self._iteration is None:
+                    self._iterates()
                 self._iteration = event
+
+    def _iterates(self) -> None:
+        """Tell at once that the run is beyond its start: a beat may come too late."""
+        with contextlib.suppress(OSError):
+            places.write(self.directory, places.ITERATED, {})
 
     def beat(self, ask: Callable[[str], None]) -> None:
         """Beat from now on, on a thread; `ask` is called once with the reason when the ranks should stop."""
