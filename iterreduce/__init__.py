@@ -49,7 +49,8 @@ _WHERE = {
     "iterreduce.dataset": ("Dataset", "Inputs"),
     "iterreduce.driver": ("LoopRun", "Position"),
     "iterreduce.errors": (
-        "DisagreementError", "InputError", "IterReduceError", "LaunchError", "MemoryBudgetError",
+        "CheckpointError", "CheckpointWarning", "DisagreementError", "FinishedError", "InputError",
+        "IterReduceError", "LaunchError", "MemoryBudgetError",
         "OutputError", "ScheduleError", "SchemaError", "StageError", "UsageError", "UserCodeError",
     ),
     "iterreduce.events": ("Events",),

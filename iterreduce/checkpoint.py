@@ -32,6 +32,7 @@ from iterreduce.errors import (
     CheckpointError,
     CheckpointWarning,
     DisagreementError,
+    FinishedError,
     IterReduceError,
     OutputError,
 )
@@ -55,17 +56,6 @@ FIRST_RATE = 200e6  # bytes per second that a write is expected to reach before 
 LONG_ITERATION = 5.0  # seconds: to wait for a publication costs less than to go on unsaved for another
 NOTE_SECONDS = 60.0  # between entries in the history: what a run that is interrupted ran, to a minute
 STOP_SECONDS = 0.5  # kept free before a time limit, beside an iteration and a write
-
-
-class FinishedError(CheckpointError):
-    """The job of this directory has ended; ``facts`` say how."""
-
-    def __init__(self, facts: Mapping[str, Any], directory: str) -> None:
-        self.facts = facts
-        super().__init__(
-            f"this job has finished ({facts.get('outcome')} after {facts.get('iterations')} iterations, says "
-            f"{directory}); --fresh runs it again"
-        )
 
 
 class Checkpointer:
@@ -128,13 +118,22 @@ class Checkpointer:
         assert self.attempt is not None and self.attempt.finished is not None
         self.job = dict(job)
         self._refuse_other(self.attempt.finished, "finished there")
-        raise FinishedError(self.attempt.finished, self.directory)
+        facts = self.attempt.finished
+        raise FinishedError(
+            f"this job has finished ({facts.get('outcome')} after {facts.get('iterations')} iterations, says "
+            f"{self.directory}); --fresh (fresh=True) runs it again",
+            facts,
+        )
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None: begin. Collective."""
         assert self.attempt is not None
         saved = newest(self.group, self.attempt, self._warn)
         self._number = max(root_decides(self.group, self.attempt.checkpoints), default=0)
+        before = self.attempt.history.entries[:-1]  # rank 0's
+        ended = before[-1].end if before and not self.options.fresh else ""
+        if saved is None and ended in ("interrupted", "failed"):
+            self._warn(f"{self.directory}: nothing was saved before the job ended there; it begins anew")
         if saved is not None:
             check_facts(saved.facts, saved.tables, saved.path)
             self.attempt.kept = saved.facts.get("kept")
@@ -191,7 +190,7 @@ class Checkpointer:
             if other:
                 raise CheckpointError(
                     f"{self.directory}: another {of} was {what}: {other}. Give another --checkpoint-dir, or "
-                    "--fresh to begin anew and drop what was saved"
+                    "--fresh (fresh=True) to begin anew and drop what was saved"
                 )
 
     def _warn(self, text: str) -> None:

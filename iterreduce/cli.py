@@ -28,6 +28,7 @@ from iterreduce.collectives import Group
 from iterreduce.errors import (
     CheckpointError,
     CheckpointWarning,
+    FinishedError,
     InputError,
     IterReduceError,
     LaunchError,
@@ -206,8 +207,6 @@ def _describe(error: BaseException, request: Request) -> Problem:
     if isinstance(error, CommandLineError):
         return Problem(USAGE_STATUS, f"iterreduce: {error}")
     if isinstance(error, CheckpointError):
-        from iterreduce.checkpoint import FinishedError
-
         return (
             _already_finished(error, request)
             if isinstance(error, FinishedError)
@@ -227,7 +226,7 @@ def _describe(error: BaseException, request: Request) -> Problem:
 def _work(crew: Crew, request: Request, watch: Watch) -> Problem | None:
     options = request.config.options
     _check_ranks(crew.group.size, options)
-    _check_time_limit(options)
+    _check_saving(request)
     problem = launch.agree(crew, _check_outputs(options) if crew.group.rank == 0 else None, "")
     if problem is not None:
         return problem
@@ -294,11 +293,20 @@ def _stopped(crew: Crew, stop: StopRequest, iterations: int) -> Problem:
     return Problem(STOPPED_STATUS, text if crew.group.rank == 0 else "")
 
 
-def _already_finished(error: Exception, request: Request) -> Problem:
-    """Nothing is to be done, unless the result has gone since."""
-    out = request.config.options.out
+def _already_finished(error: FinishedError, request: Request) -> Problem:
+    """Nothing is to be done, unless a result is wanted that is not there."""
+    out, summary = request.config.options.out, request.config.options.summary
     if out is not None and not os.path.exists(out):
-        return Problem(FAILED, f"iterreduce: {error}; but {out} is not there any more")
+        return Problem(FAILED, f"iterreduce: there is no {out}, and {error}")
+    if summary is not None and not os.path.exists(summary) and launched_rank() == 0:
+        from iterreduce.observe.summary import write_summary
+
+        kept = ("outcome", "iterations", "result_sha256")
+        facts = {name: error.facts[name] for name in kept if name in error.facts}
+        try:
+            write_summary(summary, {"app": request.app.name, "finished_before": True, **facts})
+        except OSError as problem:
+            return Problem(FAILED, f"iterreduce: cannot write the summary {summary}: {problem.strerror}")
     return Problem(0, f"iterreduce: {error}")
 
 
@@ -328,8 +336,16 @@ def _check_ranks(size: int, options: Options) -> None:
         )
 
 
-def _check_time_limit(options: Options) -> None:
-    if options.time_limit is not None and options.checkpoint_dir is None:
+def _check_saving(request: Request) -> None:
+    """Options that need a directory to save in."""
+    options, origins = request.config.options, request.config.origins
+    if options.checkpoint_dir is not None:
+        return
+    for name in ("checkpoint_every", "checkpoint_files", "fresh", "mtbf"):
+        if origins.get(name) == "command line":
+            flag = "--" + name.replace("_", "-")
+            raise CommandLineError(f"{flag} says how to save, but not where; give --checkpoint-dir as well")
+    if options.time_limit is not None:
         raise CommandLineError(
             "--time-limit saves and stops, and there is nowhere to save; give --checkpoint-dir as well"
         )

@@ -6,6 +6,7 @@
     ├── InputError                       a file, or what stands in it
     ├── OutputError                      a result that cannot be written
     ├── CheckpointError                  a checkpoint directory that cannot be used, or gone on from
+    │   └── FinishedError                its job has ended already
     ├── DisagreementError                ranks hold different things
     ├── StageError                       an unexpected exception while a stage ran, the same on all ranks
     │   └── UserCodeError                it came out of the user's code
@@ -22,8 +23,9 @@ and who prints is decided elsewhere.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class IterReduceError(Exception):
@@ -48,6 +50,14 @@ class OutputError(IterReduceError):
 
 class CheckpointError(IterReduceError):
     """A checkpoint directory that holds another job, nothing that is whole, or that another run has taken."""
+
+
+class FinishedError(CheckpointError):
+    """The job of this checkpoint directory has ended; ``facts``, where they are known, say how."""
+
+    def __init__(self, text: str, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(text)
+        self.facts = dict(facts or {})
 
 
 class CheckpointWarning(UserWarning):

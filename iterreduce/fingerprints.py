@@ -61,6 +61,15 @@ def described(loop: Loop, **more: Any) -> dict[str, str]:
     return dict(_lines("", {**_fields(loop), **more}, 0))
 
 
+def stopping_rules(loop: Loop) -> dict[str, str]:
+    """The rules, with their thresholds, of a loop and of the loops in its body."""
+    out = dict(_lines("until", loop.until.rules, 0))
+    for step in loop.body:
+        if isinstance(step, Loop):
+            out.update({f"{step.name}: {place}": text for place, text in stopping_rules(step).items()})
+    return out
+
+
 def difference(then: Mapping[str, str], now: Mapping[str, str], same_python: bool = True) -> str | None:
     """The first place where two jobs differ, in words; None where they are the same."""
     for place in dict.fromkeys((*then, *now)):

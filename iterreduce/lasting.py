@@ -22,12 +22,13 @@ from iterreduce.capture import Captured, Restorer, captured
 from iterreduce.carrying import tables_of
 from iterreduce.checkpoint import Checkpointer
 from iterreduce.control import Heard
-from iterreduce.errors import CheckpointError
-from iterreduce.fingerprints import described, input_digests, locals_of, opened_first
+from iterreduce.errors import CheckpointError, FinishedError
+from iterreduce.fingerprints import described, input_digests, locals_of, opened_first, stopping_rules
 from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.levels import Level, Position, Standing
 from iterreduce.loop import Loop
 from iterreduce.saving.reading import Checkpoint
+from iterreduce.sources.agreement import root_decides
 from iterreduce.sources.local import LocalSource
 from iterreduce.stopping import StopRequest
 from iterreduce.table import BY_BLOCK, Table
@@ -55,6 +56,7 @@ class Lasting:
         )
         self.replays: deque[Position] = deque()
         self._saved: Checkpoint | None = None
+        self._has_finished = False  # in an attempt before
         self._journal: list[list[Any]] = []
         self._journals = True
         self._forgotten = 0  # positions beyond those
@@ -84,17 +86,25 @@ class Lasting:
         self.checkpoints.open(self._job(), limit)
         attempt = self.checkpoints.attempt
         if attempt is not None and attempt.finished is not None:
-            self._refuse_finished()
+            self._refuse_finished(attempt.finished)
         self._saved = self.checkpoints.newest()
         self._keep_rows()
 
-    def _refuse_finished(self) -> None:
-        """The job has ended; or one like it, of which something has changed since. Collective."""
+    def _refuse_finished(self, facts: Mapping[str, Any]) -> None:
+        """The job has ended; or one like it, of which something has changed since. With other stopping rules
+        it goes on. Collective.
+        """
+        if not root_decides(self.run.group, lambda: facts.get("until") == stopping_rules(self.loop)):
+            return
         sources = dict(self._sources())
         for source in opened_first(sources.values()):
             source.open(self.run.group)
         digests = input_digests(self.run.group, sources, self._guard("what was read"))
-        self.checkpoints.refuse_finished({**self._job(), "input": digests})
+        try:
+            self.checkpoints.refuse_finished({**self._job(), "input": digests})
+        except FinishedError:
+            self._has_finished = True
+            raise
 
     def take_up(self) -> None:
         """Go on from what was saved, if anything was. Collective."""
@@ -233,12 +243,13 @@ class Lasting:
     def ended(self) -> None:
         """The run is over, or failed. Local."""
         outcome = self.run.outcome
-        end = "failed" if outcome is None else "stopped" if outcome is Outcome.STOPPED_SAVED else "finished"
+        known = outcome is not None or self._has_finished
+        end = "failed" if not known else "stopped" if outcome is Outcome.STOPPED_SAVED else "finished"
         self.checkpoints.ended(end, self.run.iteration)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """The job is done, its results are written: mark it so."""
-        self.checkpoints.finish(facts)
+        self.checkpoints.finish({**facts, "until": stopping_rules(self.loop)})
 
 
 def _with_carry(level: Level, standing: Standing) -> Standing:

@@ -21,6 +21,7 @@ from iterreduce.columns.schema import never_null
 from iterreduce.columns.threads import using
 from iterreduce.cores import one_blas_thread
 from iterreduce.driver import LoopRun
+from iterreduce.errors import FinishedError
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.lasting import Lasting
@@ -119,6 +120,8 @@ def run_loop(
             if outcome is not Outcome.STOPPED_SAVED:
                 run.finish()
             result = _result(run, outcome, time.perf_counter() - started, group.traffic.payload_bytes - sent)
+    except FinishedError:  # there was nothing to run
+        raise
     except BaseException:
         run.tell(
             "run.end",

@@ -89,6 +89,8 @@ def why_not_written(path: str, error: OSError | RuntimeError) -> str:
 
 def no_directory(directory: str) -> str:
     """The message for a directory that is not there, with the nearest name beside it."""
+    if os.path.isdir(directory):
+        return f"nothing can be created in {directory}"
     parent, name = os.path.split(directory)
     try:
         beside = [entry.name for entry in os.scandir(parent or ".") if entry.is_dir()]

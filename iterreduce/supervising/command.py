@@ -177,7 +177,9 @@ def _check_not_launched() -> None:
 def _help() -> str:
     rows = [(f"{flag} {value}", text) for flag, (value, _, text) in _OWN.items()]
     width = max(len(left) for left, _ in rows)
-    return _HELP + "".join(f"  {left:{width}}  {right}\n" for left, right in rows)
+    own = "".join(f"  {left:{width}}  {right}\n" for left, right in rows)
+    more = "Run options are those of `python -m iterreduce --help`; --checkpoint-dir DIR is what to go on from."
+    return f"{_HELP}{own}\n{more}\n"
 
 
 # -- where ranks and supervisor meet -------------------------------------------------------------------------
@@ -244,6 +246,8 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit status."""
+        if self.job.saves_in is None:
+            _say("nothing is saved without --checkpoint-dir: after a failure the job begins anew")
         while True:
             ended = self._attempt()
             if self._now is not None:

@@ -25,9 +25,12 @@ def test_a_finished_job_says_so_unless_its_input_or_its_result_has_changed(tmp_p
     result = (tmp_path / "centroids.csv").read_text()
     status, said = command(tmp_path)
     assert status == 0 and "this job has finished" in said and "--fresh" in said
+    assert "failed" not in said
+    assert command(tmp_path, "--summary", "run.json")[0] == 0
+    assert '"finished_before": true' in (tmp_path / "run.json").read_text()
     (tmp_path / "centroids.csv").unlink()
     status, said = command(tmp_path)
-    assert status == 1 and "centroids.csv is not there any more" in said
+    assert status == 1 and "there is no centroids.csv, and this job has finished" in said
     assert command(tmp_path, "--fresh") == (0, "")
     assert (tmp_path / "centroids.csv").read_text() == result
     np.save(tmp_path / "points.npy", np.random.default_rng(1).normal(size=(300, 2)))

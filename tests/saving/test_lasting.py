@@ -12,9 +12,8 @@ import pytest
 import iterreduce as ir
 from iterreduce import Outcome, checkpoint
 from iterreduce.appfile import load_app
-from iterreduce.checkpoint import FinishedError
 from iterreduce.driver import LoopRun
-from iterreduce.errors import CheckpointError
+from iterreduce.errors import CheckpointError, FinishedError
 from iterreduce.options import Options
 from iterreduce.run import Result
 from iterreduce.testing import run_ranks
@@ -186,6 +185,8 @@ def test_a_finished_job_says_so(tmp_path: Path) -> None:
     run_once(lambda group: counting(), 1, tmp_path / "saved")[0].finish()
     with pytest.raises(FinishedError, match=r"this job has finished .ITERATIONS_USED after 9 iterations"):
         run_once(lambda group: counting(), 2, tmp_path / "saved")
+    more = run_once(lambda group: counting(limit=12), 2, tmp_path / "saved")[0]
+    assert more.iterations == 12 and more["x"].tolist() == [2.0**12] * 2
     with pytest.raises(CheckpointError, match="another loop was finished there"):
         run_once(lambda group: counting(7.0), 2, tmp_path / "saved")
     assert run_once(lambda group: counting(), 2, tmp_path / "saved", fresh=True)[0].iterations == 9
