@@ -278,7 +278,8 @@ def workshop_of(loop: Loop, group: Group, options: Options, events: Events) -> W
 def level_shop(loop: Loop, parent: Level | None, shop: Workshop) -> Workshop:
     """What the stages of one level share: states of their own, and all else with the other levels."""
     laid = laid_out(loop, parent.shop.laid if parent else {})
-    return replace(shop, states={}, laid=laid, carry=frozenset(loop.carry))
+    keyed = frozenset(name for name, state in loop.state.items() if state.key)
+    return replace(shop, states={}, laid=laid, carry=frozenset(loop.carry), keyed=keyed)
 
 
 def values_of(level: Level, standing: Standing) -> dict[str, float | int]:

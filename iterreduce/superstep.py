@@ -81,6 +81,7 @@ class Workshop:
     states: dict[str, KeyedState] = field(default_factory=dict)
     in_place: dict[str, KeyedState] = field(default_factory=dict)  # those of all levels
     carry: frozenset[str] = frozenset()
+    keyed: frozenset[str] = frozenset()  # states with a key, which each row has to itself
     laid: dict[str, tuple[str, ...]] = field(default_factory=dict)
     streams: dict[str, RowStream] = field(default_factory=dict)
 
@@ -355,7 +356,7 @@ def written(write: Replace, old: Table, rows: Table, shop: Workshop, distinct: b
         )
     if kind == "key":
         check_owned(write, old, rows, shop)
-        if distinct or shop.check:
+        if write.table in shop.keyed and (distinct or shop.check):
             check_distinct(write, old, rows)
         return Table(rows.batch, old.layout, rows.tokens, None, 0, -1, old.version + 1)
     return old.replaced(rows)

@@ -178,7 +178,7 @@ def _help() -> str:
     rows = [(f"{flag} {value}", text) for flag, (value, _, text) in _OWN.items()]
     width = max(len(left) for left, _ in rows)
     own = "".join(f"  {left:{width}}  {right}\n" for left, right in rows)
-    more = "Run options are those of `python -m iterreduce --help`; --checkpoint-dir DIR is what to go on from."
+    more = "Run options are those of `python -m iterreduce --help`; --checkpoint-dir DIR: what to go on from."
     return f"{_HELP}{own}\n{more}\n"
 
 
