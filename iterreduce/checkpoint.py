@@ -133,7 +133,7 @@ class Checkpointer:
         before = self.attempt.history.entries[:-1]  # rank 0's
         ended = before[-1].end if before and not self.options.fresh else ""
         if saved is None and ended in ("interrupted", "failed"):
-            self._warn(f"{self.directory}: nothing was saved before the job ended there; it begins anew")
+            self.tell("restart.anew", attempts=len(before))
         if saved is not None:
             check_facts(saved.facts, saved.tables, saved.path)
             self.attempt.kept = saved.facts.get("kept")

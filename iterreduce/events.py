@@ -68,6 +68,10 @@ EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     ),
     "checkpoint.failed": (("number", "reason"), "it was given up, and the job goes on without"),
     "restart.start": (("number",), "a checkpoint is found whole, and no state is replaced yet"),
+    "restart.anew": (
+        ("attempts",),
+        "the attempts before this one ended before they had saved anything: the job begins from its beginning",
+    ),
     "restart": (
         ("number", "iteration", "path", "ranks", "seconds"),
         "the loop goes on from this checkpoint, which that many ranks had written",

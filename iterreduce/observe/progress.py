@@ -42,6 +42,8 @@ class Progress:
             if event.seconds >= self._next:
                 self._next = event.seconds + self._pause
                 self._write(_line(event.fields), last=False)
+        elif event.name == "restart.anew":
+            self._write("nothing was saved before the last attempt ended: begins anew", last=True)
         elif event.name == "restart":
             self._write(_restart_line(event.fields), last=True)
         elif event.name == "run.end":
