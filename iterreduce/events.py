@@ -70,7 +70,7 @@ EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "restart.start": (("number",), "a checkpoint is found whole, and no state is replaced yet"),
     "restart.anew": (
         ("attempts",),
-        "the attempts before this one ended before they had saved anything: the job begins from its beginning",
+        "the attempts before this one ended before they had saved anything: the job begins anew",
     ),
     "restart": (
         ("number", "iteration", "path", "ranks", "seconds"),

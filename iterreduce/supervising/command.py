@@ -246,8 +246,6 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit status."""
-        if self.job.saves_in is None:
-            _say("nothing is saved without --checkpoint-dir: after a failure the job begins anew")
         while True:
             ended = self._attempt()
             if self._now is not None:
