@@ -108,8 +108,8 @@ def _stored(name: str, table: Table, tables: dict[str, Table]) -> dict[str, Any]
     while name in tables:  # a state may be called "output log"
         name += "'"
     tables[name] = table
-    known = table.rows_total if table.rows_total >= 0 else -1
-    return {"stored": name, "layout": table.layout.kind, "keys": list(table.layout.keys), "rows": known}
+    layout = table.layout
+    return {"stored": name, "layout": layout.kind, "keys": list(layout.keys), "rows": table.rows_total}
 
 
 def _number(value: Any) -> Any:

@@ -206,13 +206,9 @@ def _describe(error: BaseException, request: Request) -> Problem:
         return _exit_problem(error)
     if isinstance(error, CommandLineError):
         return Problem(USAGE_STATUS, f"iterreduce: {error}")
-    if isinstance(error, CheckpointError):
-        return (
-            _already_finished(error, request)
-            if isinstance(error, FinishedError)
-            else Problem(FAILED, f"iterreduce: {error}")
-        )
-    if isinstance(error, StageError | InputError | OutputError):
+    if isinstance(error, FinishedError):
+        return _already_finished(error, request)
+    if isinstance(error, StageError | InputError | OutputError | CheckpointError):
         return Problem(FAILED, f"iterreduce: {error}")
     if isinstance(error, IterReduceError):
         line = user_line(error, request.path)

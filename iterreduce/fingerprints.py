@@ -28,7 +28,7 @@ from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.checksum import checksum
-from iterreduce.columns.hashing import hash_keys, hash_words
+from iterreduce.columns.hashing import hash_words, row_sums
 from iterreduce.columns.ragged import Ragged
 from iterreduce.fixpoint import Until
 from iterreduce.loop import Loop
@@ -44,7 +44,7 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype
 # ---------------------------------------------------------------------- the loop
 
 
-def described(loop: Loop, **more: Any) -> dict[str, str]:
+def described(loop: Loop) -> dict[str, str]:
     """Everything of a loop but its sources' rows, by place.
 
     >>> from iterreduce.loop import Local, Replace, State, Superstep
@@ -58,7 +58,7 @@ def described(loop: Loop, **more: Any) -> dict[str, str]:
     >>> difference(described(loop(2, 3)), described(loop(5, 3)))
     'body.0.stages.0.function.factor: 2 then, 5 now'
     """
-    return dict(_lines("", {**_fields(loop), **more}, 0))
+    return dict(_lines("", _fields(loop), 0))
 
 
 def stopping_rules(loop: Loop) -> dict[str, str]:
@@ -90,11 +90,7 @@ def python() -> str:
 def _fields(loop: Loop) -> dict[str, Any]:
     found = {f.name: getattr(loop, f.name) for f in dataclasses.fields(loop)}
     found["sources"] = {
-        name: _fields(source)
-        if isinstance(source, Loop)
-        else source
-        if isinstance(source, Batch)
-        else type(source).__name__
+        name: source if isinstance(source, Loop | Batch) else type(source).__name__
         for name, source in loop.sources.items()
     }
     return found
@@ -258,9 +254,7 @@ def _share_of(part: str | Batch, rank: int, size: int) -> tuple[int, int]:
     if isinstance(part, Batch):
         if not part.names:
             return 0, 0
-        first = hash_keys(part)
-        mixed = hash_words(first.view(np.int64)) * first
-        return len(part), int(mixed.sum(dtype=np.uint64).view(np.int64))
+        return len(part), row_sums(part)[1]
     return _file_share(part, rank, size)
 
 

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from iterreduce.agreement import Guard
@@ -83,7 +84,7 @@ class Lasting:
         limit = next(
             (r.n for r in self.loop.until.rules if isinstance(r, MaxIterations) and not nested), None
         )
-        self.checkpoints.open(self._job(), limit)
+        self.checkpoints.open(self._job, limit)
         attempt = self.checkpoints.attempt
         if attempt is not None and attempt.finished is not None:
             self._refuse_finished(attempt.finished)
@@ -101,7 +102,7 @@ class Lasting:
             source.open(self.run.group)
         digests = input_digests(self.run.group, sources, self._guard("what was read"))
         try:
-            self.checkpoints.refuse_finished({**self._job(), "input": digests})
+            self.checkpoints.refuse_finished({**self._job, "input": digests})
         except FinishedError:
             self._has_finished = True
             raise
@@ -111,7 +112,7 @@ class Lasting:
         run, started, saved = self.run, time.perf_counter(), self._saved
         guard = self._guard("what was saved")
         self.checkpoints.agree_on(
-            {**self._job(), "input": input_digests(run.group, dict(self._sources()), guard)}, saved
+            {**self._job, "input": input_digests(run.group, dict(self._sources()), guard)}, saved
         )
         if saved is not None and "levels" in saved.facts:
             self._restore(saved, guard)
@@ -153,6 +154,7 @@ class Lasting:
             lo, hi = sum(written[:rank]), sum(written[: rank + 1])
         local.give(kept.read(table, lo, hi))
 
+    @cached_property
     def _job(self) -> dict[str, Any]:
         options, shop = self.run.options, self.run.shop
         settings = {"partitions": str(shop.partitions.partitions), "reproducible": str(options.reproducible)}

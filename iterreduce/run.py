@@ -15,7 +15,7 @@ import numpy as np
 
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.hashing import hash_keys, hash_words
+from iterreduce.columns.hashing import hash_keys, row_sums
 from iterreduce.columns.ordering import hash_order
 from iterreduce.columns.schema import never_null
 from iterreduce.columns.threads import using
@@ -203,13 +203,7 @@ def digest(table: Table, group: Group) -> str:
     batch = table.batch
     sums = np.zeros(3, np.int64)
     if not (table.everywhere and group.rank) and batch.names:
-        first = hash_keys(batch)
-        second = hash_words((first ^ np.uint64(0x9E3779B97F4A7C15)).view(np.int64)) * first
-        sums[:] = (
-            first.sum(dtype=np.uint64).view(np.int64),
-            second.sum(dtype=np.uint64).view(np.int64),
-            len(batch),
-        )
+        sums[:] = (*row_sums(batch), len(batch))
     group.allreduce(sums, "sum")
     # ranks may differ in what has nulls, those without rows also in dtypes: the first with rows speaks
     told = group.allgather_bytes(f"{min(1, len(batch))}{never_null(batch.schema).to_json()}".encode())

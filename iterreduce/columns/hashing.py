@@ -245,3 +245,18 @@ def hash_keys(keys: Batch) -> Array:
             _chain(hashes, own)
     assert hashes is not None
     return hashes
+
+
+def row_sums(batch: Batch) -> tuple[int, int]:
+    """What rows come to in any order: two hashes of each, added modulo 2^64, as int64. Columns there must be.
+
+    >>> rows = Batch(a=np.array([1, 2, 3]))
+    >>> row_sums(rows) == row_sums(rows.take(np.array([2, 0, 1])))
+    True
+    >>> row_sums(rows) == row_sums(rows.slice(0, 2))
+    False
+    """
+    first = hash_keys(batch)
+    second = hash_words((first ^ np.uint64(0x9E3779B97F4A7C15)).view(np.int64)) * first
+    sums = [int(part.sum(dtype=np.uint64).view(np.int64)) for part in (first, second)]
+    return sums[0], sums[1]

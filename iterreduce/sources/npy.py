@@ -28,8 +28,8 @@ from iterreduce.storage import fixed_width_text
 # A header is a short literal; a longer one is junk, or an attack on the parser.
 HEADER_BYTES = 1 << 20
 
-# Up to 3.11.4, Python counts the depth of a syntax tree once for all threads (cpython issue 106905): two that
-# parse at a time meet a SystemError.
+# Up to 3.11.4, Python counts the depth of a syntax tree once for all threads: two that parse at a time meet a
+# SystemError.
 _parsing = threading.Lock()
 
 
