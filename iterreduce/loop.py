@@ -289,6 +289,11 @@ def _check_onto(stage: Shuffle, where: str) -> None:
         raise UsageError(
             f"{where}: Splitters({stage.route.sample}): wanted a sample of at least 1 row per rank"
         )
+    if stage.route and stage.route.descending and len(stage.route.descending) != len(stage.key):
+        raise UsageError(
+            f"{where}: Splitters(descending={stage.route.descending}): wanted a bool for each column of the "
+            f"key, {', '.join(stage.key)}"
+        )
 
 
 def _check_step(step: Any, tables: set[str], loop: Loop) -> None:

@@ -67,6 +67,7 @@ class RangeShuffle(RowShuffle):
         super().__init__(stage, number, group, source, *args)
         assert stage.route is not None
         self.layout, self.most = by_range(*stage.key), stage.route.sample
+        self.descending = stage.route.descending
         gather = Gather(stage.rows, stage.into)
         self.samples = Samples(gather, number, group, source, self.check, draw=self._draw)
         self.cuts: Batch | None = None
@@ -100,7 +101,7 @@ class RangeShuffle(RowShuffle):
         """The rows at which the ranges of ranks 1, 2, ... begin."""
         drawn = self.samples.received
         assert drawn is not None
-        order = sorted_order(drawn.select(*self.stage.key))
+        order = sorted_order(drawn.select(*self.stage.key), self.descending)
         drawn = drawn if order is None else drawn.take(order)
         before = np.cumsum(drawn[WEIGHT]) - (drawn[WEIGHT] + 1) // 2
         total, size = int(drawn[WEIGHT].sum()), self.group.size
@@ -115,7 +116,7 @@ class RangeShuffle(RowShuffle):
     def _destinations(self, keys: Batch) -> tuple[Array, Array]:
         assert self.cuts is not None
         dest = self.scratch.array("owners", len(keys), range_dtype(len(self.cuts)))
-        _, counts = ranges_of(keys, self.cuts, self._first, dest)
+        _, counts = ranges_of(keys, self.cuts, self._first, dest, self.descending)
         self._counts = np.append(counts, np.zeros(self.group.size - len(counts), np.int64))
         return dest, self._counts
 
@@ -149,13 +150,13 @@ class RangeShuffle(RowShuffle):
             name, numbers = self.stage.key[0], self.received[self.stage.key[0]]
             if self.group.size == 1:
                 numbers = numbers.copy()  # what came from others is this rank's own
-            numbers.sort()
+            sort_numbers(numbers, any(self.descending))
             self.received = Batch(**{name: numbers})
             self._in_order = True
         return super()._finish_fresh()
 
     def _final_order(self, keys: Batch) -> Array | None:
-        return None if self._in_order else sorted_order(keys)
+        return None if self._in_order else sorted_order(keys, self.descending)
 
     def _plan_order(self, keys: Batch) -> tuple[Array, Array]:
         if self.group.size == 1:
@@ -179,3 +180,12 @@ def sorts_by_itself(rows: Batch, key: tuple[str, ...]) -> bool:
         return False
     column = rows[key[0]]
     return isinstance(column, np.ndarray) and column.ndim == 1 and column.dtype.kind in "biu"
+
+
+def sort_numbers(numbers: Array, descending: bool) -> None:
+    """Sort whole numbers or bools in place."""
+    if descending:
+        np.invert(numbers, out=numbers)  # turns their order over
+    numbers.sort()
+    if descending:
+        np.invert(numbers, out=numbers)

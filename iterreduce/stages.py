@@ -81,10 +81,13 @@ class Splitters:
     """A route: ranges of the key's values instead of its hash, cut by a sample of the rows.
 
     ``sample``: how many rows per rank are looked at. Rows end up sorted by key over the ranks: those of rank
-    0 are smaller than those of rank 1, and so on.
+    0 are smaller than those of rank 1, and so on. ``descending``: for each column of the key, whether its
+    larger values come first (none given: no column's do). Nulls come last either way, NaN before them, and
+    rows of equal keys keep their order.
     """
 
     sample: int = 1024
+    descending: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

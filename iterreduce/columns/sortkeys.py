@@ -3,15 +3,16 @@
 A key becomes *parts*, a part one or more unsigned words whose order is that of the values: integers with the
 sign bit turned, floats by their bits (-0.0 is 0.0, NaN comes last), dates (NaT last), seven bytes of a text
 and, in the eighth, how many of them count, so that no text needs to know the length of others. A column with
-nulls has a part before its values that puts nulls last. Rows are sorted by the first word; only those that
-are still equal look at the next one.
+nulls has a part before its values that puts nulls last. Where values descend their words are turned over,
+and NaN, NaT and nulls stay last. Rows are sorted by the first word; only those that are still equal look at
+the next one.
 
 What it is not: a collation. Text goes by its bytes (UTF-8: by code points). Nothing here communicates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,16 +36,22 @@ class Part(NamedTuple):
     """One column of words, or (``ragged``) as many words per row as its text needs.
 
     ``mask``: the words of nulls are 0. ``at``: which element, or group of 8 bytes, of rows that are vectors.
+    ``down``: larger values come first.
     """
 
     column: Any
     mask: Array | None = None
     at: int | None = None
+    down: bool = False
 
     @property
     def ragged(self) -> bool:
         """May words follow the first?"""
         return isinstance(self.column, Ragged)
+
+    def goes_on(self, words: Any) -> Any:
+        """Does the text of these words have more of them?"""
+        return self.ragged & ((words & np.uint64(0xFF)) == np.uint64(0xFF - MORE if self.down else MORE))
 
     def words(self, rows: Array | None, chunk: int = 0) -> Array:
         """The word of each of these rows (None: all), uint64."""
@@ -52,8 +59,10 @@ class Part(NamedTuple):
             chosen = numbers(len(self.column)) if rows is None else rows
             out = np.empty(len(chosen), np.uint64)
             _text_words(self.column.offsets, self.column.values, chosen, chunk * TEXT_BYTES, out)
+            if self.down:
+                np.invert(out, out=out)
         else:
-            out = _fixed_words(self.column if rows is None else self.column[rows], self.at)
+            out = _fixed_words(self.column if rows is None else self.column[rows], self.at, self.down)
         if self.mask is not None:
             out[~(self.mask if rows is None else self.mask[rows])] = 0
         return out
@@ -64,17 +73,19 @@ def numbers(n: int) -> Array:
     return np.arange(n, dtype=index_dtype(n))
 
 
-def key_parts(keys: Batch, nullable: Collection[str] = ()) -> list[Part]:
+def key_parts(
+    keys: Batch, nullable: Collection[str] = (), descending: Sequence[bool] = ()
+) -> list[Part]:
     """The parts of key columns, in their order; columns named ``nullable`` have nulls here or elsewhere.
 
-    Raises `UsageError` for columns without an order: lists, complex numbers, numbers above 8 bytes.
+    ``descending``: for each column, whether its larger values come first (none given: no column's do). Raises `UsageError` for columns without an order: lists, complex numbers, numbers above 8 bytes.
     """
     out = []
-    for name in keys.names:
+    for name, down in zip(keys.names, descending or [False] * len(keys.names), strict=True):
         column, mask = keys[name], keys.valid(name)
         if mask is not None or name in nullable:
             out.append(Part(np.zeros(len(keys), bool) if mask is None else ~mask))
-        out += [Part(column, mask, at) for at in _elements(name, column)]
+        out += [Part(column, mask, at, down) for at in _elements(name, column)]
     return out or [Part(np.zeros(len(keys), bool))]  # of no columns, or vectors of nothing: all are equal
 
 
@@ -94,23 +105,28 @@ def _elements(name: str, column: Any) -> list[int | None]:
     )
 
 
-def _fixed_words(column: Array, at: int | None) -> Array:
-    if at is not None:
-        flat = column.reshape(len(column), -1)
-        if column.dtype == np.uint8:
-            return _byte_words(flat[:, 8 * at : 8 * at + 8])
-        column = flat[:, at]
+def _fixed_words(column: Array, at: int | None, down: bool) -> Array:
+    flat = column if at is None else column.reshape(len(column), -1)
     kind = column.dtype.kind
-    if kind == "f":
-        out = np.empty(len(column), np.uint64)
-        floats = column.astype(np.float64)
-        _float_words(floats, floats.view(np.uint64), out)
+    if at is not None and column.dtype == np.uint8:
+        out = _byte_words(flat[:, 8 * at : 8 * at + 8])
+    elif kind == "f":
+        floats, out = (flat if at is None else flat[:, at]).astype(np.float64), np.empty(len(flat), np.uint64)
+        _float_words(floats, floats.view(np.uint64), down, out)
         return out
-    if kind in "bu":
+    else:
+        out = _whole_words(flat if at is None else flat[:, at])
+        if kind in "mM" and not down:
+            out -= np.uint64(1)  # NaT is the smallest number
+    return np.invert(out, out=out) if down else out
+
+
+def _whole_words(column: Array) -> Array:
+    """New words in the order of numbers, dates (as numbers) or bools."""
+    if column.dtype.kind in "bu":
         return column.astype(np.uint64)
-    if kind in "mM":
-        return (column.view(np.int64).view(np.uint64) ^ SIGN) - np.uint64(1)  # NaT is the smallest number
-    return column.astype(np.int64, copy=False).view(np.uint64) ^ SIGN
+    whole = column.view(np.int64) if column.dtype.kind in "mM" else column.astype(np.int64, copy=False)
+    return whole.view(np.uint64) ^ SIGN
 
 
 def _byte_words(cells: Array) -> Array:
@@ -121,15 +137,16 @@ def _byte_words(cells: Array) -> Array:
 
 
 @kernel
-def _float_words(floats: Any, bits: Any, out: Any) -> None:
+def _float_words(floats: Any, bits: Any, down: Any, out: Any) -> None:
     sign, last = np.uint64(1 << 63), ~np.uint64(0)
+    turn = last if down else np.uint64(0)
     for i in range(len(floats)):
         if floats[i] != floats[i]:
             out[i] = last
         elif floats[i] == 0.0:
-            out[i] = sign
+            out[i] = sign ^ turn
         else:
-            out[i] = ~bits[i] if bits[i] & sign else bits[i] | sign
+            out[i] = (~bits[i] if bits[i] & sign else bits[i] | sign) ^ turn
 
 
 @kernel
@@ -156,17 +173,20 @@ def _sort_runs(words: Any, rows: Any, los: Any, his: Any) -> None:
             settle(words[los[r] : his[r]], rows[los[r] : his[r]])
 
 
-def sorted_order(keys: Batch, nullable: Collection[str] = ()) -> Array | None:
-    """The stable ascending order of rows by their key columns, ``(n,)``; None where they stand in it.
+def sorted_order(keys: Batch, descending: Sequence[bool] = ()) -> Array | None:
+    """The stable order of rows by their key columns, ``(n,)``; None where they stand in it.
 
-    Nulls come last, NaN behind all numbers. Raises `UsageError` for columns without an order.
+    ``descending``: for each column, whether its larger values come first (none given: all ascend). Either way
+    nulls come last, NaN behind all numbers. Raises `UsageError` for columns without an order.
 
     >>> sorted_order(Batch(a=np.array([1.5, np.nan, -0.0, 0.0]))).tolist()
     [2, 3, 0, 1]
+    >>> sorted_order(Batch(a=np.array([1.5, np.nan, -0.0, 0.0])), (True,)).tolist()
+    [0, 2, 3, 1]
     >>> sorted_order(Batch(a=np.arange(5))) is None
     True
     """
-    n, parts = len(keys), key_parts(keys, nullable)
+    n, parts = len(keys), key_parts(keys, descending=descending)
     if n < 2:
         return None
     order: Array | None = None
@@ -178,7 +198,7 @@ def sorted_order(keys: Batch, nullable: Collection[str] = ()) -> Array | None:
         chunk = 0
         while len(los):
             order, words, los, his = _refine(part, chunk, order, los, his)
-            going = (words & np.uint64(0xFF)) == MORE if part.ragged else np.zeros(len(los), bool)
+            going = part.goes_on(words)
             waiting.append((los[~going], his[~going]))
             los, his, chunk = los[going], his[going], chunk + 1
         los, his = (np.concatenate(ends) for ends in zip(*waiting, strict=True))
@@ -254,8 +274,10 @@ def _below(words: Any, rows: Any, cuts: Any, first: Any, out: Any) -> None:
         out[i] = lo
 
 
-def ranges_of(keys: Batch, cuts: Batch, first: Array, out: Array | None = None) -> tuple[Array, Array]:
-    """The range of each row, ``(n,)``, and the rows of each, ``(cuts + 1,)``: how many of the ascending
+def ranges_of(
+    keys: Batch, cuts: Batch, first: Array, out: Array | None = None, descending: Sequence[bool] = ()
+) -> tuple[Array, Array]:
+    """The range of each row, ``(n,)``, and the rows of each, ``(cuts + 1,)``: how many of the sorted
     ``cuts`` (rows of the same columns) are not above it.
 
     A row whose key equals that of cut ``j`` is above it from row number ``first[j]`` on, which ascends among
@@ -266,14 +288,14 @@ def ranges_of(keys: Batch, cuts: Batch, first: Array, out: Array | None = None) 
     [[0, 0, 1, 2], [2, 1, 1]]
     """
     nullable = {n for n in keys.names if keys.valid(n) is not None or cuts.valid(n) is not None}
-    theirs, size = key_parts(cuts, nullable), len(cuts)
+    theirs, size = key_parts(cuts, nullable, descending), len(cuts)
     if out is None:
         out = np.empty(len(keys), range_dtype(size))
     counts = np.zeros(size + 1, np.int64)
     for lo in range(0, len(keys), BLOCK):
         part = keys.slice(lo, lo + BLOCK)
         made = out[lo : lo + len(part)]
-        _ranges_of_block(key_parts(part, nullable), theirs, first - lo, made)
+        _ranges_of_block(key_parts(part, nullable, descending), theirs, first - lo, made)
         counts += np.bincount(made, minlength=size + 1)
     return out, counts
 
@@ -317,7 +339,7 @@ def _equal_ones(
         if not len(same):
             continue
         begin, end = (lo + int(np.searchsorted(limits, word, side)) for side in ("left", "right"))
-        if ours[p].ragged and int(word) & 0xFF == MORE:
+        if ours[p].goes_on(word):
             again.append((same, begin, end, p, chunk + 1))
         elif p + 1 < len(ours):
             again.append((same, begin, end, p + 1, 0))

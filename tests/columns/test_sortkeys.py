@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -33,18 +35,26 @@ FLOATS = [0.0, -0.0, math.nan, math.inf, -math.inf, 1.5, -1.5, 5e-324, -5e-324, 
 INTS = [0, -1, 1, 2**62, -(2**63), 2**63 - 1, 7, 255, 256]
 
 
-def keyed(value: Any) -> Any:
+def keyed(value: Any, down: bool = False) -> Any:
     """What Python compares: nulls last, NaN behind numbers, text by its bytes."""
     if value is None:
         return (1,)
-    if isinstance(value, float):
-        return (0, math.isnan(value), 0.0 if math.isnan(value) else value)
-    return (0, value.encode() if isinstance(value, str) else value)
+    if isinstance(value, float) and math.isnan(value):
+        return (0, True)
+    if isinstance(value, str):
+        raw = value.encode()
+        return (0, False, [255 - b for b in raw] + [256] if down else list(raw))
+    return (0, False, -value if down else value)
 
 
-def python_order(columns: list[list[Any]]) -> list[int]:
-    rows = list(zip(*columns, strict=True))
-    return sorted(range(len(rows)), key=lambda i: [keyed(v) for v in rows[i]])
+def python_keys(columns: list[list[Any]], descending: Sequence[bool] = ()) -> list[Any]:
+    turned = [[keyed(v, d) for v in c] for c, d in zip_longest(columns, descending, fillvalue=False)]
+    return [list(row) for row in zip(*turned, strict=True)]
+
+
+def python_order(columns: list[list[Any]], descending: Sequence[bool] = ()) -> list[int]:
+    keys = python_keys(columns, descending)
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 @st.composite
@@ -80,26 +90,34 @@ def key_columns(draw: st.DrawFn) -> tuple[Batch, list[list[Any]]]:
     return Batch.from_dict(arrays, masks), seen
 
 
-@given(key_columns())
+DIRECTIONS = st.lists(st.booleans(), min_size=3, max_size=3)
+
+
+@given(key_columns(), DIRECTIONS)
 @settings(max_examples=50, deadline=None)
-def test_the_order_is_that_of_python_for_any_key_columns(case: tuple[Batch, list[list[Any]]]) -> None:
+def test_the_order_is_that_of_python_for_any_key_columns(
+    case: tuple[Batch, list[list[Any]]], directions: list[bool]
+) -> None:
     keys, columns = case
-    got = sorted_order(keys)
-    wanted = python_order(columns)
+    descending = directions[: len(columns)] if any(directions) else []
+    got = sorted_order(keys, descending)
+    wanted = python_order(columns, descending)
     assert (list(range(len(keys))) if got is None else got.tolist()) == wanted
 
 
-@given(key_columns(), st.integers(0, 6))
+@given(key_columns(), st.integers(0, 6), DIRECTIONS)
 @settings(max_examples=50, deadline=None)
-def test_ranges_are_found_as_by_looking_at_every_cut(case: tuple[Batch, list[list[Any]]], size: int) -> None:
+def test_ranges_are_found_as_by_looking_at_every_cut(
+    case: tuple[Batch, list[list[Any]]], size: int, directions: list[bool]
+) -> None:
     keys, columns = case
-    n = len(keys)
-    order = python_order(columns)
+    n, descending = len(keys), directions[: len(columns)]
+    order = python_order(columns, descending)
     chosen = sorted(np.random.default_rng(n + size).integers(0, n, size).tolist()) if n else []
     cuts = [order[c] for c in chosen]
-    tuples = [[keyed(v) for v in row] for row in zip(*columns, strict=True)]
+    tuples = python_keys(columns, descending)
     wanted = [sum((tuples[c], c) <= (tuples[i], i) for c in cuts) for i in range(n)]
-    got, counts = ranges_of(keys, keys.take(np.array(cuts, np.int64)), np.array(cuts, np.int64))
+    got, counts = ranges_of(keys, keys.take(np.array(cuts, np.int64)), np.array(cuts, np.int64), None, descending)
     assert got.tolist() == wanted
     assert counts.tolist() == [wanted.count(r) for r in range(len(cuts) + 1)]
 
@@ -149,6 +167,8 @@ def test_long_runs_of_equal_first_columns_are_sorted_by_the_second() -> None:
     assert np.array_equal(sorted_order(Batch(a=a, b=b)), np.lexsort((b, a)))
     texts = [f"prefix of everything {i:05d}" for i in b]
     assert np.array_equal(sorted_order(Batch(t=texts, a=a)), np.lexsort((a, b)))
+    assert np.array_equal(sorted_order(Batch(t=texts, a=a), (True, False)), np.lexsort((a, -b)))
+    assert np.array_equal(sorted_order(Batch(a=a, b=b), (False, True)), np.lexsort((-b, a)))
 
 
 def test_a_first_column_that_is_in_order_leaves_only_its_ties_to_the_second() -> None:
@@ -161,12 +181,17 @@ def test_vectors_are_compared_element_by_element_and_bytes_by_eights() -> None:
     for v in (random.integers(0, 3, (500, 10)).astype(np.uint8), random.integers(-2, 2, (500, 2, 2))):
         flat = v.reshape(500, -1)
         assert np.array_equal(sorted_order(Batch(v=v)), np.lexsort(flat.T[::-1]))
+        assert np.array_equal(sorted_order(Batch(v=v), (True,)), np.lexsort(-flat.T[::-1].astype(int)))
 
 
 def test_dates_without_a_time_come_last() -> None:
     days = np.array(["NaT", "2020-01-02", "1960-01-01"], "M8[D]")
     order = sorted_order(Batch(d=days))
     assert order is not None and order.tolist() == [2, 1, 0]
+    ends = np.array([-(2**63), -(2**63) + 1, 2**63 - 1, 0]).view("M8[ns]")
+    for descending, wanted in ((), [1, 3, 2, 0]), ((True,), [2, 3, 1, 0]):
+        order = sorted_order(Batch(d=ends), descending)
+        assert order is not None and order.tolist() == wanted
 
 
 def test_columns_without_an_order_are_refused_by_name() -> None:

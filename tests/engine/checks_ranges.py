@@ -34,8 +34,10 @@ from tests.engine.kit import (
 N = 120
 
 
-def sort(*key: str, sample: int = 64, rows: str = "r", into: str = "sorted") -> Shuffle:
-    return Shuffle(rows, key, into, route=Splitters(sample))
+def sort(
+    *key: str, sample: int = 64, rows: str = "r", into: str = "sorted", descending: tuple[bool, ...] = ()
+) -> Shuffle:
+    return Shuffle(rows, key, into, route=Splitters(sample, descending))
 
 
 def ranked(values: list[Any]) -> np.ndarray:
@@ -45,8 +47,15 @@ def ranked(values: list[Any]) -> np.ndarray:
     return np.array([len(known) if v is None else place[v] for v in values])
 
 
-def expected(rows: Batch, key: tuple[str, ...]) -> list[Any]:
-    order = np.lexsort([ranked(values_of(rows, k)) for k in reversed(key)])
+def turned(values: list[Any], down: bool) -> np.ndarray:
+    """Their numbers, turned over where larger values come first; nulls stay last."""
+    places, null = ranked(values), np.array([v is None for v in values], bool)
+    return np.where(null, len(values), -places if down else places)
+
+
+def expected(rows: Batch, key: tuple[str, ...], descending: tuple[bool, ...] = ()) -> list[Any]:
+    ways = zip(key, descending or [False] * len(key), strict=True)
+    order = np.lexsort([turned(values_of(rows, k), down) for k, down in ways][::-1])
     return rows_here(rows.take(order))
 
 
@@ -60,6 +69,21 @@ def check_rows_come_out_sorted_and_stable(group: Group) -> None:
                 assert [row for part in shares for row in part] == expected(rows, key)
                 assert made.layout == by_range(*key) and made.rows_total == len(rows)
                 assert made.first_row == sum(map(len, shares[: group.rank]))
+
+
+def check_larger_values_come_first_where_they_are_asked_to(group: Group) -> None:
+    whole = with_text(columns(N, 12))
+    for rows in (whole, whole.slice(0, 2), whole.slice(0, 0)):
+        for key, down in (
+            (("k",), (True,)),
+            (("b", "k"), (True, False)),
+            (("t", "f"), (True, True)),
+            (("m", "t"), (True, False)),
+            (("t", "m"), (False, True)),
+        ):
+            made = once(group, {"r": local(rows, group)}, sort(*key, descending=down))
+            shares = by_rank(group, made.batch)
+            assert [row for part in shares for row in part] == expected(rows, key, down)
 
 
 def check_a_sorted_table_is_gathered_in_its_order(group: Group) -> None:
@@ -118,6 +142,9 @@ def check_numbers_alone_are_sorted_too(group: Group) -> None:
         made = once(group, {"r": local(Batch(k=k), group)}, sort("k"))
         got = [repr(row[0]) for part in by_rank(group, made.batch) for row in part]
         assert got == [repr(v) for v in k[np.argsort(k, kind="stable")].tolist()]
+        made = once(group, {"r": local(Batch(k=k), group)}, sort("k", descending=(True,)))
+        got = [row[0] for part in by_rank(group, made.batch) for row in part]
+        assert got == sorted(k.tolist(), reverse=True)
 
 
 def check_rounds_of_any_size_bring_the_same_rows(group: Group) -> None:
@@ -211,9 +238,20 @@ def check_a_sample_of_nothing_is_refused(group: Group) -> None:
     assert "at least 1 row" in str(error)
 
 
+def check_directions_that_are_not_one_per_column_are_refused(group: Group) -> None:
+    error = raised(
+        group,
+        UsageError,
+        lambda: pipeline({"r": Batch(k=np.zeros(1))}, sort("k", descending=(True, False))),
+    )
+    assert "descending" in str(error) and "k" in str(error)
+
+
 CHECKS: list[Check] = [
     check_keys_without_values_leave_rows_as_they_stand,
     check_a_sample_of_nothing_is_refused,
+    check_directions_that_are_not_one_per_column_are_refused,
+    check_larger_values_come_first_where_they_are_asked_to,
     check_rows_come_out_sorted_and_stable,
     check_a_sorted_table_is_gathered_in_its_order,
     check_nulls_on_one_rank_only_and_ranks_without_rows,
