@@ -33,7 +33,10 @@ def laid_out(loop: Loop, around: Laid = MappingProxyType({})) -> dict[str, tuple
 
 def lay_out(stage: Stage, laid: dict[str, tuple[str, ...]]) -> None:
     """Add what a stage makes: where user code may have changed keys, nothing is known."""
+    kept = kept_key(stage, laid) if isinstance(stage, Local) else ()
     laid.pop(stage.into, None)
+    if kept:
+        laid[stage.into] = kept
     if isinstance(stage, Index):
         laid.update({table: (stage.names[table],) for table in stage.keys.values()})
     copies = isinstance(stage, Local) and all(laid.get(n) == () for n in stage.reads)
@@ -43,6 +46,12 @@ def lay_out(stage: Stage, laid: dict[str, tuple[str, ...]]) -> None:
         laid[stage.into] = stage.key
     elif isinstance(stage, Lookup) and stage.rows in laid:
         laid[stage.into] = laid[stage.rows]
+
+
+def kept_key(stage: Local, laid: Laid) -> tuple[str, ...]:
+    """The key by which the rows of a map lie, as those of its first table do; () where nobody knows one."""
+    key = laid.get(stage.reads[0], ())
+    return key if set(key) <= set(getattr(stage.function, "keeps", ())) else ()
 
 
 def lies_here(stage: Lookup, laid: Laid) -> bool:

@@ -1,12 +1,12 @@
 """Lookup: columns of a keyed table beside rows that name its keys. The rows stay; values come to them.
 
 Three ways, chosen by agreement only. *Here*: the table is the same on all ranks, or rows and table lie by
-the same key (the loop itself says so): nothing travels. *Fresh*: every rank asks the owners for its
-distinct keys, in one exchange, and gets flags and values by a second one. *Planned* (values only): where
-the key columns of rows and table are those of the last time, owners know which of their rows go to whom,
-and every row its place in what comes, so one Alltoallv moves values; a value goes once to each rank that
-needs it. A rank whose keys are others, or whose part of the plan is lost, joins the planned exchange with
-REPLAN, and all ask again.
+the same key (the loop itself says so): nothing travels (see `iterreduce.matching`). *Fresh*: every rank asks
+the owners for its distinct keys, in one exchange, and gets flags and values by a second one. *Planned*
+(values only): where the key columns of rows and table are those of the last time, owners know which of their
+rows go to whom, and every row its place in what comes, so one Alltoallv moves values; a value goes once to
+each rank that needs it. A rank whose keys are others, or whose part of the plan is lost, joins the planned
+exchange with REPLAN, and all ask again.
 
 How it can go wrong: as in `FreshExchange`; a rank without rows learns the columns from the others. A null
 equals no key.
@@ -21,14 +21,14 @@ from types import MappingProxyType
 import numpy as np
 
 from iterreduce.agreement import Guard, settle_schemas
-from iterreduce.answers import PlanBody, answer, answered, merged, nulls, said, side_by_side, write_values
+from iterreduce.answers import PlanBody, answer, answered, merged, said, side_by_side, write_values
 from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.groups import number_keys
 from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.joins import KeyRows
 from iterreduce.columns.packing import pack, packed_words, unpack
 from iterreduce.columns.partition import PartitionMap
-from iterreduce.columns.ragged import Array, Ragged
+from iterreduce.columns.ragged import Array
 from iterreduce.columns.routing import RecordLayout
 from iterreduce.columns.schema import Schema
 from iterreduce.errors import SchemaError, UsageError
@@ -50,9 +50,12 @@ from iterreduce.laid import Laid, lies_beside, lies_here
 from iterreduce.lineage import Pending, Planner
 from iterreduce.loop import Lookup
 from iterreduce.loop_cache import LoopCache
+from iterreduce.matching import Match, Matches
 from iterreduce.rowplan import RowPlan
 from iterreduce.rowrounds import Shelf, fixed
 from iterreduce.table import NO_TOKENS, Table, token
+
+TOKENS_KEPT = 64  # digests take 3 us each
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class LookupRows(Planner):
         self.answer = FreshExchange(group, number, check, limit_bytes=limit_bytes)
         self.plan: RowPlan | None = None
         self.shelf = Shelf()
+        self._tokens_known: dict[tuple[tuple[object, ...], int], int] = {}
+        self.matches = Matches(cache.enabled and repeats, self.shelf)
         self.keys_changed = False
         self._key_schema: Schema | None = None
         self._value_schema: Schema | None = None
@@ -299,30 +304,43 @@ class LookupRows(Planner):
         return self._result(at, values)
 
     def _finish_here(self) -> Table:
-        rows, keys = (
-            self.rows.batch,
-            self.table.batch.select(*self.table_key) if self.table.batch.names else None,
-        )
-        values = self._values() if keys is not None else Batch()
-        asked = rows.select(*self.stage.key) if len(rows) else None
-        if asked is None or keys is None or not len(keys):
-            return self._result(np.full(len(rows), -1, np.int64), values)
+        rows, table = self.rows.batch, self.table.batch
+        values = self._values() if table.names else Batch()
+        ours, theirs = self._tokens()
+        settled = 0 not in (*ours, *theirs)
+        if len(rows) and len(table):
+            asked, keys = rows.select(*self.stage.key), table.select(*self.table_key)
+            match = self.matches.match(asked, keys, settled, lambda: self._match(asked, keys))
+        else:
+            match = self._match_of(np.full(len(rows), -1, np.int64))
+        made = self.matches.joined(match, rows, values, self.rows.tokens, self.table.tokens)
+        return self._placed_here(made, match, (ours, theirs) if settled else None)
+
+    def _match(self, asked: Batch, keys: Batch) -> Match:
+        """Which rows of the table, whose keys these are, stand beside the rows that ask."""
         known = self.cache.indexes.made(KeyRows, keys)
         found = known.find(asked)
         self._check_here(asked, found)
-        if known.unique:
-            return self._result(found, values)
-        if not (self._beside or self.table.everywhere):
+        if not (known.unique or self._beside or self.table.everywhere):
             raise UsageError(
                 f'Lookup into "{self.stage.into}": "{self.stage.table}" has several rows of a key, and '
                 f'"{self.stage.rows}" does not lie with it; Shuffle the rows by that key first'
             )
-        if self.stage.missing == "only":
-            return self._result(found, values)
+        if known.unique or self.stage.missing == "only":
+            return self._match_of(found)
         self._refuse(found < 0)
-        left, right = known.pairs(found, self.stage.missing == "null")
-        out = self._joined(rows.take(left), values, right)
-        return self._placed(out, None)
+        rows, beside = known.pairs(found, self.stage.missing == "null")
+        return Match.with_nulls(rows, beside) if self.stage.missing == "null" else Match(rows, beside)
+
+    def _match_of(self, at: Array) -> Match:
+        """Where each row has one partner at most, -1: none."""
+        self._refuse(at < 0)
+        if self.stage.missing == "null":
+            return Match.with_nulls(None, at)
+        kept = self._kept(at)
+        if self.stage.missing == "only":
+            return Match(kept)
+        return Match(kept, at if kept is None else at[kept])
 
     def _check_here(self, asked: Batch, found: Array) -> None:
         """Rows that lie with their table lie with the owner of their key, even if it is not there."""
@@ -395,28 +413,9 @@ class LookupRows(Planner):
         return None if stay.all() else np.flatnonzero(stay)
 
     def _result(self, at: Array, values: Batch) -> Table:
-        self._refuse(at < 0)
-        kept = self._kept(at)
-        rows = self.rows.batch if kept is None else self.rows.batch.take(kept)
-        if self.stage.missing == "only":
-            return self._placed(rows, kept)
-        return self._placed(self._joined(rows, values, at if kept is None else at[kept]), kept)
-
-    def _joined(self, rows: Batch, values: Batch, at: Array) -> Batch:
-        """Rows with the values at these places; -1: nulls."""
-        if self.stage.missing != "null":
-            return side_by_side(rows, values.take(at))
-        found = at >= 0
-        if not len(values):
-            made = nulls(values.schema, len(at))
-        else:
-            made = values.take(np.where(found, at, 0))
-        valid = {n: found & m if (m := made.valid(n)) is not None else found.copy() for n in made.names}
-        for name in made.names:
-            column = made._columns[name]
-            if not isinstance(column, Ragged) and not found.all():
-                column[~found] = np.zeros(1, column.dtype)[0]
-        return side_by_side(rows, Batch._trusted(made._columns, valid, len(at)))
+        match = self._match_of(at)
+        made = self.matches.joined(match, self.rows.batch, values, NO_TOKENS, NO_TOKENS)
+        return self._placed(made, match.rows)
 
     def _refuse(self, absent: Array) -> None:
         if self.stage.missing == "error" and absent.any():
@@ -441,6 +440,30 @@ class LookupRows(Planner):
                     rows_of=rows.rows_of,
                 )  # fmt: skip
         return Table(batch, rows.layout, NO_TOKENS, np.array([0, len(batch)]))
+
+    def _placed_here(self, made: Batch, match: Match, keys: tuple[object, ...] | None) -> Table:
+        """The result, whose columns are as known as what they were taken from and the keys they were taken by
+        (``keys``: the tokens of those; None: unknown).
+        """
+        placed = self._placed(made, match.rows)
+        if keys is None:
+            return placed
+        tokens = dict(placed.tokens)
+        looked_up = self.columns if match.absent is None else ()
+        for name in made._columns:
+            of = (self.table if name in looked_up else self.rows).tokens.get(name)
+            if of and name not in tokens and name not in made._valid:
+                tokens[name] = self._derived(keys, of)
+        placed.tokens = tokens
+        return placed
+
+    def _derived(self, keys: tuple[object, ...], of: int) -> int:
+        known = self._tokens_known.get((keys, of))
+        if known is None:
+            if len(self._tokens_known) >= TOKENS_KEPT:
+                self._tokens_known.clear()
+            known = self._tokens_known[keys, of] = token("beside", self.number, keys, of)
+        return known
 
     # ------------------------------------------------------------------ transactions
 

@@ -33,7 +33,12 @@ class Context(NamedTuple):
 
 @runtime_checkable
 class Kernel(Protocol):
-    """A local function that is data: the engine may run it in another order or fuse it."""
+    """A local function that is data: the engine may run it in another order or fuse it.
+
+    It may have an attribute ``keeps: tuple[str, ...]``, names of columns of the first table read whose values
+    every row of the result has taken over from a row of that table (rows may be dropped or doubled, columns
+    added). Rows that lay by a key of such columns still lie by it, so a `Lookup` of them asks nobody.
+    """
 
     def run(self, context: Context, *batches: Batch) -> Batch:
         """One batch from the batches read."""

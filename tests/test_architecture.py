@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "linkexchange",
         "linkshuffle",
         "answers",
+        "matching",
         "lookup",
         "inplace",
         "reproducible",

@@ -73,12 +73,11 @@ def numbers(n: int) -> Array:
     return np.arange(n, dtype=index_dtype(n))
 
 
-def key_parts(
-    keys: Batch, nullable: Collection[str] = (), descending: Sequence[bool] = ()
-) -> list[Part]:
+def key_parts(keys: Batch, nullable: Collection[str] = (), descending: Sequence[bool] = ()) -> list[Part]:
     """The parts of key columns, in their order; columns named ``nullable`` have nulls here or elsewhere.
 
-    ``descending``: for each column, whether its larger values come first (none given: no column's do). Raises `UsageError` for columns without an order: lists, complex numbers, numbers above 8 bytes.
+    ``descending``: for each column, whether its larger values come first (none given: no column's do).
+    Raises `UsageError` for columns without an order: lists, complex numbers, numbers above 8 bytes.
     """
     out = []
     for name, down in zip(keys.names, descending or [False] * len(keys.names), strict=True):

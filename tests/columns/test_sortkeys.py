@@ -117,7 +117,8 @@ def test_ranges_are_found_as_by_looking_at_every_cut(
     cuts = [order[c] for c in chosen]
     tuples = python_keys(columns, descending)
     wanted = [sum((tuples[c], c) <= (tuples[i], i) for c in cuts) for i in range(n)]
-    got, counts = ranges_of(keys, keys.take(np.array(cuts, np.int64)), np.array(cuts, np.int64), None, descending)
+    at = np.array(cuts, np.int64)
+    got, counts = ranges_of(keys, keys.take(at), at, None, descending)
     assert got.tolist() == wanted
     assert counts.tolist() == [wanted.count(r) for r in range(len(cuts) + 1)]
 
