@@ -155,4 +155,37 @@ def check_values_of_a_column_come_back_as_they_were(group: Group) -> None:
     assert values_of(made, "a") == [0, None, 2, 3, None]
 
 
+def check_expressions_of_columns_are_aggregated(group: Group) -> None:
+    """By a shuffle and by a total, of rows and of what a map makes; a null operand gives a null."""
+    rows = int_rows(3000, 12, 3).with_valid(f=np.arange(3000) % 5 != 0)
+    x, f = ir.col("x"), ir.col("f")
+    reduce = {
+        "double": ir.sum(x * 2),
+        "least": ir.min(x - f),
+        "mean": ir.mean(f / 4),
+        "both": ir.sum(ir.where(x > f, 1, 0)),
+        "rows": ir.count(),
+    }
+    known: dict[int, list[tuple[int, float | None]]] = {}
+    for k, x_, f_ in zip(rows["k"].tolist(), rows["x"].tolist(), values_of(rows, "f"), strict=True):
+        known.setdefault(k, []).append((x_, f_))
+    wanted = []
+    for k, pairs in sorted(known.items()):
+        real = [(a, b) for a, b in pairs if b is not None]
+        more = sum(a > b for a, b in real)
+        mean = sum(b for _, b in real) / len(real) / 4
+        wanted.append((k, 2 * sum(a for a, _ in pairs), min(a - b for a, b in real), mean, more, len(pairs)))
+    for stages in (
+        (Shuffle("r", ("k",), "t", reduce),),
+        (Total("r", ("k",), reduce, "t"),),
+        (Local(lambda r: r.with_columns(x=r["x"] + 0), ("r",), "m"), Shuffle("m", ("k",), "t", reduce)),
+        (Local(lambda r: r.with_columns(x=r["x"] + 0), ("r",), "m"), Total("m", ("k",), reduce, "t")),
+    ):
+        got = sorted(rows_of(group, once(group, {"r": local(rows, group)}, *stages)))
+        assert [row[0:3] + row[4:] for row in got] == [row[0:3] + row[4:] for row in wanted]
+        np.testing.assert_allclose([row[3] for row in got], [row[3] for row in wanted], rtol=1e-12)
+    whole = once(group, {"r": local(rows, group)}, Total("r", (), {"s": ir.sum(x * x)}, "t"))
+    assert rows_of(group, whole) == [(int((rows["x"] ** 2).sum()),)]
+
+
 CHECKS: list[Check] = [check for name, check in list(globals().items()) if name.startswith("check_")]
