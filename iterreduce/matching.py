@@ -20,7 +20,7 @@ import numpy as np
 from iterreduce.answers import nulls, side_by_side
 from iterreduce.columns.batch import Batch, Column
 from iterreduce.columns.ragged import Array, Ragged
-from iterreduce.columns.routing import take_into
+from iterreduce.columns.routing import index_dtype, take_into
 from iterreduce.columns.schema import Field
 from iterreduce.rowrounds import Shelf
 
@@ -42,6 +42,14 @@ class Match:
     def with_nulls(rows: Array | None, beside: Array) -> Match:
         """Rows of which some stand beside nothing: there ``beside`` is -1."""
         return Match(rows, np.maximum(beside, 0), np.flatnonzero(beside < 0))
+
+    def narrow(self) -> Match:
+        """The same in half the memory, where row numbers allow it."""
+        return Match(*(None if part is None else _narrow(part) for part in vars(self).values()))
+
+
+def _narrow(rows: Array) -> Array:
+    return rows.astype(index_dtype(int(rows.max(initial=0)) + 1), copy=False)
 
 
 def _is(of: weakref.ref[Any], column: Column) -> bool:
@@ -68,7 +76,8 @@ class Matches:
         self.forget()
         made = make()
         if self.keeps and settled:
-            self._match, self._of = made, [weakref.ref(column) for column in columns]
+            self._match, self._of = made.narrow(), [weakref.ref(column) for column in columns]
+            return self._match
         return made
 
     def forget(self) -> None:
