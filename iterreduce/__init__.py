@@ -42,7 +42,9 @@ _WHERE = {
     "iterreduce.collectives": ("Group",),
     "iterreduce.columns.aggregators": (*_AGGREGATORS, *_AGGREGATOR_MAKERS),
     "iterreduce.columns.batch": ("Batch",),
-    "iterreduce.columns.expressions": ("Expr", "col", "maximum", "minimum", "where"),
+    "iterreduce.columns.expressions": (
+        "Expr", "Parameter", "coalesce", "col", "lit", "maximum", "minimum", "when", "where",
+    ),
     "iterreduce.columns.groups": ("Groups",),
     "iterreduce.columns.nearest": ("nearest",),
     "iterreduce.columns.ragged": ("Ragged",),

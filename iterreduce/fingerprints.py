@@ -28,6 +28,7 @@ from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.checksum import checksum
+from iterreduce.columns.expressions import Expr, key_of
 from iterreduce.columns.hashing import hash_words, row_sums
 from iterreduce.columns.ragged import Ragged
 from iterreduce.fixpoint import Until
@@ -103,6 +104,8 @@ def _lines(place: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
         yield place, repr(value.item() if isinstance(value, np.generic) else value)
     elif isinstance(value, Batch | np.ndarray | Ragged):
         yield place, array_text(value)
+    elif isinstance(value, Expr):
+        yield place, repr(key_of(value))
     elif isinstance(value, Group):  # of another number of ranks it is another one
         yield place, Group.__name__
     elif isinstance(value, Until):

@@ -12,7 +12,8 @@ import numpy as np
 
 from iterreduce.columns.aggregators import Output, bind_outputs
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.expressions import Expr, columns_of, evaluate, full
+from iterreduce.columns.compute import compute_columns
+from iterreduce.columns.expressions import Expr
 from iterreduce.columns.folds import sum_afresh, sum_slots
 from iterreduce.columns.groups import Fold, Folded
 from iterreduce.columns.hashing import hash_keys
@@ -199,15 +200,8 @@ class RowSource:
 
     def _with_computed(self, batch: Batch) -> Batch:
         """The rows, and beside them what aggregators read that is no column but an expression of columns."""
-        columns, valid = {}, {}
-        for name, tree in self.computed.items():
-            read = columns_of(tree)
-            batch.schema.require(*read)
-            columns[name] = full(evaluate(tree, batch._columns), len(batch))
-            masks = [mask for mask in map(batch.valid, read) if mask is not None]
-            if masks:
-                valid[name] = np.logical_and.reduce(masks)
-        return batch.with_columns(**columns).with_valid(**valid)
+        made = compute_columns(self.computed, batch)
+        return batch.with_columns(**made._columns).with_valid(**made._valid)
 
     def _pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
         if (

@@ -15,21 +15,12 @@ from typing import Any
 import numpy as np
 
 from iterreduce.columns.aggregators import Aggregator
-from iterreduce.columns.expressions import (
-    Column,
-    Constant,
-    Expr,
-    apply,
-    columns_of,
-    dtype_of,
-    evaluate,
-    fills_memory,
-    full,
-    split,
-)
+from iterreduce.columns.compute import dtype_of, evaluate, fills_memory, full
+from iterreduce.columns.expressions import Column, Constant, Expr, apply, same
 from iterreduce.columns.linkfold import edge_function
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
+from iterreduce.columns.trees import columns_of, renamed, split
 from iterreduce.errors import SchemaError, UsageError
 from iterreduce.stages import Shuffle
 
@@ -82,10 +73,10 @@ class Shape:
         tree = _tree(name, aggregator)
         here = {c for c in columns_of(tree) if c not in columns}
         rest, found = split(tree, here, lambda i: f"{name}\0{i}")
-        renamed = {}
+        shared = {}
         for key, part in found.items():
-            renamed[key] = next((k for k, p in self.parts.items() if p == part), key)
-            self.parts.setdefault(renamed[key], part)
+            shared[key] = next((k for k, p in self.parts.items() if same(p, part)), key)
+            self.parts.setdefault(shared[key], part)
         taken = tuple(c for c in columns_of(rest) if c in columns)
         if max(len(found), len(taken)) > MOST_VALUES:
             raise UsageError(
@@ -93,22 +84,14 @@ class Shape:
                 f"columns of the rows; at most {MOST_VALUES} of each fit: compute some of them beforehand"
             )
         function = edge_order(rest, tuple(found), taken)
-        parts, order_free = tuple(renamed[k] for k in found), aggregator.adds != "in order"
+        parts, order_free = tuple(shared[k] for k in found), aggregator.adds != "in order"
         return Output(name, aggregator.kind, function, parts, taken, order_free)
 
 
 def edge_order(rest: Expr, parts: tuple[str, ...], columns: tuple[str, ...]) -> Expr:
     """The rest, its values named v0, v1, ... for parts, then columns: alike trees compile once."""
     names = {name: f"v{i}" for i, name in enumerate((*parts, *columns))}
-    return _renamed(rest, names)
-
-
-def _renamed(tree: Expr, names: Mapping[str, str]) -> Expr:
-    if isinstance(tree, Column):
-        return Column(names[tree.name])
-    if isinstance(tree, Constant):
-        return tree
-    return apply(tree.operation, *(_renamed(a, names) for a in tree.arguments))  # type: ignore[attr-defined]
+    return renamed(rest, names)
 
 
 def named(stage: Shuffle) -> dict[str, Aggregator]:

@@ -45,7 +45,7 @@ from iterreduce.columns.accumulators import (
 )
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.exact import OrderFreeVariance
-from iterreduce.columns.expressions import COMPARED, Expr
+from iterreduce.columns.expressions import Expr, key_of
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field, Schema
 from iterreduce.columns.selections import Collect, ExtremeText, bind_least, bind_pick
@@ -75,7 +75,7 @@ Adds = Literal["in order", "order-free", "exactly"]
 for all rows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Aggregator:
     """A named monoid, and the column that it reads.
 
@@ -100,6 +100,16 @@ class Aggregator:
         parts += [f"ddof={self.ddof}"] if self.ddof else []
         return self.name + (f"({', '.join(parts)})" if parts else "")
 
+    def _key(self) -> tuple[Any, ...]:
+        column = key_of(self.column) if isinstance(self.column, Expr) else self.column
+        return (self.kind, column, self.by, self.ddof, self.definition, self.adds)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Aggregator) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
     @property
     def name(self) -> str:
         """The word that messages use: ``sum``, or the name a user gave."""
@@ -116,8 +126,7 @@ class Aggregator:
         """This aggregator on a column, or on an expression of columns."""
         given: Any = column
         if not isinstance(given, str | Expr):
-            hint = f" ({COMPARED})" if isinstance(given, bool | np.bool) else ""
-            raise UsageError(f"{self.name}: wanted a column or an expression of columns, got {given!r}{hint}")
+            raise UsageError(f"{self.name}: wanted a column or an expression of columns, got {given!r}")
         return replace(self, column=column)
 
     def order_free(self, alone: bool = False) -> Aggregator:

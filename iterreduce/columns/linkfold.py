@@ -10,13 +10,13 @@ Arithmetic follows NumPy but for its types: integers are 64 bits wide.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from iterreduce.columns.expressions import Apply, Column, Constant, Expr
+from iterreduce.columns.expressions import Apply, Column, Constant, Expr, key_of
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.link_kernels import COMBINES, EDGE_FUNCTIONS
 from iterreduce.columns.ragged import Array
@@ -83,13 +83,23 @@ def edge_function(tree: Expr, arguments: Sequence[str]) -> Any:
     return _composed(tree, tuple(arguments))
 
 
-@cache
+_COMPOSED: dict[Hashable, Any] = {}
+
+
 def _composed(tree: Expr, arguments: tuple[str, ...]) -> Any:
+    key = (key_of(tree), arguments)
+    if key not in _COMPOSED:
+        _COMPOSED[key] = _compose(tree, arguments)
+    return _COMPOSED[key]
+
+
+def _compose(tree: Expr, arguments: tuple[str, ...]) -> Any:
     if isinstance(tree, Column):
         return _leaf(arguments.index(tree.name))
     if isinstance(tree, Constant):
         return _constant(tree.value)
-    assert isinstance(tree, Apply)
+    if not isinstance(tree, Apply):
+        raise UsageError(f"{tree} has no value before it is computed, so it cannot be compiled")
     parts = [_composed(part, arguments) for part in tree.arguments]
     if tree.operation not in SCALAR:
         raise UsageError(f"{tree.operation} cannot be compiled; known: {', '.join(SCALAR)}")
