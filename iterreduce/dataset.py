@@ -1,52 +1,37 @@
 """Dataset: a lazy handle on rows that are somewhere: in files, on the ranks, or the result of a loop.
 
 A handle holds a node, no rows. Nothing is opened, read or run until `run` or `collect` asks, or until the
-loop that it is an input of runs. Nodes are data: a source, a sample of a dataset, a loop.
+loop that it is an input of runs. Nodes are data (`iterreduce.plan.nodes`); operations on rows stand in
+`iterreduce.plan.operations`, and `iterate` makes a loop of a function of handles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from iterreduce.collectives import group_for
 from iterreduce.columns.batch import Batch
+from iterreduce.columns.ragged import Ragged
 from iterreduce.errors import UsageError, did_you_mean
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.loop import ChooseRows, Gather, Local, Loop, Replace, Stage, State, Superstep
 from iterreduce.options import Options
+from iterreduce.plan.making import node_of, user_line
+from iterreduce.plan.nodes import LoopRows, Node, Sample, Source
+from iterreduce.plan.operations import Operations
+from iterreduce.plan.planning import to_loop
+from iterreduce.plan.tracing import states_of, trace
 from iterreduce.run import Result, run_loop
-from iterreduce.sources import FiniteSource, LocalSource, StackedSource, open_source
+from iterreduce.sources import FiniteSource, LocalSource, StackedSource, open_source, write_result
 from iterreduce.stopping import StopRequest
 
 
-@dataclass(frozen=True)
-class SourceNode:
-    """Rows that a source reads."""
-
-    source: Any
-
-
-@dataclass(frozen=True)
-class SampleNode:
-    """``k`` different random rows of a dataset, on all ranks."""
-
-    of: Dataset
-    k: int
-    seed: int
-    at_least: int = 0
-
-
-@dataclass(frozen=True)
-class LoopNode:
-    """The result of a loop."""
-
-    loop: Loop
-
-
-class Dataset:
+class Dataset(Operations):
     """A lazy handle on rows. Make one with `iterreduce.read`, `Dataset.from_local` or a door such as
     `MapReduce`.
 
@@ -56,11 +41,15 @@ class Dataset:
     [0.0, 1.0, 2.0, 3.0, 4.0]
     """
 
-    def __init__(self, node: SourceNode | SampleNode | LoopNode, comm: Any = None):
+    def __init__(self, node: Node, comm: Any = None):
         self.node, self.comm = node, comm
 
     def __repr__(self) -> str:
-        return f"Dataset({type(self.node).__name__})"
+        return f"Dataset({self.node.label})"
+
+    def _of(self, node: Node, *others: Any) -> Dataset:
+        comms = (self.comm, *(getattr(other, "comm", None) for other in others))
+        return Dataset(node, next((comm for comm in comms if comm is not None), None))
 
     def __bool__(self) -> bool:
         raise UsageError("a Dataset is lazy and has no truth value; use .collect() to look at its rows")
@@ -68,7 +57,7 @@ class Dataset:
     @classmethod
     def read(cls, path: str, **options: Any) -> Dataset:
         """Rows of a file, a directory or a glob, by suffix; each rank reads its own blocks."""
-        return cls(SourceNode(open_source(path, **options)))
+        return cls(source_node(open_source(path, **options)))
 
     @classmethod
     def read_edges(
@@ -90,28 +79,18 @@ class Dataset:
         once, and a restart takes them from there; the arrays that it is given are not looked at.
         Raises `DisagreementError` when it runs if columns differ between ranks.
         """
-        return cls(SourceNode(LocalSource(Batch(**columns), copy=copy, save=save)), comm)
-
-    def sample(self, k: int, seed: int = 0, at_least: int = 0) -> Dataset:
-        """``k`` different rows, chosen by ``seed``, the same on any number of ranks; in the order of the
-        rows.
-
-        A dataset of fewer than ``k`` (or ``at_least``) rows is an error when it runs.
-        """
-        if isinstance(k, bool) or k != int(k) or k < 1:
-            raise UsageError(f"sample: wanted at least 1 row, got k={k}")
-        return Dataset(SampleNode(self, int(k), int(seed), at_least), self.comm)
+        return cls(source_node(LocalSource(Batch(**columns), copy=copy, save=save)), comm)
 
     def as_matrix(self, name: str = "x", keep: Sequence[str] = ()) -> Dataset:
         """Column ``name`` if there is one, else all numeric columns side by side as one of that name.
 
         Columns in ``keep`` (labels, weights), where there are such, stay beside the matrix.
         """
-        return Dataset(SourceNode(StackedSource(self._source("as_matrix"), name, keep)), self.comm)
+        return Dataset(source_node(StackedSource(self._source("as_matrix"), name, keep)), self.comm)
 
     def finite(self, *columns: str) -> Dataset:
         """The same rows; NaN or infinity in one of these columns is an error that names the row."""
-        return Dataset(SourceNode(FiniteSource(self._source("finite"), columns)), self.comm)
+        return Dataset(source_node(FiniteSource(self._source("finite"), columns)), self.comm)
 
     def as_edges(self, columns: Sequence[str] = (), header: bool | None = None) -> Dataset:
         """The rows as edges ``src``, ``dst``, ``weight``: lines of text are read as an edge list.
@@ -121,46 +100,30 @@ class Dataset:
         """
         from iterreduce.sources.edges import edges_of  # late: who reads no edges pays for no parser
 
-        return Dataset(SourceNode(edges_of(self._source("as_edges"), columns, header)), self.comm)
+        return Dataset(source_node(edges_of(self._source("as_edges"), columns, header)), self.comm)
 
     @classmethod
     def of_loop(cls, loop: Loop, comm: Any = None) -> Dataset:
         """A lazy handle on the result of a loop written in the nouns of `iterreduce.loop`."""
-        return cls(LoopNode(loop), comm)
+        return cls(LoopRows(loop=loop), comm)
 
     def _source(self, what: str) -> Any:
-        if not isinstance(self.node, SourceNode):
+        if not isinstance(self.node, Source):
             raise UsageError(f"{what}: wanted rows of a file or of memory, got {self!r}")
         return self.node.source
 
     def as_source(self) -> Any:
         """What a loop's ``sources`` and feeds hold of this handle: a source, or a loop whose result it is."""
-        return self.node.source if isinstance(self.node, SourceNode) else self.to_loop()
+        return self.node.source if isinstance(self.node, Source) else self.to_loop()
 
     @property
     def described(self) -> str:
         """Where the rows come from, for messages."""
-        return (
-            str(getattr(self.node.source, "name", "rows"))
-            if isinstance(self.node, SourceNode)
-            else repr(self)
-        )
+        return str(getattr(self.node.source, "name", "rows")) if isinstance(self.node, Source) else repr(self)
 
     def to_loop(self) -> Loop:
-        """The loop that this handle stands for: one that runs once, if it is no loop."""
-        if isinstance(self.node, LoopNode):
-            return self.node.loop
-        inputs = Inputs()
-        rows = inputs.rows("rows", self)
-        return Loop(
-            "collect",
-            inputs.sources,
-            {"result": State(rows)},
-            (Superstep("keep", (), (Replace("result", "result"),)),),
-            Until((MaxIterations(1),)),
-            "result",
-            prepare=inputs.prepare,
-        )
+        """The loop that this handle stands for: one that runs once, if it does not iterate."""
+        return self.node.loop if isinstance(self.node, LoopRows) else to_loop(self.node)
 
     def run(self, comm: Any = None, events: Events | None = None, **options: Any) -> Result:
         """Run it. Collective.
@@ -186,6 +149,30 @@ class Dataset:
         )
         return run_loop(loop, group_for(comm if comm is not None else self.comm)).batch
 
+    def to_numpy(self, comm: Any = None) -> dict[str, Any]:
+        """All rows, on all ranks, as NumPy arrays by column (text as ``str`` arrays). Collective."""
+        rows = self.collect(comm)
+        return {name: as_numpy(rows[name]) for name in rows.names}
+
+    def write(self, path: str, comm: Any = None, **options: Any) -> Result:
+        """Run it and write the rows to a file, whose suffix says the format. Collective."""
+        comm = comm if comm is not None else self.comm
+        result = self.run(comm, **options)
+        write_result(group_for(comm), path, result.batch, result.everywhere)
+        return result
+
+
+def as_numpy(column: Any) -> Any:
+    """A column as NumPy holds it."""
+    return np.array(column.to_list()) if isinstance(column, Ragged) else column
+
+
+def source_node(source: Any) -> Source:
+    """The node of a source, with what it knows of its columns without being opened."""
+    peek = getattr(source, "peek", None)
+    fields = peek() if peek is not None else getattr(source, "schema", None)
+    return Source(source=source, fields=None if fields is None else dict(fields), where=user_line())
+
 
 class Inputs:
     """Collects the sources and prepare stages that a loop needs to have datasets under given names."""
@@ -210,9 +197,9 @@ class Inputs:
                 f"{'state' if name.startswith('initial') else name}: wanted a Dataset (ir.read(path), "
                 f"Dataset.from_local(...)) or a Batch such as ir.Batch(x=...), got {type(data).__name__}"
             )
-        if isinstance(data.node, SampleNode):
+        if isinstance(data.node, Sample) and isinstance(data.node.input, Source | LoopRows):
             return self._sampled(name, data.node)
-        source = data.node.loop if isinstance(data.node, LoopNode) else data.node.source
+        source = data.node.source if isinstance(data.node, Source) else data.to_loop()
         if id(source) not in self._known:
             self._known[id(source)] = name
             self.sources[name] = source
@@ -222,17 +209,21 @@ class Inputs:
         """Bind rows so that every rank has all of them."""
         if isinstance(data, Batch):
             return self.rows(name, data)
-        if isinstance(data, Dataset) and isinstance(data.node, SampleNode):
+        if (
+            isinstance(data, Dataset)
+            and isinstance(data.node, Sample)
+            and isinstance(data.node.input, Source | LoopRows)
+        ):
             return self._sampled(name, data.node)
         bound = self.rows(f"{name} (spread)", data)
         self._stages.append(Gather(bound, name))
         return name
 
-    def _sampled(self, name: str, node: SampleNode) -> str:
-        rows = self.rows(f"{name} (sampled)", node.of)
+    def _sampled(self, name: str, node: Sample) -> str:
+        rows = self.rows(f"{name} (sampled)", Dataset(node.input))
         self._stages += [
             Local(
-                ChooseRows(node.k, node.seed, node.of.described, node.at_least),
+                ChooseRows(node.k, node.seed, node.of, node.at_least),
                 (rows,),
                 f"{name} (chosen)",
                 cut="share",
@@ -271,3 +262,41 @@ def run(
             "MapReduce(...)(rows), which runs once, or MapReduce(...).iterate(rows, state=...)"
         )
     return run_loop(work, group_for(comm), options, events, stop)
+
+
+def iterate(
+    step: Callable[..., Any],
+    state: Any,
+    until: Any = None,
+    max_iterations: int | None = 100,
+    *,
+    key: Any = None,
+    name: str | None = None,
+) -> Any:
+    """Repeat ``step`` until a fixpoint: a lazy handle on the final state.
+
+    ``state``: the rows to begin with, or several by name. ``step`` is called once, with handles that stand
+    for the states of an iteration, and returns what they become; what does not depend on them is computed
+    once. ``until``: a rule such as ``ir.l1("rank") <= 1e-9``, several, or a function of old and new rows; without
+    one, until nothing changes. ``key``: columns that tell a state's rows apart, where the plan does not show
+    it. Several states (a mapping) are given to ``step`` by keyword, and are returned as a mapping, as is the
+    result.
+
+    >>> import numpy as np
+    >>> from iterreduce import col
+    >>> start = Dataset.from_local(None, cell=np.arange(3), heat=np.array([3.0, 0.0, 0.0]))
+    >>> half = iterate(lambda s: s.with_columns(heat=col("heat") / 2), start, max_iterations=2, key="cell")
+    >>> sorted(half.collect()["heat"].tolist())
+    [0.0, 0.0, 0.75]
+    """
+    if max_iterations is None and until is None:
+        raise UsageError("iterate: give until=..., max_iterations=..., or both")
+    alone = not isinstance(state, Mapping)
+    given = {"state": state} if alone else dict(state)
+    if not given:
+        raise UsageError("iterate: no state; give the rows that the first iteration begins with")
+    comm = next((c for c in (getattr(d, "comm", None) for d in given.values()) if c is not None), None)
+    nodes = {n: node_of(d, "iterate" if alone else f'iterate, state "{n}"') for n, d in given.items()}
+    made = trace(step, nodes, lambda node: Dataset(node, comm), until, max_iterations, key, name, alone)
+    found = {n: Dataset(node, comm) for n, node in states_of(made)}
+    return found["state"] if alone else found

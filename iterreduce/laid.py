@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from iterreduce.columns.batch import Batch
 from iterreduce.loop import Gather, Index, Local, Lookup, Loop, Shuffle, Stage, Total
@@ -50,8 +51,18 @@ def lay_out(stage: Stage, laid: dict[str, tuple[str, ...]]) -> None:
 
 def kept_key(stage: Local, laid: Laid) -> tuple[str, ...]:
     """The key by which the rows of a map lie, as those of its first table do; () where nobody knows one."""
-    key = laid.get(stage.reads[0], ())
-    return key if set(key) <= set(getattr(stage.function, "keeps", ())) else ()
+    return carried(stage.function, laid.get(stage.reads[0], ())) or ()
+
+
+def carried(function: Any, key: tuple[str, ...]) -> tuple[str, ...] | None:
+    """A key of the first table read under the names that it has in what a kernel makes; None: it is gone, or
+    the function does not tell.
+    """
+    names: dict[str, str] = {}
+    for kept in getattr(function, "keeps", ()):
+        new, old = (kept, kept) if isinstance(kept, str) else kept
+        names.setdefault(old, new)
+    return tuple(names[k] for k in key) if names.keys() >= set(key) else None
 
 
 def lies_here(stage: Lookup, laid: Laid) -> bool:

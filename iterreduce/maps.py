@@ -21,6 +21,7 @@ import numpy as np
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.errors import InUserCode, SchemaError, UsageError
+from iterreduce.laid import carried
 from iterreduce.loop import Context, Kernel, Local
 from iterreduce.table import BY_BLOCK, EVERYWHERE, NO_TOKENS, Layout, RowsOf, Table, read_only
 
@@ -281,14 +282,13 @@ class BlockMap:
     def _placed(self, batch: Batch, tokens: Mapping[str, int], tables: Mapping[str, Table]) -> Table:
         """Where the rows of a share's result live: as the first table read that is not everywhere."""
         rows = batch._length
+        stage_function = self.stage.function
         for name in self.stage.reads:
             like = tables[name]
             layout = like.layout
             if layout.kind != "everywhere":
-                for key in layout.keys:
-                    if key not in batch._columns:
-                        layout = BY_BLOCK
-                        break
+                if layout.keys:
+                    layout = layout_after(stage_function, layout, batch)
                 if rows == like.batch._length:
                     return Table(batch, layout, tokens, like.block_starts, rows_of=passed_on(like, batch))
                 return Table(batch, layout, tokens, np.array([0, rows]))
@@ -299,7 +299,7 @@ class BlockMap:
         if self.stage.cut == "share":
             return self.share(tables, iteration)
         first = tables[self.stage.reads[0]]
-        return joined(first, list(self.pieces(tables, iteration)))
+        return joined(first, list(self.pieces(tables, iteration)), self.stage.function)
 
     def on_nothing(self, tables: Mapping[str, Table], iteration: int) -> Batch:
         """What the map makes of no rows: its schema, for when no rank has any."""
@@ -317,7 +317,15 @@ class BlockMap:
         return known[1]
 
 
-def joined(first: Table, pieces: list[Piece]) -> Table | None:
+def layout_after(function: Any, layout: Layout, batch: Batch) -> Layout:
+    """How rows lie after a map: by the key of the table that they came from, if they have it still."""
+    if hasattr(function, "keeps"):
+        keys = carried(function, layout.keys)
+        return BY_BLOCK if keys is None else Layout(layout.kind, keys)
+    return layout if all(key in batch._columns for key in layout.keys) else BY_BLOCK
+
+
+def joined(first: Table, pieces: list[Piece], function: Any = None) -> Table | None:
     """The pieces as one table laid out like the table they were cut from; pieces without rows have no say."""
     if not pieces:
         return None
@@ -326,7 +334,7 @@ def joined(first: Table, pieces: list[Piece]) -> Table | None:
     pieces = [p for p in pieces if len(p.batch)] or pieces[:1]
     tokens = common_tokens(pieces) if whole else {}
     batch = _join(first, pieces, tokens)
-    layout: Layout = first.layout if all(k in batch for k in first.layout.keys) else BY_BLOCK
+    layout = layout_after(function, first.layout, batch)
     if whole:
         return Table(batch, layout, tokens, first.block_starts, rows_of=passed_on(first, batch))
     return Table(batch, layout, NO_TOKENS, ends)

@@ -35,9 +35,10 @@ class Context(NamedTuple):
 class Kernel(Protocol):
     """A local function that is data: the engine may run it in another order or fuse it.
 
-    It may have an attribute ``keeps: tuple[str, ...]``, names of columns of the first table read whose values
-    every row of the result has taken over from a row of that table (rows may be dropped or doubled, columns
-    added). Rows that lay by a key of such columns still lie by it, so a `Lookup` of them asks nobody.
+    It may have an attribute ``keeps``: columns of the first table read whose values every row of the result
+    has taken over from a row of that table (rows may be dropped or doubled, columns added), as names, or as
+    pairs (name in the result, name in the table). Rows that lay by a key of such columns still lie by it, so
+    a `Lookup` of them asks nobody; those that lay by another key lie anyhow.
     """
 
     def run(self, context: Context, *batches: Batch) -> Batch:

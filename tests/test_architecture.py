@@ -69,6 +69,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "driver",
         "run",
     ),
+    ("plan",),
     ("dataset",),
     ("frontends",),
     ("observe",),

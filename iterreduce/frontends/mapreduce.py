@@ -17,7 +17,7 @@ from typing import Any
 from iterreduce.columns.aggregators import SUM, Aggregator
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.groups import Groups, group_rows
-from iterreduce.dataset import Dataset, Inputs, LoopNode
+from iterreduce.dataset import Dataset, Inputs
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.loop import (
@@ -37,6 +37,7 @@ from iterreduce.loop import (
     keys_of,
 )
 from iterreduce.maps import call
+from iterreduce.plan.nodes import LoopRows
 
 Map = Callable[..., Batch]
 
@@ -217,7 +218,7 @@ class MapReduce:
         loop = Loop(
             name, inputs.sources, {"state": start}, body, until, "state", inputs.prepare, finish, named
         )
-        return Dataset(LoopNode(loop), like.comm if isinstance(like, Dataset) else None)
+        return Dataset(LoopRows(loop=loop), like.comm if isinstance(like, Dataset) else None)
 
 
 def _updated(update: Callable[..., Batch] | None) -> list[Stage]:

@@ -292,7 +292,7 @@ def check_feeds_are_read_at_the_start_of_their_iteration(group: Group) -> None:
         "same everywhere": fed,
         "some ranks without rows": lambda i: local(fed(i), group, [0] * (group.size - 1) + [len(fed(i))]),
         "a loop": lambda i: ir.MapReduce(key="k", reduce=ir.SUM)(
-            ir.Dataset(ir.dataset.SourceNode(local(fed(i), group)))
+            ir.Dataset(ir.dataset.source_node(local(fed(i), group)))
         ),
     }
     for options in OPTIONS:

@@ -1,0 +1,268 @@
+"""What is known of a node's rows from the plan alone, on all ranks alike.
+
+    varies     on which iterations it depends: what varies on none of them is an invariant
+    identity   the node whose rows these are, one for one and in the same order
+    origin     where a column's values come from, unchanged and row for row
+    unique     sets of columns whose values no two rows share
+    everywhere whether every rank has all rows
+
+Facts are proven, never guessed from data; only the row identity of a state is assumed first (its rows are
+those that it began with), then the body is looked at, and the assumption is dropped where the body does not
+keep it. Nothing here runs or reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from iterreduce.columns.expressions import Column
+from iterreduce.plan.nodes import (
+    Aggregate,
+    Evolving,
+    Filter,
+    Group,
+    Iterate,
+    Join,
+    Limit,
+    MapBatches,
+    Node,
+    Project,
+    Repartition,
+    Rows,
+    Sample,
+    Sort,
+    StateOf,
+    StateRows,
+    Union,
+    reads,
+    walk,
+)
+
+Key = frozenset[str]
+MOST_KEYS = 8  # sets of columns that are followed: joins multiply them
+
+
+class Facts:
+    """Facts of the nodes of one plan, found when they are asked for and kept."""
+
+    def __init__(self, roots: Iterable[Node] = ()):
+        self._varies: dict[int, frozenset[object]] = {}
+        self._unique: dict[int, frozenset[Key]] = {}
+        self._kept: list[Node] = []  # ids of nodes are kept for as long as the nodes are
+        self._aligned: set[int] = set()  # states whose rows are those that they begin with
+        self._keys: dict[int, tuple[str, ...]] = {}
+        self.notes: dict[int, str] = {}  # why a state's rows are not invariant
+        for node in walk(*roots):
+            if isinstance(node, Iterate):
+                self._settle(node)
+
+    # ------------------------------------------------------------------ invariance
+
+    def varies(self, node: Node) -> frozenset[object]:
+        """The iterations whose states it depends on. What an opaque function that is not pure makes is made
+        anew in each.
+        """
+        found = self._varies.get(id(node))
+        if found is None:
+            for part in walk(node):
+                if id(part) not in self._varies:
+                    self._varies[id(part)] = self._varies_here(part)
+                    self._kept.append(part)
+            found = self._varies[id(node)]
+        return found
+
+    def _varies_here(self, node: Node) -> frozenset[object]:
+        if isinstance(node, StateRows):
+            return frozenset({node.body})
+        own = node.body if isinstance(node, MapBatches) else None
+        out: frozenset[object] = frozenset() if own is None else frozenset({own})
+        for needed in reads(node):
+            out |= self._varies.get(id(needed), frozenset())
+        return out - {node.body} if isinstance(node, Iterate) else out
+
+    # ------------------------------------------------------------------ states
+
+    def _settle(self, loop: Iterate) -> None:
+        """Assume that all states keep the rows that they begin with; drop those that the body does not keep,
+        until the rest holds.
+        """
+        assumed = [s for s in loop.states if not loop.merge]
+        self._aligned |= {id(s.rows) for s in assumed}
+        for state in loop.states:
+            self._keys[id(state.rows)] = state.key or self._key_of(state)
+        while True:
+            wrong = [s for s in assumed if id(s.rows) in self._aligned and self._why_not(s)]
+            if not wrong:
+                return
+            for state in wrong:
+                self.notes[id(state.rows)] = self._why_not(state)
+                self._aligned.discard(id(state.rows))
+            self._unique.clear()
+
+    def _why_not(self, state: Evolving) -> str:
+        """Why the body does not keep the state's rows; empty where it does."""
+        if self.identity(state.result) is not self.identity(state.rows.initial):
+            return f"its rows are made anew by: {self.identity(state.result).label}"
+        for key in self._keys[id(state.rows)]:
+            if key not in (state.result.names or ()):
+                return f'the body\'s result has no column "{key}"'
+            if self.origin(state.result, key) != self.origin(state.rows.initial, key):
+                return f'the body changes its key column "{key}"'
+        return ""
+
+    def _key_of(self, state: Evolving) -> tuple[str, ...]:
+        """The key that tells a state's rows apart: one that both its first rows and later ones have."""
+        before = self.unique(state.rows.initial)
+        here = self.unique(state.result)
+        names = state.rows.initial.names or ()
+        both = [key for key in before if key in here] or [k for k in here if k <= set(names)]
+        best = min(both, key=lambda k: (len(k), sorted(k)), default=frozenset[str]())
+        return tuple(n for n in names if n in best)
+
+    def aligned(self, state: StateRows) -> bool:
+        """Are its rows, in every iteration, those that it began with?"""
+        return id(state) in self._aligned
+
+    def state_key(self, state: StateRows) -> tuple[str, ...]:
+        """The columns that tell its rows apart; empty: none are known."""
+        return self._keys.get(id(state), ())
+
+    # ------------------------------------------------------------------ rows
+
+    def identity(self, node: Node) -> Node:
+        """The node whose rows these are, one for one and in the same order."""
+        while True:
+            if isinstance(node, Project):
+                node = node.input
+            elif isinstance(node, Join) and self.keeps_left(node):
+                node = node.left
+            elif isinstance(node, StateRows) and self.aligned(node):
+                node = node.initial
+            else:
+                return node
+
+    def keeps_left(self, join: Join) -> bool:
+        """Has the join exactly one row for each left row?"""
+        return join.how == "left" and self.is_unique(join.right, join.right_keys)
+
+    def origin(self, node: Node, column: str) -> tuple[Node, str]:
+        """Where the values of a column come from, unchanged and row for row."""
+        while True:
+            if isinstance(node, Project):
+                passed = node.passed.get(column)
+                if passed is None:
+                    return node, column
+                node, column = node.input, passed
+            elif isinstance(node, Join) and self.keeps_left(node) and column in (node.left.names or ()):
+                node = node.left
+            elif isinstance(node, StateRows) and self.aligned(node) and column in self.state_key(node):
+                node = node.initial
+            else:
+                return node, column
+
+    def unique(self, node: Node) -> frozenset[Key]:
+        """Sets of columns whose values no two rows share; the empty set: there is one row at most."""
+        found = self._unique.get(id(node))
+        if found is None:
+            for part in walk(node):
+                if id(part) not in self._unique:
+                    keys = sorted(self._unique_here(part), key=lambda k: (len(k), sorted(k)))[:MOST_KEYS]
+                    self._unique[id(part)] = frozenset(keys)
+                    self._kept.append(part)
+            found = self._unique[id(node)]
+        return found
+
+    def is_unique(self, node: Node, columns: Iterable[str]) -> bool:
+        """Do these columns tell the rows apart?"""
+        wanted = frozenset(columns)
+        return any(key <= wanted for key in self.unique(node))
+
+    def _unique_here(self, node: Node) -> Iterable[Key]:
+        if isinstance(node, Group):
+            return {frozenset(node.keys)}
+        if isinstance(node, Aggregate):
+            return {frozenset()}
+        if isinstance(node, Project):
+            return _renamed(self.unique(node.input), node)
+        if isinstance(node, Filter | Sort | Repartition | Limit | Sample):
+            return self.unique(node.input)
+        if isinstance(node, Join):
+            return self._unique_join(node)
+        if isinstance(node, StateRows):
+            key = self.state_key(node)
+            return {frozenset(key)} if key else self.unique(node.initial) if self.aligned(node) else set()
+        if isinstance(node, Iterate | StateOf):
+            name, loop = (node.gives, node) if isinstance(node, Iterate) else (node.name, node.loop)
+            state = next(s for s in loop.states if s.name == name)
+            key = self.state_key(state.rows)
+            return {frozenset(key)} if key else set()
+        if isinstance(node, Rows) and len(node.batch) <= 1:
+            return {frozenset()}
+        return set()
+
+    def _unique_join(self, join: Join) -> Iterable[Key]:
+        left, right = self.unique(join.left), self.is_unique(join.right, join.right_keys)
+        if join.how in ("semi", "anti"):
+            return left
+        if join.how == "full":
+            both = right and self.is_unique(join.left, join.left_keys)
+            return {frozenset(join.left_keys)} if both else set()
+        return left if right else set()
+
+    # ------------------------------------------------------------------ places
+
+    def everywhere(self, node: Node) -> bool:
+        """Has every rank all its rows?"""
+        if isinstance(node, Rows | Sample | Limit | Aggregate):
+            return True
+        if isinstance(node, StateRows):
+            return self.everywhere(node.initial)
+        if isinstance(node, Project | Filter | MapBatches | Join | Group | Union):
+            return all(self.everywhere(part) for part in node.inputs)
+        return False
+
+    def covers(self, keys: Node, column: str, rows: Node, by: str) -> bool:
+        """Has every row of ``rows`` its value of ``by`` among those of ``column`` of ``keys``? (Or a null.)
+
+        So where ``keys`` are groups of the very rows, or of rows that these were taken from.
+        """
+        while isinstance(keys, Project):
+            passed = keys.passed.get(column)
+            if passed is None:
+                return False
+            keys, column = keys.input, passed
+        if not isinstance(keys, Group) or column not in keys.keys or len(keys.keys) != 1:
+            return False
+        source = keys.input
+        parts = source.rows if isinstance(source, Union) else (source,)
+        return any(self._from(rows, by, part, column) for part in parts)
+
+    def _from(self, rows: Node, by: str, part: Node, column: str) -> bool:
+        """Do the rows' values come from that column of that node, rows perhaps left out or doubled?"""
+        wanted = self.origin(part, column)
+        while True:
+            if self.origin(rows, by) == wanted:
+                return True
+            rows, by = self.origin(rows, by)
+            if isinstance(rows, Filter | Sort | Repartition | Limit | Sample):
+                rows = rows.input
+            elif isinstance(rows, Join) and rows.how != "full" and by in (rows.left.names or ()):
+                rows = rows.left
+            else:
+                return False
+
+
+def _renamed(keys: Iterable[Key], node: Project) -> set[Key]:
+    """Key columns under the names that a projection gives them; those that it drops are keys no more."""
+    names: dict[str, str] = {}
+    for new, old in node.passed.items():
+        names.setdefault(old, new)
+    if node.rest and node.input.names is None:
+        made = {name for name, _ in node.columns}
+        return {key for key in keys if not key & made}
+    return {frozenset(names[c] for c in key) for key in keys if key <= names.keys()}
+
+
+def is_plain(node: Project) -> bool:
+    """Does the projection choose and rename columns only?"""
+    return all(isinstance(tree, Column) for _, tree in node.columns)

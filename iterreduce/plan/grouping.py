@@ -1,0 +1,110 @@
+"""Lowering of groups and totals: aggregates by key are one shuffle with a combiner, of all rows one total."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from iterreduce.columns.aggregators import Aggregator, count
+from iterreduce.columns.expressions import Column, Expr
+from iterreduce.loop import Local, Shuffle, Total
+from iterreduce.plan.kernels import Columns, GroupHere, OneRow
+from iterreduce.plan.lower import Flow, Lowering, Made, Place
+from iterreduce.plan.making import columns_read
+from iterreduce.plan.nodes import Aggregate, Group, Node
+
+Aggregates = tuple[tuple[str, Aggregator], ...]
+ROWS = "\0rows"  # how many rows a key has: of groups without aggregates, and where none may have come
+
+
+def group(lowering: Lowering, node: Group) -> Flow:
+    """One row per key."""
+    place = lowering.place(node)
+    flow, aggregates = prepared(lowering, lowering.flow(node.input), node, node.keys)
+    if flow.lies == () or (flow.lies and set(flow.lies) <= set(node.keys)):
+        made = lowering.table(flow, place, node)
+        return _here(lowering, node, made, aggregates, place)
+    made = lowering.table(flow, place, node)
+    into = lowering.name_of(node)
+    shuffle = Shuffle(lowering.read(made, place), node.keys, into, combine=combined(aggregates))
+    lowering.emit(place, shuffle)
+    return only_named(node, lowering.new(into, _made_columns(node), node.keys, place))
+
+
+def combined(aggregates: Aggregates) -> Mapping[str, Aggregator]:
+    """What a shuffle combines: rows are counted where nothing else is asked for."""
+    return dict(aggregates) or {ROWS: count()}
+
+
+def _made_columns(node: Group) -> tuple[str, ...]:
+    return (*node.keys, *(name for name, _ in node.aggregates)) if node.aggregates else (*node.keys, ROWS)
+
+
+def only_named(node: Group, made: Made) -> Flow:
+    """The result without what was only counted."""
+    if node.aggregates:
+        return Flow.of(made)
+    columns = Columns(tuple((k, Column(k)) for k in node.keys))
+    return Flow(made, node.keys, made.lies, steps=(columns,))
+
+
+def _here(lowering: Lowering, node: Group, made: Made, aggregates: Aggregates, place: Place) -> Flow:
+    """Rows of a key are together already."""
+    lowering.note(node, "rows of a key lie together already: grouped where they are, nothing travels")
+    into = lowering.name_of(node)
+    kernel = GroupHere(node.keys, tuple(combined(aggregates).items()), tuple((k, k) for k in node.keys))
+    lowering.emit(place, Local(kernel, (lowering.read(made, place),), into, cut="share", rank_free=True))
+    return only_named(node, lowering.new(into, _made_columns(node), made.lies, place))
+
+
+def prepared(
+    lowering: Lowering, flow: Flow, node: Group | Aggregate, keys: tuple[str, ...]
+) -> tuple[Flow, Aggregates]:
+    """The rows with their aggregates' expressions computed as columns, and aggregates of columns."""
+    place = lowering.place(node)
+    if not flow.plain and not lowering.place(node.input).same(place):
+        flow = Flow.of(lowering.made(node.input))
+    trees: list[tuple[str, Expr]] = []
+    aggregates = []
+    numbers = dict(flow.numbers)
+    for i, (name, aggregator) in enumerate(node.aggregates):
+        if isinstance(aggregator.column, Column):
+            aggregator = aggregator.of(aggregator.column.name)
+        elif isinstance(aggregator.column, Expr):
+            trees.append((f"\0{i}", lowering.tree(aggregator.column, numbers)))
+            aggregator = aggregator.of(f"\0{i}")
+        aggregates.append((name, aggregator))
+    wanted = tuple(dict.fromkeys((*keys, *columns_read(aggregates))))
+    if trees or (flow.columns is not None and wanted and set(wanted) < set(flow.columns)):
+        made = dict(trees)
+        columns = tuple((name, made.get(name, Column(name))) for name in wanted)
+        if not trees and flow.plain:  # a shuffle reads only what it needs
+            return flow, tuple(aggregates)
+        lies = flow.lies if set(flow.lies or ()) <= set(wanted) else None
+        flow = replace(
+            flow, steps=(*flow.steps, Columns(columns)), columns=wanted, numbers=numbers, lies=lies
+        )
+    return flow, tuple(aggregates)
+
+
+def total(lowering: Lowering, node: Node) -> tuple[Made, dict[str, int | None]]:
+    """The raw total of an `Aggregate`: a table of one row, or of none where there were no rows."""
+    if not isinstance(node, Aggregate):
+        return lowering.made(node), {}
+    place = lowering.place(node)
+    flow, aggregates = prepared(lowering, lowering.flow(node.input), node, ())
+    made = lowering.table(flow, place, node)
+    into = lowering.name_of(node)
+    lowering.emit(place, Total(lowering.read(made, place), (), dict(aggregates), into))
+    defaults = {name: 0 if a.kind == "count" else None for name, a in aggregates}
+    return lowering.new(into, node.names, (), place), defaults
+
+
+def aggregate(lowering: Lowering, node: Aggregate) -> Flow:
+    """One row, also of no rows."""
+    place = lowering.place(node)
+    made, _ = lowering.total(node)
+    into, fields = lowering.name_of(node, "row"), node.fields or {}
+    kernel = OneRow(tuple((name, fields.get(name), a.kind == "count") for name, a in node.aggregates))
+    lowering.emit(place, Local(kernel, (lowering.read(made, place),), into, cut="share", rank_free=True))
+    return Flow.of(lowering.new(into, node.names, (), place))

@@ -1,0 +1,203 @@
+"""Lowering of joins: rows to the owners of their keys, once where they do not change, and side by side.
+
+Three ways, chosen from the plan alone. *Side by side*: the right rows are groups of the left rows' key, so
+they are shuffled onto the left table and stand beside it row for row. *Beside*: both lie by the key, and
+nothing travels. *Pull*: few keyed rows are brought to many that stay where they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from iterreduce.columns.aggregators import count
+from iterreduce.columns.expressions import Column, Expr, col, lit, where
+from iterreduce.loop import Local, Lookup, Shuffle
+from iterreduce.plan import making
+from iterreduce.plan.grouping import ROWS, combined, prepared
+from iterreduce.plan.kernels import Columns, Compute, Concat, WithNulls
+from iterreduce.plan.lower import Flow, Lowering, Made, Place
+from iterreduce.plan.nodes import Group, Join, Node, Project
+
+MISSING = {"inner": "drop", "left": "null", "semi": "drop", "anti": "only"}
+
+
+def join(lowering: Lowering, node: Join) -> Flow:
+    """Pairs of rows with equal keys."""
+    if node.how == "full":
+        return _full(lowering, node)
+    found = _side_by_side(lowering, node) if node.how == "left" else None
+    return found if found is not None else Flow.of(_looked_up(lowering, node, node.how))
+
+
+def _looked_up(lowering: Lowering, node: Join, how: str) -> Made:
+    """The join by one lookup."""
+    place = lowering.place(node)
+    right = _right(lowering, node, how)
+    taken = {} if how in ("semi", "anti") else dict(node.taken)
+    left, table = _laid(lowering, node, right, place)
+    table = _renamed(lowering, node, table, taken, place)
+    into = lowering.name_of(node)
+    columns = None if left.columns is None else (*left.columns, *taken)
+    stage = Lookup(
+        lowering.read(left, place),
+        node.left_keys,
+        lowering.read(table, place),
+        tuple(taken),
+        into,
+        MISSING[how],  # type: ignore[arg-type]
+    )
+    lowering.emit(place, stage)
+    keeps = how == "left" and lowering.facts.keeps_left(node)
+    return lowering.new(into, columns, left.lies, place, left.order if keeps else None)
+
+
+def _right(lowering: Lowering, node: Join, how: str) -> Node:
+    """The right rows; where only their keys matter, each once."""
+    if how not in ("semi", "anti") or lowering.facts.is_unique(node.right, node.right_keys):
+        return node.right
+    return making.group(node.right, node.right_keys, {}, f"{how} join")
+
+
+def _laid(lowering: Lowering, node: Join, right: Node, place: Place) -> tuple[Made, Made]:
+    """Both sides where they can meet."""
+    left_rows, right_rows = lowering.made(node.left), lowering.made(right)
+    if right_rows.lies == () or lowering.is_small(right):
+        if right_rows.lies != ():
+            lowering.note(node, "the right side is small: it is brought to every rank")
+        return left_rows, lowering.gathered(right_rows, lowering.place(right), right)
+    if lowering.facts.is_unique(right, node.right_keys) and _stays(lowering, node, left_rows):
+        lowering.note(node, "the left rows stay, values of the right ones come to them")
+        return left_rows, lowering.laid(right, node.right_keys, place)
+    if left_rows.lies == ():
+        left_rows = _dealt(lowering, node, left_rows, place)
+    else:
+        left_rows = lowering.laid(node.left, node.left_keys, place)
+    return left_rows, lowering.laid(right, node.right_keys, place)
+
+
+def _stays(lowering: Lowering, node: Join, left: Made) -> bool:
+    """Should the left rows not move? Those on all ranks, and those that lie as what follows needs them."""
+    return left.lies == () or (bool(left.lies) and left.lies != node.left_keys and id(node) in lowering.pulls)
+
+
+def _dealt(lowering: Lowering, node: Join, made: Made, place: Place) -> Made:
+    into = lowering.name_of(node, f"{made.name} by {', '.join(node.left_keys)}")
+    lowering.emit(place, Shuffle(lowering.read(made, place), node.left_keys, into))
+    return lowering.new(into, made.columns, node.left_keys, place)
+
+
+def _renamed(lowering: Lowering, node: Join, table: Made, taken: dict[str, str], place: Place) -> Made:
+    """The right table with its columns under the names that the result has, its keys under the left's where
+    every rank has it.
+    """
+    keys = dict(zip(node.right_keys, node.left_keys if table.lies == () else node.right_keys, strict=True))
+    same = all(new == old for new, old in taken.items()) and all(a == b for a, b in keys.items())
+    if same or table.columns is None:
+        return table
+    trees: dict[str, Expr] = {new: Column(old) for old, new in keys.items()}
+    trees |= {new: Column(old) for new, old in taken.items()}
+    kernel = Compute((Columns(tuple(trees.items())),), keeps=tuple((new, old) for old, new in keys.items()))
+    into = lowering.name_of(node, f"{table.name} renamed")
+    home = table.place
+    lowering.emit(home, Local(kernel, (lowering.read(table, home),), into, cut="share", rank_free=True))
+    lies = None if table.lies is None else tuple(keys.get(k, k) for k in table.lies)
+    return lowering.new(into, tuple(trees), lies, home, table.order)
+
+
+def _full(lowering: Lowering, node: Join) -> Flow:
+    """A left join, and the right rows without a match with nulls on the left."""
+    place = lowering.place(node)
+    left = replace(node, how="left")
+    matched = lowering.made_again(left)
+    turned = making.join(
+        node.right, node.left, tuple((b, a) for a, b in node.on), "anti", node.suffix, "full join"
+    )
+    pairs = (*node.on, *node.taken.items())
+    trees: dict[str, Expr] = {new: Column(old) for new, old in pairs}
+    alone = lowering.made_again(making.project(turned, trees, "full join"))
+    order = matched.columns or ()
+    nothing = tuple(n for n in order if n not in trees)
+    into = lowering.name_of(node, "right rows")
+    reads = lowering.read(alone, place), lowering.read(matched, place)
+    lowering.emit(place, Local(WithNulls(nothing, order), reads, into, cut="share", rank_free=True))
+    result = lowering.name_of(node)
+    kernel = Concat()
+    lowering.emit(place, Local(kernel, (matched.name, into), result, cut="share", rank_free=True))
+    both = () if matched.lies == () and alone.lies == () else None
+    return Flow.of(lowering.new(result, order, both, place))
+
+
+# ---------------------------------------------------------------------- side by side
+
+
+def _side_by_side(lowering: Lowering, node: Join) -> Flow | None:
+    """A left join with groups of the left table's own key: aggregated onto it, so they stand beside it."""
+    found = groups_of(node.right)
+    if found is None or not lowering.facts.is_unique(node.left, node.left_keys):
+        return None
+    grouped, names = found
+    if tuple(names.get(k) for k in node.right_keys) != grouped.keys or id(grouped) in lowering.flows:
+        return None
+    left = lowering.flow(node.left)
+    if left.lies != node.left_keys or lowering.place(grouped).scope is not lowering.place(node).scope:
+        return None
+    home = lowering.place(grouped)
+    if not _sees(left.table, home):
+        return None
+    beside = lowering.rules.onto(lowering, grouped, left, home)
+    return None if beside is None else _beside(lowering, node, grouped, names, left, beside)
+
+
+def _sees(table: Made, place: Place) -> bool:
+    """Is the table made before what a place makes?"""
+    return table.place.same(place) or table.place.part == "prepare"
+
+
+def groups_of(node: Node) -> tuple[Group, dict[str, str]] | None:
+    """Groups under a projection that chooses and renames: the group, and result name -> its name there."""
+    names: dict[str, str] | None = None
+    while isinstance(node, Project):
+        if not all(isinstance(tree, Column) for _, tree in node.columns) or node.rest:
+            return None
+        passed = node.passed
+        names = dict(passed) if names is None else {n: passed[o] for n, o in names.items() if o in passed}
+        node = node.input
+    if not isinstance(node, Group):
+        return None
+    return node, names if names is not None else {n: n for n in node.names or ()}
+
+
+def onto(lowering: Lowering, node: Group, left: Flow, place: Place) -> Made | None:
+    """The groups as rows of the left table, in its order, with how many rows each key had."""
+    flow, aggregates = prepared(lowering, lowering.flow(node.input), node, node.keys)
+    if flow.lies == () or any(a.kind == "collect" for _, a in aggregates):
+        return None
+    made = lowering.table(flow, place, node)
+    into = lowering.name_of(node, "group onto")
+    combine = {**combined(aggregates), ROWS: count()}
+    shuffle = Shuffle(
+        lowering.read(made, place), node.keys, into, combine, lowering.read(left.table, place), missing="drop"
+    )
+    lowering.emit(place, shuffle)
+    return lowering.new(into, (*node.keys, *combine), left.table.lies, place, left.table.order)
+
+
+def _beside(
+    lowering: Lowering, node: Join, grouped: Group, names: dict[str, str], left: Flow, made: Made
+) -> Flow:
+    """The left rows with the groups beside them; null where a key had no row."""
+    place = lowering.place(node)
+    if left.steps or (not left.table.place.same(place) and left.beside):
+        left = Flow.of(lowering.table(left, lowering.place(node.left), node.left))
+    hidden = {name: f"\0{made.name}.{name}" for name in (*(names[o] for o in node.taken.values()), ROWS)}
+    columns = tuple(hidden.items())
+    came = col(hidden[ROWS]) > 0
+    trees: list[tuple[str, Expr]] = [(n, Column(n)) for n in node.left.names or ()]
+    for new, old in node.taken.items():
+        trees.append((new, where(came, col(hidden[names[old]]), lit(None))))
+    return replace(
+        left,
+        beside=(*left.beside, (made, columns)),
+        steps=(*left.steps, Columns(tuple(trees))),
+        columns=tuple(n for n, _ in trees),
+    )

@@ -1,0 +1,345 @@
+"""Local kernels that plans lower to: work on this rank's rows, as data.
+
+A kernel is frozen data with ``run(context, *batches)``; two plans that are alike have equal kernels, which is
+what a checkpoint's fingerprint compares. ``keeps`` tells the engine which columns of the first table read
+every row of the result has taken over, under which name: so it knows where rows lie without looking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from iterreduce.columns.aggregators import Aggregator, bind_outputs
+from iterreduce.columns.batch import Batch
+from iterreduce.columns.combiner import Fold
+from iterreduce.columns.compute import compute_columns, select_rows
+from iterreduce.columns.expressions import Expr
+from iterreduce.columns.groups import group_rows
+from iterreduce.columns.ragged import Ragged
+from iterreduce.columns.schema import Field, Schema
+from iterreduce.columns.sortkeys import sorted_order
+from iterreduce.columns.trees import columns_of
+from iterreduce.errors import SchemaError, UsageError
+from iterreduce.loop import Context
+from iterreduce.maps import in_user_code
+
+Beside = tuple[tuple[str, str], ...]  # columns of a table that stands beside: (its name, name in the rows)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A step: columns computed; ``rest``: beside those that there are."""
+
+    trees: tuple[tuple[str, Expr], ...]
+    rest: bool = False
+
+    def reads(self) -> set[str]:
+        """The columns that it reads, unless it keeps the rest."""
+        return {name for _, tree in self.trees for name in columns_of(tree)}
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A step: the rows for which a condition is true."""
+
+    predicate: Expr
+
+
+Step = Columns | Keep
+
+
+@dataclass(frozen=True)
+class NumberOf:
+    """Where a number comes from: a column of a table of one row, or of none; ``default`` then."""
+
+    parameter: str
+    column: str
+    default: int | None = None
+
+    def of(self, rows: Batch) -> Any:
+        """Its value; None is null."""
+        if not len(rows):
+            return self.default
+        valid = rows.valid(self.column)
+        return None if valid is not None and not valid[0] else rows[self.column][0]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Rows through steps, in one pass: projections and filters, beside other tables, with numbers.
+
+    Reads the rows, then the tables beside them (row for row), then one table for each number.
+    """
+
+    steps: tuple[Step, ...]
+    beside: tuple[Beside, ...] = ()
+    numbers: tuple[NumberOf, ...] = ()
+    keeps: tuple[tuple[str, str], ...] = ()
+    __name__ = "select"
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """The rows that come out."""
+        rows, others = batches[0], batches[1:]
+        for columns, other in zip(self.beside, others, strict=False):
+            rows = side_by_side(rows, other, columns)
+        tables = others[len(self.beside) :]
+        values = {n.parameter: n.of(table) for n, table in zip(self.numbers, tables, strict=True)}
+        for i, step in enumerate(self.steps):
+            if isinstance(step, Keep):
+                wanted = live_after(self.steps, i)
+                chosen = select_rows(step.predicate, rows, values)
+                rows = rows if wanted is None else rows.select(*(n for n in rows.names if n in wanted))
+                rows = rows if len(chosen) == len(rows) else rows.take(chosen)
+            else:
+                made = compute_columns(dict(step.trees), rows, values)
+                rows = side_by_side(rows, made, tuple((n, n) for n in made.names)) if step.rest else made
+        return without_idle_masks(rows)
+
+
+def without_idle_masks(rows: Batch) -> Batch:
+    """The same rows without masks of columns that have no null here: what may be null need not be."""
+    if not rows._valid:
+        return rows
+    valid = {name: mask for name, mask in rows._valid.items() if not mask.all()}
+    return rows if len(valid) == len(rows._valid) else Batch._trusted(rows._columns, valid, len(rows))
+
+
+def live_after(steps: tuple[Step, ...], i: int) -> set[str] | None:
+    """The columns that steps after the i-th read; None: all."""
+    read: set[str] = set()
+    for step in steps[i + 1 :]:
+        if isinstance(step, Keep):
+            read |= set(columns_of(step.predicate))
+        elif step.rest:
+            return None
+        else:
+            return read | step.reads()
+    return None
+
+
+def side_by_side(rows: Batch, other: Batch, columns: Beside) -> Batch:
+    """The rows with columns of another batch of as many rows."""
+    for name, _ in columns:
+        other[name]  # or names what is missing
+    made = {**rows._columns, **{new: other._columns[name] for name, new in columns}}
+    valid = {n: m for n, m in rows._valid.items() if not any(new == n for _, new in columns)}
+    valid |= {new: other._valid[name] for name, new in columns if name in other._valid}
+    return Batch._trusted(made, valid, len(rows))
+
+
+@dataclass(frozen=True)
+class OneRow:
+    """Aggregates of all rows as a table of one row, of no rows too: counts are 0, others null.
+
+    ``outputs``: name, type where it is known, whether it counts.
+    """
+
+    outputs: tuple[tuple[str, Field | None, bool], ...]
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """The row."""
+        (total,) = batches
+        if len(total):
+            return total
+        columns, valid = {}, {}
+        for name, of, counts in self.outputs:
+            known = of or Field("fixed", np.dtype(np.float64))
+            columns[name] = _blank(Batch.empty(Schema({name: known}))[name])
+            if not counts:
+                valid[name] = np.zeros(1, bool)
+        return Batch.from_dict(columns, valid)
+
+
+def _blank(column: Any) -> Any:
+    if isinstance(column, Ragged):
+        return Ragged(np.zeros(2, np.int64), column.values, column.kind)
+    return np.zeros((1, *column.shape[1:]), column.dtype)
+
+
+@dataclass(frozen=True)
+class GroupHere:
+    """Aggregates by key of rows that lie by that key already, or are everywhere: nothing travels."""
+
+    keys: tuple[str, ...]
+    aggregates: tuple[tuple[str, Aggregator], ...]
+    keeps: tuple[tuple[str, str], ...] = ()
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """One row per key, in canonical order."""
+        (rows,) = batches
+        trees = {str(a.column): a.column for _, a in self.aggregates if isinstance(a.column, Expr)}
+        if trees:
+            made = compute_columns(trees, rows, {})
+            rows = side_by_side(rows, made, tuple((n, n) for n in made.names))
+        outputs = bind_outputs(dict(self.aggregates), self.keys, rows.schema)
+        if any(output.bound.words is None for output in outputs):
+            return self._collected(rows)
+        fold = Fold(Schema({k: rows.schema[k] for k in self.keys}), outputs)
+        fold.add(rows)
+        folded = fold.result()
+        columns, valid, at = dict(folded.keys._columns), dict(folded.keys._valid), 0
+        for output in outputs:
+            columns[output.name], mask = output.bound.finish(folded.records, at)
+            at += output.bound.words or 0
+            if mask is not None:
+                valid[output.name] = mask
+        return Batch._trusted(columns, valid, len(folded))
+
+    def _collected(self, rows: Batch) -> Batch:
+        groups = group_rows(rows, self.keys)
+        columns, valid = dict(groups.keys._columns), dict(groups.keys._valid)
+        for output in bind_outputs(dict(self.aggregates), self.keys, groups.rows.schema):
+            order = np.arange(len(groups.rows))
+            values, mask = output.read(groups.rows)
+            columns[output.name], missing = output.bound.collect(values, order, groups.offsets, mask)
+            if missing is not None:
+                valid[output.name] = missing
+        return Batch._trusted(columns, valid, len(groups))
+
+
+@dataclass(frozen=True)
+class Concat:
+    """The rows of all tables read."""
+
+    keeps: tuple[tuple[str, str], ...] = ()
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """One after the other; a batch without rows or columns has no say."""
+        first = batches[0]
+        parts = [b if b.names == first.names else b.select(*first.names) for b in batches if b.names]
+        filled = [p for p in parts if len(p)] or parts[:1]
+        return Batch.concat(filled) if filled else first
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """The first rows of a share, by the order of keys where there are some."""
+
+    rows: int
+    keys: tuple[str, ...] = ()
+    descending: tuple[bool, ...] = ()
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """At most so many."""
+        (rows,) = batches
+        if self.keys and len(rows):
+            order = sorted_order(rows.select(*self.keys), self.descending)
+            rows = rows if order is None else rows.take(order[: self.rows])
+        return rows.slice(0, self.rows)
+
+
+@dataclass(frozen=True)
+class WithNulls:
+    """Rows with columns of nothing but nulls, like those of another table: the right rows of a full join."""
+
+    columns: tuple[str, ...]
+    order: tuple[str, ...]
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """The rows in the order of columns wanted."""
+        rows, like = batches
+        columns, valid = dict(rows._columns), dict(rows._valid)
+        for name in self.columns:
+            columns[name] = _nothing(like[name], len(rows))
+            valid[name] = np.zeros(len(rows), bool)
+        made = Batch.from_dict(columns, valid)
+        return made.select(*self.order)
+
+
+def _nothing(like: Any, rows: int) -> Any:
+    if isinstance(like, Ragged):
+        return Ragged(np.zeros(rows + 1, np.int64), like.values[:0], like.kind)
+    return np.zeros((rows, *like.shape[1:]), like.dtype)
+
+
+# ---------------------------------------------------------------------- functions of a user
+
+
+@dataclass(frozen=True)
+class OfGroups:
+    """A user's function of groups: of one table by key, or of several that lie by the same key."""
+
+    function: Callable[..., Batch]
+    keys: tuple[str, ...]
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.function, "__name__", "groups")
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """What it makes of this share."""
+        made = in_user_code(self.function, *(group_rows(rows, self.keys) for rows in batches))
+        if not isinstance(made, Batch):
+            raise SchemaError(f"{self.__name__} returned {type(made).__name__}: wanted an ir.Batch")
+        return made
+
+
+@dataclass(frozen=True)
+class PerRecord:
+    """A function of one record, called for each: plain Python."""
+
+    function: Callable[..., Iterable[Any]]
+    names: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.function, "__name__", "record")
+
+    def __call__(self, rows: Batch) -> Batch:
+        found = [made for record in records(rows) for made in self.function(record)]
+        if not found:
+            raise UsageError(
+                f"flat_map by {self.__name__}: no record came out of {len(rows)} rows, so its columns are "
+                "not known: say columns={name: dtype}"
+            )
+        for made in found:
+            if not isinstance(made, dict):
+                raise SchemaError(
+                    f"flat_map: {self.__name__} gave {made!r}; wanted a dict of column names and values"
+                )
+        return Batch(**{name: _column([made[name] for made in found]) for name in found[0]})
+
+
+class Record:
+    """One row with its columns as attributes."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: dict[str, Any]):
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"no column {name!r} (columns: {', '.join(self._values)})") from None
+
+    def __repr__(self) -> str:
+        return f"Record({', '.join(f'{n}={v!r}' for n, v in self._values.items())})"
+
+
+def records(rows: Batch) -> Iterator[Record]:
+    """The rows one by one, as Python values; a null is None."""
+    columns = {}
+    for name in rows.names:
+        column, valid = rows[name], rows.valid(name)
+        values = (
+            column.to_list()
+            if isinstance(column, Ragged)
+            else list(column)
+            if column.ndim > 1
+            else column.tolist()
+        )
+        columns[name] = (
+            values if valid is None else [v if ok else None for v, ok in zip(values, valid, strict=True)]
+        )
+    for i in range(len(rows)):
+        yield Record({name: values[i] for name, values in columns.items()})
+
+
+def _column(values: list[Any]) -> Any:
+    return values if isinstance(values[0], str | bytes) else np.array(values)

@@ -1,0 +1,441 @@
+"""From nodes to the nouns of the engine: a plan becomes a `Loop`.
+
+Every node is lowered once, to rows under way (`Flow`): a table of the loop, tables that stand beside it row
+for row, and steps that wait to be computed in one pass. What does not depend on the states of an iteration
+goes to ``prepare``: that is all of loop-invariant code motion. What depends on the result of the plan's last
+iteration goes to ``finish``.
+
+Who speaks to it: `Dataset`. The rules of single operations are in `rows`, `grouping` and `joining`; a join of
+invariant rows with a keyed table under a group becomes a shuffle of indexed rows (`links`). What it is not:
+the optimizer. It lowers the plan that it is given (`iterreduce.plan.rules` makes a better one first).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from iterreduce.columns.expressions import Apply, Column, Expr, Parameter
+from iterreduce.columns.trees import parameters_of
+from iterreduce.errors import UsageError
+from iterreduce.fixpoint import MaxIterations, Until
+from iterreduce.loop import Gather, Local, Loop, Replace, Shuffle, Stage, State, Superstep, Write
+from iterreduce.plan.facts import Facts
+from iterreduce.plan.kernels import Beside, Columns, Compute, Keep, NumberOf, Step
+from iterreduce.plan.nodes import Group, Iterate, Node, Scalar, reads, walk
+
+PREPARE, BODY, FINISH = "prepare", "body", "finish"
+SMALL_ROWS = 1 << 16  # rows that are brought to every rank rather than shuffled: some MB
+Sizes = Callable[[Node], int | None]
+
+
+@dataclass(eq=False)
+class Scope:
+    """A loop that is being built; ``loop`` None: a plan without iteration, which runs once."""
+
+    loop: Iterate | None
+    parent: Scope | None = None
+    sources: dict[str, Any] = field(default_factory=dict)
+    prepare: list[Stage] = field(default_factory=list)
+    finish: list[Stage] = field(default_factory=list)
+    states: dict[str, State] = field(default_factory=dict)
+    steps: list[Superstep | Loop] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)  # of the superstep that is open
+    writes: list[Write] = field(default_factory=list)
+    outer: list[str] = field(default_factory=list)
+    loops: set[str] = field(default_factory=set)  # results of loops inside the body
+
+    def close_step(self, name: str) -> None:
+        """End the superstep that is open, if it does anything."""
+        if self.stages or self.writes:
+            number = f" {len(self.steps) + 1}" if self.steps else ""
+            self.steps.append(Superstep(name + number, tuple(self.stages), tuple(self.writes)))
+            self.stages, self.writes = [], []
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where stages go: a part of a loop."""
+
+    scope: Scope
+    part: str
+
+    def same(self, other: Place) -> bool:
+        """Is it the same part of the same loop?"""
+        return self.scope is other.scope and self.part == other.part
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A table of the loop that is being built.
+
+    ``lies``: the key by which its rows lie; () on all ranks; None: anyhow. ``order``: tables with the same
+    object have their rows in the same order, row for row.
+    """
+
+    name: str
+    columns: tuple[str, ...] | None
+    lies: tuple[str, ...] | None
+    place: Place
+    order: object
+    step: int = 0  # of a body: how many supersteps and loops stood before
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """Rows under way: a table, what stands beside it, and steps that are not computed yet."""
+
+    table: Made
+    columns: tuple[str, ...] | None
+    lies: tuple[str, ...] | None
+    beside: tuple[tuple[Made, Beside], ...] = ()
+    steps: tuple[Step, ...] = ()
+    numbers: Mapping[str, tuple[Made, NumberOf]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, table: Made) -> Flow:
+        """The table as it is."""
+        return cls(table, table.columns, table.lies)
+
+    @property
+    def plain(self) -> bool:
+        """Is nothing to be computed?"""
+        return not self.steps and not self.beside
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Do the same rows come out as go in?"""
+        return not any(isinstance(step, Keep) for step in self.steps)
+
+
+class Rules(NamedTuple):
+    """How single nodes are lowered: handed in, since each lowers its inputs by the `Lowering` itself."""
+
+    flow: Mapping[type[Node], Callable[[Lowering, Any], Flow]]
+    total: Callable[[Lowering, Node], tuple[Made, dict[str, int | None]]]
+    states: Callable[[Lowering, Iterate, Scope], None]
+    onto: Callable[[Lowering, Group, Flow, Place], Made | None]
+
+
+class Lowering:
+    """One plan on its way to a loop."""
+
+    def __init__(self, root: Node, rules: Rules, name: str = "plan", sizes: Sizes = lambda node: None):
+        """``rules``: how the rows of each kind of node are lowered; ``sizes``: how many rows a node has,
+        where all ranks know that alike.
+        """
+        self.root, self.rules, self.name, self.sizes = root, rules, name, sizes
+        self.facts = Facts((root,))
+        self.main = self._main(root)
+        self.after = self._after(root)
+        self.uses = Counter(id(part) for node in walk(root) for part in reads(node))
+        self.top = Scope(self.main)
+        self.scopes = [self.top]
+        self.flows: dict[int, Flow] = {}
+        self.tables: dict[int, Made] = {}
+        self.totals: dict[int, tuple[Made, dict[str, int | None]]] = {}
+        self.parameters: dict[str, Parameter] = {}
+        self.taken: Counter[str] = Counter()
+        self.shuffled: dict[tuple[str, tuple[str, ...]], Made] = {}
+        self.notes: list[tuple[Node, str]] = []
+        self.extra: list[Node] = []  # ids of nodes are kept for as long as the nodes are
+        self.pulls: set[int] = set()  # joins whose left rows stay where they lie
+
+    # ------------------------------------------------------------------ which loop
+
+    def _main(self, root: Node) -> Iterate | None:
+        """The iteration that becomes the loop itself: the last one that no body holds."""
+        inside: set[int] = set()
+        loops = [node for node in walk(root) if isinstance(node, Iterate)]
+        for loop in loops:
+            for state in loop.states:
+                inside |= {id(n) for n in walk(state.result) if isinstance(n, Iterate) and n is not loop}
+        outermost = [loop for loop in loops if id(loop) not in inside]
+        return outermost[-1] if outermost else None
+
+    def _after(self, root: Node) -> set[int]:
+        """The nodes that depend on the result of the main iteration."""
+        out: set[int] = set()
+        if self.main is not None:
+            for node in walk(root):
+                if node is self.main or any(id(part) in out for part in reads(node)):
+                    out.add(id(node))
+        return out
+
+    def place(self, node: Node) -> Place:
+        """Where the stages of a node go."""
+        varies = self.facts.varies(node)
+        for scope in reversed(self.scopes):
+            if scope.loop is not None and scope.loop.body in varies:
+                return Place(scope, BODY)
+        if varies:
+            body = next(iter(varies))
+            raise UsageError(
+                f'{node.label}: rows of the iteration "{getattr(body, "name", "")}" are used outside of its '
+                f"body; return them from the step as a state ({node.where})"
+            )
+        return Place(self.top, FINISH if id(node) in self.after else PREPARE)
+
+    # ------------------------------------------------------------------ the loop
+
+    def loop(self) -> Loop:
+        """The whole plan as a loop."""
+        if self.main is None:
+            return self._once()
+        self.rules.states(self, self.main, self.top)
+        given = next(state for state in self.main.states if state.name == self.main.gives)
+        self.flows[id(self.main)] = self.flows[id(given.rows)]
+        result = self._result()
+        self.top.close_step(self.main.name)
+        return self.build(self.top, self.main.name, self.main.until, result)
+
+    def _once(self) -> Loop:
+        """A plan that does not iterate: prepared, and kept."""
+        made = self.made(self.root)
+        scope = self.top
+        scope.states["result"] = State(made.name)
+        scope.writes.append(Replace("result", "result"))
+        scope.close_step("keep")
+        return self.build(scope, self.name, Until((MaxIterations(1),)), "result")
+
+    def _result(self) -> str:
+        assert self.main is not None
+        if self.root is self.main:
+            return self.main.gives
+        return self.made(self.root).name
+
+    def before(self, node: Node) -> Made:
+        """A node as a loop of its own, which runs before this one."""
+        loop = Lowering(node, self.rules, node.label, self.sizes).loop()
+        name = self.name_of_source(loop.name)
+        self.top.sources[name] = loop
+        return self.new(name, node.names, None, Place(self.top, PREPARE))
+
+    @staticmethod
+    def build(scope: Scope, name: str, until: Until, result: str) -> Loop:
+        """The scope as a loop."""
+        return Loop(
+            name,
+            scope.sources,
+            scope.states,
+            tuple(scope.steps),
+            until,
+            result,
+            prepare=tuple(scope.prepare),
+            finish=tuple(scope.finish),
+            outer=tuple(dict.fromkeys(scope.outer)),
+        )
+
+    # ------------------------------------------------------------------ rows
+
+    def flow(self, node: Node) -> Flow:
+        """A node's rows under way."""
+        found = self.flows.get(id(node))
+        if found is None:
+            found = self.rules.flow[type(node)](self, node)
+            if self.uses[id(node)] > 1 and not found.plain:
+                found = Flow.of(self._materialise(found, self.place(node), node))
+            self.flows[id(node)] = found
+        return found
+
+    def made(self, node: Node) -> Made:
+        """A node's rows as a table."""
+        found = self.tables.get(id(node))
+        if found is None:
+            flow = self.flow(node)
+            found = self.tables[id(node)] = self.table(flow, self.place(node), node)
+            self.flows[id(node)] = Flow.of(found)
+        return found
+
+    def table(self, flow: Flow, place: Place, node: Node) -> Made:
+        """Rows under way as a table."""
+        return flow.table if flow.plain else self._materialise(flow, place, node)
+
+    def _materialise(self, flow: Flow, place: Place, node: Node) -> Made:
+        reads = [flow.table, *(made for made, _ in flow.beside)]
+        numbers = list(flow.numbers.values())
+        reads += [made for made, _ in numbers]
+        renames = passed_through(flow)
+        kernel = Compute(
+            flow.steps,
+            tuple(columns for _, columns in flow.beside),
+            tuple(number for _, number in numbers),
+            tuple((new, old) for new, old in renames.items()),
+        )
+        into = self.name_of(node)
+        lies = flow.table.lies
+        cut = "block" if lies is None else "share"
+        names = tuple(self.read(made, place) for made in reads)
+        self.emit(place, Local(kernel, names, into, cut=cut))  # type: ignore[arg-type]
+        order = flow.table.order if flow.keeps_rows else object()
+        return self.new(into, flow.columns, flow.lies, place, order)
+
+    # ------------------------------------------------------------------ tables
+
+    def new(
+        self,
+        name: str,
+        columns: tuple[str, ...] | None,
+        lies: tuple[str, ...] | None,
+        place: Place,
+        order: object = None,
+    ) -> Made:
+        """A table that a stage has just been emitted for."""
+        return Made(name, columns, lies, place, order or object(), len(place.scope.steps))
+
+    def emit(self, place: Place, stage: Stage) -> None:
+        """Put a stage where it belongs."""
+        scope = place.scope
+        {PREPARE: scope.prepare, BODY: scope.stages, FINISH: scope.finish}[place.part].append(stage)
+
+    def name_of(self, node: Node, what: str = "") -> str:
+        """A name for a table, which tells what it holds."""
+        base = what or node.label.split(" ", 3)[0]
+        self.taken[base] += 1
+        return f"{base} #{self.taken[base]}"
+
+    def read(self, made: Made, place: Place) -> str:
+        """The name by which stages at a place read a table; what would be out of sight is brought there."""
+        home, here = made.place.scope, place.scope
+        name = made.name
+        if made.place.part == BODY and made.name not in (*home.states, *home.loops):
+            seen = home is here and place.part == BODY and made.step == len(home.steps)
+            name = made.name if seen else self._kept(made)
+        scope: Scope | None = here
+        while scope is not None and scope is not home:
+            scope.outer.append(name)
+            scope = scope.parent
+        return name
+
+    @staticmethod
+    def _kept(made: Made) -> str:
+        """The state in which a stage's result outlives its superstep."""
+        scope, name = made.place.scope, f"{made.name} (kept)"
+        if name not in scope.states:
+            scope.states[name] = State("")
+            write = Replace(name, made.name)
+            if made.step == len(scope.steps):
+                scope.writes.append(write)
+            else:
+                step = scope.steps[made.step]
+                assert isinstance(step, Superstep)
+                scope.steps[made.step] = replace(step, writes=(*step.writes, write))
+        return name
+
+    # ------------------------------------------------------------------ numbers
+
+    def tree(self, tree: Expr, numbers: dict[str, tuple[Made, NumberOf]]) -> Expr:
+        """The expression with the numbers of other nodes as parameters of a kernel."""
+        changed: dict[str, Expr] = {}
+        for leaf in parameters_of(tree):
+            if isinstance(leaf, Scalar):
+                parameter = self.parameters.setdefault(
+                    leaf.name, Parameter(f"n{len(self.parameters)}", leaf.field)
+                )
+                made, defaults = self.total(leaf.node)
+                number = NumberOf(parameter.name, leaf.column, defaults.get(leaf.column))
+                numbers[parameter.name] = made, number
+                changed[leaf.name] = parameter
+        return _with_parameters(tree, changed) if changed else tree
+
+    def total(self, node: Node) -> tuple[Made, dict[str, int | None]]:
+        """The table of a node of one row, and what its columns are if it has none."""
+        found = self.totals.get(id(node))
+        if found is None:
+            found = self.totals[id(node)] = self.rules.total(self, node)
+        return found
+
+    # ------------------------------------------------------------------ where rows lie
+
+    def laid(self, node: Node, keys: tuple[str, ...], place: Place) -> Made:
+        """A node's rows as a table that lies by these keys, made where the rows are made. ``place``: who
+        asks.
+        """
+        made, home = self.made(node), self.place(node)
+        if made.lies in (keys, ()):
+            self.note(node, f"rows lie by {', '.join(keys)} already: nothing travels")
+            return made
+        found = self.shuffled.get((made.name, keys))
+        if found is None:
+            into = self.name_of(node, f"{made.name} by {', '.join(keys)}")
+            self.emit(home, Shuffle(self.read(made, home), keys, into))
+            found = self.shuffled[made.name, keys] = self.new(into, made.columns, keys, home)
+        if not home.same(place):
+            self.note(node, f"shuffled by {', '.join(keys)} once, before the first iteration")
+        return found
+
+    def numbered(self, node: Node) -> Made:
+        """A node's rows as a table whose global row numbers are known: a source, or the result of a loop."""
+        made = self.made(node)
+        if made.name in self.top.sources:
+            return made
+        if self.place(node).part != PREPARE:
+            raise UsageError(
+                f"sample: wanted rows that an iteration does not make ({node.where}); take the sample before"
+            )
+        return self.before(node)
+
+    def name_of_source(self, base: str) -> str:
+        """A name for a source, its own if that is free."""
+        self.taken[base] += 1
+        return base if self.taken[base] == 1 else f"{base} #{self.taken[base]}"
+
+    def everywhere(self, node: Node) -> Made:
+        """The rows as a table that every rank has."""
+        return self.gathered(self.made(node), self.place(node), node)
+
+    def gathered(self, made: Made, place: Place, node: Node) -> Made:
+        """A table's rows on all ranks."""
+        if made.lies == ():
+            return made
+        found = self.shuffled.get((made.name, ()))
+        if found is None:
+            into = self.name_of(node, f"{made.name} everywhere")
+            self.emit(place, Gather(self.read(made, place), into))
+            found = self.shuffled[made.name, ()] = self.new(into, made.columns, (), place)
+        return found
+
+    def made_again(self, node: Node) -> Made:
+        """The table of a node that lowering made, which is no part of the plan that it was given."""
+        self.extra.append(node)
+        return self.made(node)
+
+    def is_small(self, node: Node) -> bool:
+        """Are these rows so few that every rank may have them? By sizes that all ranks know alike."""
+        rows = self.sizes(node)
+        return rows is not None and rows <= SMALL_ROWS
+
+    def note(self, node: Node, text: str) -> None:
+        """Something that explain says."""
+        self.notes.append((node, text))
+
+
+def passed_through(flow: Flow) -> dict[str, str]:
+    """The columns of the result that are columns of the first table, unchanged: name -> its name there."""
+    names = {name: name for name in flow.table.columns or ()}
+    for _, columns in flow.beside:
+        for _, new in columns:
+            names.pop(new, None)
+    for step in flow.steps:
+        if isinstance(step, Columns):
+            made = {
+                new: names[tree.name]
+                for new, tree in step.trees
+                if isinstance(tree, Column) and tree.name in names
+            }
+            if step.rest:
+                changed = {new for new, _ in step.trees}
+                made |= {n: old for n, old in names.items() if n not in changed}
+            names = made
+    return names
+
+
+def _with_parameters(tree: Expr, changed: Mapping[str, Expr]) -> Expr:
+    """The tree with other parameters."""
+    if isinstance(tree, Parameter):
+        return changed.get(tree.name, tree)
+    if isinstance(tree, Apply):
+        return replace(tree, arguments=tuple(_with_parameters(a, changed) for a in tree.arguments))
+    return tree

@@ -1,0 +1,57 @@
+"""From a plan to a loop: the rules by which nodes are lowered, and the way through rewrites."""
+
+from __future__ import annotations
+
+from iterreduce.loop import Loop
+from iterreduce.plan import grouping, joining, rows, states
+from iterreduce.plan.lower import Lowering, Rules
+from iterreduce.plan.nodes import (
+    Aggregate,
+    Filter,
+    Group,
+    Iterate,
+    Join,
+    Limit,
+    LoopRows,
+    MapBatches,
+    Node,
+    Project,
+    Repartition,
+    Rows,
+    Sample,
+    Sort,
+    Source,
+    StateOf,
+    StateRows,
+    Union,
+)
+
+RULES = Rules(
+    {
+        Source: rows.source,
+        Rows: rows.rows,
+        LoopRows: rows.loop_rows,
+        StateRows: rows.state,
+        Project: rows.project,
+        Filter: rows.keep,
+        MapBatches: rows.map_batches,
+        Union: rows.union,
+        Sort: rows.sort,
+        Limit: rows.limit,
+        Sample: rows.sample,
+        Repartition: rows.repartition,
+        Group: grouping.group,
+        Aggregate: grouping.aggregate,
+        Join: joining.join,
+        Iterate: states.iterate,
+        StateOf: states.state_of,
+    },
+    grouping.total,
+    states.lower_states,
+    joining.onto,
+)
+
+
+def to_loop(root: Node, name: str = "plan") -> Loop:
+    """The loop that makes a node's rows."""
+    return Lowering(root, RULES, name).loop()

@@ -1,0 +1,107 @@
+"""Lowering of iterations: states, where they lie, and what the body makes of them."""
+
+from __future__ import annotations
+
+from iterreduce.errors import UsageError
+from iterreduce.loop import Replace, Shuffle, State
+from iterreduce.plan.lower import BODY, Flow, Lowering, Made, Place, Scope
+from iterreduce.plan.nodes import Evolving, Iterate, StateOf
+
+
+def lower_states(lowering: Lowering, loop: Iterate, scope: Scope) -> None:
+    """The states of an iteration that ``scope`` builds, its body, and what it writes."""
+    place = Place(scope, BODY)
+    began: dict[str, Made] = {}
+    for state in loop.states:
+        began[state.name] = _initial(lowering, state)
+    for state in loop.states:
+        first = began[state.name]
+        key = lowering.facts.state_key(state.rows) if first.lies else ()
+        home = first.place.scope
+        initial = first.name if home is scope else lowering.read(first, Place(scope, "prepare"))
+        if state.name in lowering.taken:
+            raise UsageError(f'iterate: the state "{state.name}" has the name of another table; rename it')
+        scope.states[state.name] = State(initial, key)
+        aligned = lowering.facts.aligned(state.rows)
+        made = Made(state.name, first.columns, first.lies, place, first.order if aligned else object())
+        lowering.flows[id(state.rows)] = Flow.of(made)
+        lowering.tables[id(state.rows)] = made
+        _tell(lowering, state, aligned, key)
+    for state in loop.states:
+        if state.result is not state.rows:
+            _write(lowering, state, began[state.name], place)
+
+
+def _tell(lowering: Lowering, state: Evolving, aligned: bool, key: tuple[str, ...]) -> None:
+    if aligned:
+        lowering.note(state.rows, "its rows stay those that it begins with: keys and plans are made once")
+    elif key:
+        why = lowering.facts.notes.get(id(state.rows), "")
+        lowering.note(state.rows, f"kept by {', '.join(key)}; its rows may change ({why})")
+
+
+def _initial(lowering: Lowering, state: Evolving) -> Made:
+    """The rows that a state begins with, lying as its rows will lie in every iteration."""
+    facts, node = lowering.facts, state.rows.initial
+    made = lowering.made(node)
+    key = facts.state_key(state.rows)
+    if facts.everywhere(state.result):
+        return lowering.gathered(made, lowering.place(node), node)
+    if not key:
+        if made.lies == ():
+            raise UsageError(
+                f'iterate: state "{state.name}" begins with rows that every rank has, and the step makes '
+                "rows that are spread over the ranks: say by which column, key=... "
+                f"({state.rows.initial.where})"
+            )
+        return made
+    if made.lies == key:
+        return made
+    place, into = lowering.place(node), lowering.name_of(node, f"{made.name} by {', '.join(key)}")
+    lowering.emit(place, Shuffle(lowering.read(made, place), key, into))
+    return lowering.new(into, made.columns, key, place)
+
+
+def _write(lowering: Lowering, state: Evolving, first: Made, place: Place) -> None:
+    """What the body makes of a state, in its place."""
+    key = lowering.facts.state_key(state.rows) if first.lies else ()
+    made = lowering.made(state.result)
+    if first.lies == ():
+        made = lowering.gathered(made, lowering.place(state.result), state.result)
+    elif key and made.lies != key:
+        made = lowering.laid(state.result, key, place)
+    place.scope.writes.append(Replace(state.name, lowering.read(made, place)))
+
+
+def iterate(lowering: Lowering, node: Iterate) -> Flow:
+    """An iteration that is not the loop itself: one inside a body, or one that runs before."""
+    place = lowering.place(node)
+    if place.part != BODY:
+        return Flow.of(lowering.before(node))
+    scope = Scope(node, place.scope)
+    lowering.scopes.append(scope)
+    try:
+        lower_states(lowering, node, scope)
+        scope.close_step(node.name)
+    finally:
+        lowering.scopes.pop()
+    name = lowering.name_of(node, node.name)
+    outer, result = place.scope, lowering.tables[id(_given(node, node.gives).rows)]
+    outer.close_step(getattr(outer.loop, "name", "step"))
+    outer.steps.append(lowering.build(scope, name, node.until, node.gives))
+    outer.loops.add(name)
+    return Flow.of(lowering.new(name, node.names, result.lies, place, result.order))
+
+
+def state_of(lowering: Lowering, node: StateOf) -> Flow:
+    """Another state of an iteration that has ended."""
+    if node.loop is not lowering.main:
+        raise UsageError(
+            f'the iteration "{node.loop.name}" inside another one gives one state, "{node.loop.gives}"; '
+            f'"{node.name}" was asked for too: put its columns into that one ({node.where})'
+        )
+    return lowering.flows[id(_given(node.loop, node.name).rows)]
+
+
+def _given(loop: Iterate, name: str) -> Evolving:
+    return next(state for state in loop.states if state.name == name)
