@@ -32,9 +32,9 @@ NOT_STRICT = ("and", "or", "where", "coalesce", "is_null", "is_in", "hash")
 def fold_constants(tree: Expr, fields: Fields = NOTHING_GIVEN) -> Expr:
     """The tree with what no row decides computed; ``fields``: of its columns, as far as they are known.
 
-    >>> from iterreduce.columns.expressions import col
+    >>> from iterreduce.columns.expressions import col, lit
     >>> x = Field("fixed", np.dtype(np.float64))
-    >>> fold_constants((col("x") > 1.5 * 2) & ~(col("x").is_null()), {"x": x})
+    >>> fold_constants((col("x") > lit(1.5) * 2) & ~col("x").is_null(), {"x": x})
     (x > float64(3.0))
     """
     tree = rebuilt(tree, lambda part: fold_constants(part, fields))
