@@ -19,12 +19,16 @@ ROWS = "\0rows"  # how many rows a key has: of groups without aggregates, and wh
 
 def group(lowering: Lowering, node: Group) -> Flow:
     """One row per key."""
+    if id(node) in lowering.links.fused:
+        return lowering.rules.linked(lowering, node)
+    if id(node) in lowering.links.vertices:
+        return lowering.rules.vertices(lowering, node)
     place = lowering.place(node)
     flow, aggregates = prepared(lowering, lowering.flow(node.input), node, node.keys)
     if flow.lies == () or (flow.lies and set(flow.lies) <= set(node.keys)):
         made = lowering.table(flow, place, node)
         return _here(lowering, node, made, aggregates, place)
-    made = lowering.table(flow, place, node)
+    made = lowering.columns_in(flow, place, node)
     into = lowering.name_of(node)
     shuffle = Shuffle(lowering.read(made, place), node.keys, into, combine=combined(aggregates))
     lowering.emit(place, shuffle)
@@ -93,7 +97,7 @@ def total(lowering: Lowering, node: Node) -> tuple[Made, dict[str, int | None]]:
         return lowering.made(node), {}
     place = lowering.place(node)
     flow, aggregates = prepared(lowering, lowering.flow(node.input), node, ())
-    made = lowering.table(flow, place, node)
+    made = lowering.columns_in(flow, place, node)
     into = lowering.name_of(node)
     lowering.emit(place, Total(lowering.read(made, place), (), dict(aggregates), into))
     defaults = {name: 0 if a.kind == "count" else None for name, a in aggregates}

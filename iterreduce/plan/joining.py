@@ -14,9 +14,11 @@ from iterreduce.columns.expressions import Column, Expr, col, lit, where
 from iterreduce.loop import Local, Lookup, Shuffle
 from iterreduce.plan import making
 from iterreduce.plan.grouping import ROWS, combined, prepared
-from iterreduce.plan.kernels import Columns, Compute, Concat, WithNulls
+from iterreduce.plan.kernels import Columns, Compute, Concat, Keep, WithNulls
+from iterreduce.plan.linking import complete, finished, shuffled
 from iterreduce.plan.lower import Flow, Lowering, Made, Place
 from iterreduce.plan.nodes import Group, Join, Node, Project
+from iterreduce.plan.nulls import filled_everywhere, is_sum, others_than
 
 MISSING = {"inner": "drop", "left": "null", "semi": "drop", "anti": "only"}
 
@@ -138,19 +140,13 @@ def _side_by_side(lowering: Lowering, node: Join) -> Flow | None:
     grouped, names = found
     if tuple(names.get(k) for k in node.right_keys) != grouped.keys or id(grouped) in lowering.flows:
         return None
-    left = lowering.flow(node.left)
-    if left.lies != node.left_keys or lowering.place(grouped).scope is not lowering.place(node).scope:
+    left, home = lowering.flow(node.left), lowering.place(grouped)
+    if left.lies != node.left_keys or home.scope is not lowering.place(node).scope:
         return None
-    home = lowering.place(grouped)
-    if not _sees(left.table, home):
-        return None
-    beside = lowering.rules.onto(lowering, grouped, left, home)
-    return None if beside is None else _beside(lowering, node, grouped, names, left, beside)
-
-
-def _sees(table: Made, place: Place) -> bool:
-    """Is the table made before what a place makes?"""
-    return table.place.same(place) or table.place.part == "prepare"
+    if left.steps:
+        left = Flow.of(lowering.made(node.left))
+    anchor = lowering.alike(left.table, home)
+    return None if anchor is None else _beside(lowering, node, grouped, names, left, anchor, home)
 
 
 def groups_of(node: Node) -> tuple[Group, dict[str, str]] | None:
@@ -167,37 +163,73 @@ def groups_of(node: Node) -> tuple[Group, dict[str, str]] | None:
     return node, names if names is not None else {n: n for n in node.names or ()}
 
 
-def onto(lowering: Lowering, node: Group, left: Flow, place: Place) -> Made | None:
-    """The groups as rows of the left table, in its order, with how many rows each key had."""
+def onto(lowering: Lowering, node: Group, table: Made, place: Place, rows: bool) -> Made | None:
+    """The groups as rows of a table, in its order; ``rows``: with how many rows each key had."""
+    fused = lowering.links.fused.get(id(node))
+    if fused is not None:
+        graph = lowering.links.graph_of(fused)
+        return shuffled(lowering, node, fused, graph, table, place, rows)
     flow, aggregates = prepared(lowering, lowering.flow(node.input), node, node.keys)
     if flow.lies == () or any(a.kind == "collect" for _, a in aggregates):
         return None
     made = lowering.table(flow, place, node)
-    into = lowering.name_of(node, "group onto")
-    combine = {**combined(aggregates), ROWS: count()}
-    shuffle = Shuffle(
-        lowering.read(made, place), node.keys, into, combine, lowering.read(left.table, place), missing="drop"
-    )
-    lowering.emit(place, shuffle)
-    return lowering.new(into, (*node.keys, *combine), left.table.lies, place, left.table.order)
+    into = lowering.name_of(node)
+    combine = dict(combined(aggregates))
+    if rows:
+        combine[ROWS] = count()
+    name = lowering.read(table, place)
+    stage = Shuffle(lowering.read(made, place), node.keys, into, combine, name, missing="drop")
+    lowering.emit(place, stage)
+    columns = (*(table.lies or ()), *combine)
+    return lowering.new(into, columns, table.lies, place, table.order)
 
 
 def _beside(
-    lowering: Lowering, node: Join, grouped: Group, names: dict[str, str], left: Flow, made: Made
-) -> Flow:
+    lowering: Lowering,
+    node: Join,
+    grouped: Group,
+    names: dict[str, str],
+    left: Flow,
+    anchor: Made,
+    home: Place,
+) -> Flow | None:
     """The left rows with the groups beside them; null where a key had no row."""
-    place = lowering.place(node)
-    if left.steps or (not left.table.place.same(place) and left.beside):
-        left = Flow.of(lowering.table(left, lowering.place(node.left), node.left))
-    hidden = {name: f"\0{made.name}.{name}" for name in (*(names[o] for o in node.taken.values()), ROWS)}
-    columns = tuple(hidden.items())
-    came = col(hidden[ROWS]) > 0
-    trees: list[tuple[str, Expr]] = [(n, Column(n)) for n in node.left.names or ()]
+    filled = filled_everywhere(lowering, node, grouped, names)
+    others = others_than(lowering, grouped, node)
+    summed = all(map(is_sum, others)) and (not others or complete(lowering, grouped, anchor))
+    made = lowering.rules.onto(lowering, grouped, anchor, home, not (filled and summed))
+    if made is None:
+        return None
+    outputs = dict(outputs_of(lowering, grouped, made))
+    if others:
+        steps = (Columns(tuple(outputs.items())),)
+        here = steps if filled and summed else (Keep(col(ROWS) > 0), *steps)
+        lowering.flows[id(grouped)] = Flow(made, grouped.names, grouped.keys, steps=here)
+    trees: list[tuple[str, Expr]] = []
     for new, old in node.taken.items():
-        trees.append((new, where(came, col(hidden[names[old]]), lit(None))))
+        tree = outputs[names[old]]
+        trees.append((new, tree if filled else where(col(ROWS) > 0, tree, lit(None))))
+    if any(not isinstance(tree, Column) for _, tree in trees):  # where its rows are made: perhaps only once
+        key = made.columns or ("",)
+        chosen = ((key[0], Column(key[0])), *trees)
+        flow = Flow(made, tuple(n for n, _ in chosen), made.lies, steps=(Columns(chosen),))
+        made = lowering.table(flow, home, node)
+        trees = [(new, Column(new)) for new, _ in trees]
+    hidden = {new: f"\0{made.name}.{new}" for new, _ in trees}
+    columns = tuple((tree.name, hidden[new]) for new, tree in trees if isinstance(tree, Column))
+    plain: list[tuple[str, Expr]] = [(n, Column(n)) for n in node.left.names or ()]
+    plain += [(new, Column(hidden[new])) for new, _ in trees]
     return replace(
         left,
         beside=(*left.beside, (made, columns)),
-        steps=(*left.steps, Columns(tuple(trees))),
-        columns=tuple(n for n, _ in trees),
+        steps=(*left.steps, Columns(tuple(plain))),
+        columns=tuple(n for n, _ in plain),
+        filled=left.filled | (frozenset(new for new, _ in trees) if filled else frozenset()),
     )
+
+
+def outputs_of(lowering: Lowering, grouped: Group, made: Made) -> list[tuple[str, Expr]]:
+    """The columns of the groups, in those of what was shuffled."""
+    is_fused, keys = id(grouped) in lowering.links.fused, made.columns or ()
+    out: list[tuple[str, Expr]] = [(k, Column(keys[i])) for i, k in enumerate(grouped.keys)]
+    return out + [(n, finished(n, a) if is_fused else Column(n)) for n, a in grouped.aggregates]

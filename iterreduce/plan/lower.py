@@ -24,6 +24,7 @@ from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.loop import Gather, Local, Loop, Replace, Shuffle, Stage, State, Superstep, Write
 from iterreduce.plan.facts import Facts
 from iterreduce.plan.kernels import Beside, Columns, Compute, Keep, NumberOf, Step
+from iterreduce.plan.links import Links
 from iterreduce.plan.nodes import Group, Iterate, Node, Scalar, reads, walk
 
 PREPARE, BODY, FINISH = "prepare", "body", "finish"
@@ -93,6 +94,7 @@ class Flow:
     beside: tuple[tuple[Made, Beside], ...] = ()
     steps: tuple[Step, ...] = ()
     numbers: Mapping[str, tuple[Made, NumberOf]] = field(default_factory=dict)
+    filled: frozenset[str] = frozenset()  # columns that are never null, whatever their field says
 
     @classmethod
     def of(cls, table: Made) -> Flow:
@@ -116,7 +118,9 @@ class Rules(NamedTuple):
     flow: Mapping[type[Node], Callable[[Lowering, Any], Flow]]
     total: Callable[[Lowering, Node], tuple[Made, dict[str, int | None]]]
     states: Callable[[Lowering, Iterate, Scope], None]
-    onto: Callable[[Lowering, Group, Flow, Place], Made | None]
+    onto: Callable[[Lowering, Group, Made, Place, bool], Made | None]
+    linked: Callable[[Lowering, Group], Flow]
+    vertices: Callable[[Lowering, Group], Flow]
 
 
 class Lowering:
@@ -128,9 +132,11 @@ class Lowering:
         """
         self.root, self.rules, self.name, self.sizes = root, rules, name, sizes
         self.facts = Facts((root,))
+        self.links = Links((root,), self.facts)
         self.main = self._main(root)
         self.after = self._after(root)
         self.uses = Counter(id(part) for node in walk(root) for part in reads(node))
+        self.parents = parents_of(root)
         self.top = Scope(self.main)
         self.scopes = [self.top]
         self.flows: dict[int, Flow] = {}
@@ -138,6 +144,7 @@ class Lowering:
         self.totals: dict[int, tuple[Made, dict[str, int | None]]] = {}
         self.parameters: dict[str, Parameter] = {}
         self.taken: Counter[str] = Counter()
+        self.in_order: dict[int, list[Made]] = {}  # tables by the order of their rows
         self.shuffled: dict[tuple[str, tuple[str, ...]], Made] = {}
         self.notes: list[tuple[Node, str]] = []
         self.extra: list[Node] = []  # ids of nodes are kept for as long as the nodes are
@@ -253,6 +260,14 @@ class Lowering:
         """Rows under way as a table."""
         return flow.table if flow.plain else self._materialise(flow, place, node)
 
+    def columns_in(self, flow: Flow, place: Place, node: Node) -> Made:
+        """A table that has these columns under their names, perhaps beside others."""
+        chosen = (tree for step in flow.steps if isinstance(step, Columns) for tree in step.trees)
+        same = all(isinstance(tree, Column) and tree.name == name for name, tree in chosen)
+        if same and flow.keeps_rows and not flow.beside:
+            return flow.table
+        return self.table(flow, place, node)
+
     def _materialise(self, flow: Flow, place: Place, node: Node) -> Made:
         reads = [flow.table, *(made for made, _ in flow.beside)]
         numbers = list(flow.numbers.values())
@@ -283,7 +298,16 @@ class Lowering:
         order: object = None,
     ) -> Made:
         """A table that a stage has just been emitted for."""
-        return Made(name, columns, lies, place, order or object(), len(place.scope.steps))
+        made = Made(name, columns, lies, place, order or object(), len(place.scope.steps))
+        self.in_order.setdefault(id(made.order), []).append(made)
+        return made
+
+    def alike(self, table: Made, place: Place) -> Made | None:
+        """The table, or one with the same rows in the same order that stages at a place can read."""
+        for made in (table, *self.in_order.get(id(table.order), ())):
+            if made.lies and (made.place.same(place) or made.place.part == PREPARE):
+                return made
+        return None
 
     def emit(self, place: Place, stage: Stage) -> None:
         """Put a stage where it belongs."""
@@ -410,6 +434,15 @@ class Lowering:
     def note(self, node: Node, text: str) -> None:
         """Something that explain says."""
         self.notes.append((node, text))
+
+
+def parents_of(root: Node) -> dict[int, list[Node]]:
+    """The nodes that read each node."""
+    out: dict[int, list[Node]] = {}
+    for node in walk(root):
+        for part in reads(node):
+            out.setdefault(id(part), []).append(node)
+    return out
 
 
 def passed_through(flow: Flow) -> dict[str, str]:

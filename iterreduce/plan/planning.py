@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iterreduce.loop import Loop
-from iterreduce.plan import grouping, joining, rows, states
+from iterreduce.plan import grouping, joining, linking, rows, states
 from iterreduce.plan.lower import Lowering, Rules
 from iterreduce.plan.nodes import (
     Aggregate,
@@ -25,6 +25,7 @@ from iterreduce.plan.nodes import (
     StateRows,
     Union,
 )
+from iterreduce.plan.rules import optimized
 
 RULES = Rules(
     {
@@ -49,9 +50,11 @@ RULES = Rules(
     grouping.total,
     states.lower_states,
     joining.onto,
+    linking.linked,
+    linking.vertices,
 )
 
 
-def to_loop(root: Node, name: str = "plan") -> Loop:
+def to_loop(root: Node, name: str = "plan", optimize: bool = True) -> Loop:
     """The loop that makes a node's rows."""
-    return Lowering(root, RULES, name).loop()
+    return Lowering(optimized(root) if optimize else root, RULES, name).loop()

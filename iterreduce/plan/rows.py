@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from iterreduce.columns.expressions import Column
+from iterreduce.columns.trees import substitute
 from iterreduce.errors import UsageError
 from iterreduce.loop import ChooseRows, Gather, Local, Shuffle, Splitters
 from iterreduce.plan.kernels import Columns, Concat, FirstRows, Keep, OfGroups
@@ -23,6 +25,7 @@ from iterreduce.plan.nodes import (
     StateRows,
     Union,
 )
+from iterreduce.plan.nulls import without_fills
 
 
 def source(lowering: Lowering, node: Source) -> Flow:
@@ -66,7 +69,8 @@ def project(lowering: Lowering, node: Project) -> Flow:
     """One more step of computing."""
     flow = _ready(lowering, node)
     numbers = dict(flow.numbers)
-    trees = tuple((name, lowering.tree(tree, numbers)) for name, tree in node.columns)
+    plain = [(name, without_fills(tree, flow.filled)) for name, tree in node.columns]
+    trees = tuple((name, lowering.tree(tree, numbers)) for name, tree in plain)
     columns = node.names
     if columns is None and flow.columns is not None and node.rest:
         columns = tuple(dict.fromkeys((*flow.columns, *(n for n, _ in trees))))
@@ -76,7 +80,15 @@ def project(lowering: Lowering, node: Project) -> Flow:
         lies = tuple(at[k] for k in lies) if all(k in at for k in lies) else None
         lies = lies if lies is not None else _still(node, flow.lies or ())
     steps = (*flow.steps, Columns(trees, node.rest))
-    return replace(flow, steps=steps, columns=columns, lies=lies, numbers=numbers)
+    last = flow.steps[-1] if flow.steps else None
+    if isinstance(last, Columns) and not last.rest and not node.rest:
+        passed = dict(last.trees)
+        if all(isinstance(tree, Column) for tree in passed.values()):  # only other names: one step for two
+            merged = tuple((name, substitute(tree, passed)) for name, tree in trees)
+            steps = (*flow.steps[:-1], Columns(merged))
+    kept = {name for name, tree in trees if isinstance(tree, Column) and tree.name in flow.filled}
+    kept |= flow.filled - {name for name, _ in trees} if node.rest else set()
+    return replace(flow, steps=steps, columns=columns, lies=lies, numbers=numbers, filled=frozenset(kept))
 
 
 def _still(node: Project, keys: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -1,0 +1,300 @@
+"""Groups of joined rows as shuffles of indexed rows: what a graph's messages become.
+
+A group of a join of invariant rows with a table by unique key, such as
+
+    links.join(ranks, src="page").group_by(page="dst").agg(heard=ir.sum(ir.col("rank") / ir.col("degree")))
+
+needs no joined rows. The invariant rows become an `Index` once (a word each, and their own numbers), and each
+iteration is one `Shuffle` of values: no key is hashed, joined or sent. Here is decided which groups of a plan
+that holds for, and which index serves several of them. The distinct values of both ends of such rows are the
+index's own table of keys.
+
+Nothing is lowered here but these groups; who asks is `iterreduce.plan.grouping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from iterreduce.columns.aggregators import Aggregator, count
+from iterreduce.columns.compute import typed
+from iterreduce.columns.expressions import Column, Expr
+from iterreduce.columns.linkfold import SCALAR
+from iterreduce.columns.schema import Field
+from iterreduce.columns.trees import columns_of, parameters_of, renamed, substitute
+from iterreduce.columns.trees import walk as parts_of
+from iterreduce.errors import UsageError
+from iterreduce.plan.facts import Facts
+from iterreduce.plan.nodes import Group, Join, Node, Project, Source, Union, walk
+
+KINDS = frozenset(("sum", "count", "min", "max", "any", "all", "mean"))
+MOST_VALUES = 3  # of one output: columns of the rows, and values of the joined table
+KEY_KINDS = "iu"  # of numbers that may be keys of an index
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """A group that a shuffle of indexed rows can make.
+
+    ``edges``: the invariant rows; ``on``: their column that is joined, ``key``: the one that is grouped by.
+    ``right``: the table joined with them, by ``right_key``; None: aggregates of the rows alone.
+    ``aggregates``: in columns of the rows, and of the table under the names of ``columns``.
+    """
+
+    group: Group
+    edges: Node
+    on: str
+    key: str
+    aggregates: tuple[tuple[str, Aggregator], ...]
+    right: Node | None = None
+    right_key: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Graph:
+    """Rows that are indexed by two of their columns, and what they serve."""
+
+    edges: Node
+    ends: tuple[str, str]
+    one_table: bool = False
+    made: Any = None
+
+
+class Links:
+    """The indexed rows of one plan, found before it is lowered."""
+
+    def __init__(self, roots: Iterable[Node], facts: Facts):
+        self.facts = facts
+        self.fused: dict[int, Fused] = {}
+        self.vertices: dict[int, tuple[Graph, str]] = {}  # distinct values of ends -> the column
+        self.graphs: list[Graph] = []
+        nodes = list(walk(*roots))
+        for node in nodes:
+            if isinstance(node, Group):
+                self._join_of(node)
+        for node in nodes:
+            if isinstance(node, Group) and id(node) not in self.fused:
+                self._of_ends(node)
+
+    def graph_of(self, fused: Fused) -> Graph:
+        """The indexed rows of a group."""
+        return next(g for g in self.graphs if self._same(g.edges, fused.edges) and fused.key in g.ends)
+
+    # ------------------------------------------------------------------ which groups
+
+    def _join_of(self, group: Group) -> None:
+        """Is it a group of indexed rows joined with a table?"""
+        found = match_join(group, self.facts)
+        if found is None:
+            return
+        graph = self._graph(found.edges, found.on, found.key, make=True)
+        if graph is not None:
+            self.fused[id(group)] = found
+
+    def _of_ends(self, group: Group) -> None:
+        """Groups of rows that are indexed anyway: their keys alone, or aggregates of the rows by one end."""
+        if not group.aggregates and self._both_ends(group):
+            return
+        found = match_rows(group)
+        if found is None:
+            return
+        for graph in self.graphs:
+            if self._same(graph.edges, found.edges) and found.key in graph.ends:
+                other = graph.ends[1 - graph.ends.index(found.key)]
+                self.fused[id(group)] = replace(found, on=other)
+                return
+
+    def _both_ends(self, group: Group) -> bool:
+        """The distinct values of both ends together: the vertices of a graph."""
+        if len(group.keys) != 1 or not isinstance(group.input, Union) or len(group.input.rows) != 2:
+            return False
+        ends = []
+        for part in group.input.rows:
+            node, column = self.facts.origin(part, group.keys[0])
+            if self.facts.identity(part) is not node:
+                return False
+            ends.append((node, column))
+        for graph in self.graphs:
+            if {column for _, column in ends} == set(graph.ends) and all(
+                self._same(graph.edges, node) for node, _ in ends
+            ):
+                graph.one_table = True
+                self.vertices[id(group)] = graph, group.keys[0]
+                return True
+        return False
+
+    def _graph(self, edges: Node, first: str, second: str, make: bool) -> Graph | None:
+        for graph in self.graphs:
+            if self._same(graph.edges, edges) and set(graph.ends) == {first, second}:
+                return graph
+        if not make or any(self._same(graph.edges, edges) for graph in self.graphs):
+            return None  # the same rows by other ends: rows would be kept twice
+        made = Graph(edges, (first, second))
+        self.graphs.append(made)
+        return made
+
+    @staticmethod
+    def _same(a: Node, b: Node) -> bool:
+        return a is b or (isinstance(a, Source) and isinstance(b, Source) and a.source is b.source
+                          and a.bounds == b.bounds)  # fmt: skip
+
+
+def match_join(group: Group, facts: Facts) -> Fused | None:
+    """The group as a shuffle of indexed rows joined with a table, if it is one."""
+    if len(group.keys) != 1 or not group.aggregates:
+        return None
+    trees = _needed(group)
+    if trees is None:
+        return None
+    node, trees = _down(group.input, trees)
+    if not isinstance(node, Join) or node.how != "inner" or len(node.on) != 1:
+        return None
+    for left, right, on, by in (
+        (node.left, node.right, node.left_keys[0], node.right_keys[0]),
+        (node.right, node.left, node.right_keys[0], node.left_keys[0]),
+    ):
+        found = _as_sides(group, node, left, right, on, by, trees, facts)
+        if found is not None:
+            return found
+    return None
+
+
+def _as_sides(
+    group: Group,
+    join: Join,
+    edges: Node,
+    table: Node,
+    on: str,
+    by: str,
+    trees: dict[str, Expr],
+    facts: Facts,
+) -> Fused | None:
+    if facts.varies(edges) or not facts.varies(table) or not facts.is_unique(table, (by,)):
+        return None
+    of_table, of_edges = _columns_of_sides(join, edges is join.left)
+    hidden = {name: f"\0{name}" for name in of_table}
+    mixed = {n: renamed(t, {**hidden, **of_edges}) for n, t in trees.items()}
+    root, mixed = _down(edges, {**mixed, "\0on": Column(on)}, frozenset(hidden.values()))
+    key, joined = mixed.pop("\0key"), mixed.pop("\0on")
+    if not isinstance(key, Column) or not isinstance(joined, Column) or key.name == joined.name:
+        return None
+    if key.name in hidden.values():
+        return None
+    fields = _fields(root, table, hidden, of_table)
+    aggregates = _aggregates(group, mixed, fields)
+    if aggregates is None or not _is_key(root, key.name) or not _is_key(root, joined.name):
+        return None
+    columns = {new: of_table[name] for name, new in hidden.items()}
+    return Fused(group, root, joined.name, key.name, aggregates, table, by, columns)
+
+
+def match_rows(group: Group) -> Fused | None:
+    """The group as a shuffle of indexed rows alone, if they are indexed."""
+    if len(group.keys) != 1 or not group.aggregates:
+        return None
+    trees = _needed(group)
+    if trees is None:
+        return None
+    root, trees = _down(group.input, trees)
+    key = trees.pop("\0key")
+    if not isinstance(key, Column) or root.fields is None:
+        return None
+    aggregates = _aggregates(group, trees, dict(root.fields))
+    return None if aggregates is None else Fused(group, root, "", key.name, aggregates)
+
+
+def _needed(group: Group) -> dict[str, Expr] | None:
+    """What the aggregates fold, by output, and the key; None for aggregates that cannot be folded so."""
+    out: dict[str, Expr] = {"\0key": Column(group.keys[0])}
+    for name, aggregator in group.aggregates:
+        if aggregator.kind not in KINDS or aggregator.definition is not None:
+            return None
+        column = aggregator.column
+        if column is not None:
+            out[name] = column if isinstance(column, Expr) else Column(column)
+    return out
+
+
+def _down(
+    node: Node, trees: Mapping[str, Expr], aside: frozenset[str] = frozenset()
+) -> tuple[Node, dict[str, Expr]]:
+    """Through projections: the node below, and the same values in its columns; ``aside``: other columns."""
+    out = dict(trees)
+    while isinstance(node, Project):
+        made: dict[str, Expr] = dict(node.columns)
+        made |= {name: Column(name) for name in aside}
+        out = {name: substitute(tree, made) for name, tree in out.items()}
+        node = node.input
+    return node, out
+
+
+def _columns_of_sides(join: Join, edges_left: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Columns of the join that are the table's, and those that are the rows' under another name."""
+    right = dict(join.taken)
+    if edges_left:
+        return right, {}
+    # the table stands left: its key has the value of the rows' key
+    table = {name: name for name in join.left.names or () if name not in join.left_keys}
+    return table, {join.left_keys[0]: join.right_keys[0], **right}
+
+
+def _fields(
+    root: Node, table: Node, hidden: Mapping[str, str], of_table: Mapping[str, str]
+) -> dict[str, Field | None]:
+    out: dict[str, Field | None] = dict(root.fields or {})
+    for name, new in hidden.items():
+        out[new] = None if table.fields is None else table.fields[of_table[name]]
+    return out
+
+
+def _aggregates(
+    group: Group, trees: Mapping[str, Expr], fields: Mapping[str, Field | None]
+) -> tuple[tuple[str, Aggregator], ...] | None:
+    """The aggregates of these values, if each is a number that is never null."""
+    out: list[tuple[str, Aggregator]] = []
+    for name, aggregator in group.aggregates:
+        if aggregator.column is None:
+            out.append((name, count()))
+            continue
+        tree = trees[name]
+        if not _is_number(tree, fields) or len(columns_of(tree)) > MOST_VALUES:
+            return None
+        if aggregator.kind == "count":
+            out.append((name, count()))
+        elif aggregator.kind == "mean":
+            out += [(f"\0sum {name}", Aggregator("sum", tree)), (f"\0count {name}", count())]
+        else:
+            out.append((name, aggregator.of(tree)))
+    return tuple(out)
+
+
+def _is_number(tree: Expr, fields: Mapping[str, Field | None]) -> bool:
+    """Is it surely a number without nulls, of operations that the kernels know?"""
+    if parameters_of(tree):
+        return False
+    for part in parts_of(tree):
+        operation = getattr(part, "operation", None)
+        if operation is not None and operation not in SCALAR:
+            return False
+    try:
+        found = typed(tree, fields)
+    except UsageError:
+        return False
+    if found is None or found.nullable or found.kind != "fixed" or found.shape:
+        return False
+    return found.dtype.kind in "bif" or (found.dtype.kind == "u" and found.dtype.itemsize < 8)
+
+
+def _is_key(root: Node, name: str) -> bool:
+    """Can the column number the rows of an index? Ids of edges are whole numbers or text."""
+    if root.fields is None or name not in root.fields:
+        return False
+    of = root.fields[name]
+    if of is None:
+        return bool(getattr(getattr(root, "source", None), "edges", False))
+    if of.nullable or of.shape:
+        return False
+    return of.kind in ("text", "bytes") or (of.kind == "fixed" and of.dtype.kind in KEY_KINDS)

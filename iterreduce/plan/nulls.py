@@ -1,0 +1,82 @@
+"""Nulls that nobody sees: where whoever reads a column puts 0 for its nulls, none need be made.
+
+A left join gives null where there is no match. Sums and counts of groups that are shuffled onto the left rows
+are 0 there, so where each reader asks for just that (``fill_null(0)``) nothing is counted or masked.
+"""
+
+from __future__ import annotations
+
+from iterreduce.columns.expressions import Apply, Column, Constant, Expr
+from iterreduce.columns.trees import rebuilt
+from iterreduce.plan.lower import Lowering
+from iterreduce.plan.nodes import Aggregate, Group, Join, Node, Project
+
+
+def filled_everywhere(lowering: Lowering, node: Join, grouped: Group, names: dict[str, str]) -> bool:
+    """Does whoever reads the groups' columns put there, for null, just what a sum or count of nothing is?"""
+    aggregates = dict(grouped.aggregates)
+    for old in node.taken.values():
+        if old not in names or aggregates[names[old]].kind not in ("sum", "count"):
+            return False
+    if node is lowering.root or not node.taken:
+        return False
+    readers = lowering.parents.get(id(node), [])
+    return bool(readers) and all(
+        isinstance(reader, Project)
+        and not reader.rest
+        and all(_only_filled(tree, new) for tree in reader.expressions for new in node.taken)
+        for reader in readers
+    )
+
+
+def others_than(lowering: Lowering, grouped: Group, join: Join) -> list[Node]:
+    """Who reads the groups beside a join, which may do so through projections."""
+    out: list[Node] = []
+    for reader in lowering.parents.get(id(grouped), []):
+        if reader is join:
+            continue
+        if isinstance(reader, Project) and lowering.parents.get(id(reader)) == [join]:
+            continue
+        out.append(reader)
+    return out
+
+
+def is_sum(node: Node) -> bool:
+    """Is it a sum over all rows, which rows of 0 do not change?"""
+    return isinstance(node, Aggregate) and all(
+        a.kind == "sum" and not isinstance(a.column, Apply) for _, a in node.aggregates
+    )
+
+
+def _only_filled(tree: Expr, name: str) -> bool:
+    """Does the tree read a column only where a null of it becomes 0?"""
+    if is_filled(tree) and isinstance(tree, Apply):
+        first = tree.arguments[0]
+        if isinstance(first, Column) and first.name == name:
+            return True
+    if isinstance(tree, Column):
+        return tree.name != name
+    return all(_only_filled(part, name) for part in tree.arguments) if isinstance(tree, Apply) else True
+
+
+def is_filled(tree: Expr) -> bool:
+    """Is it a column with 0 for its nulls?"""
+    if not isinstance(tree, Apply) or tree.operation != "coalesce" or len(tree.arguments) != 2:
+        return False
+    first, other = tree.arguments
+    return isinstance(first, Column) and isinstance(other, Constant) and _is_zero(other.value)
+
+
+def _is_zero(value: object) -> bool:
+    return isinstance(value, int | float) and value == 0
+
+
+def without_fills(tree: Expr, filled: frozenset[str]) -> Expr:
+    """The tree without putting 0 for nulls of columns that have none."""
+    if is_filled(tree) and isinstance(tree, Apply):
+        first = tree.arguments[0]
+        if isinstance(first, Column) and first.name in filled:
+            return first
+    if isinstance(tree, Apply):
+        return rebuilt(tree, lambda part: without_fills(part, filled))
+    return tree
