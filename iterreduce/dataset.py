@@ -279,8 +279,8 @@ def iterate(
     for the states of an iteration, and returns what they become; what does not depend on them is computed
     once. ``until``: a rule such as ``ir.l1("rank") <= 1e-9``, several, or a function of old and new rows;
     without one, until nothing changes. ``key``: columns that tell a state's rows apart, where the plan does
-    not show it. Several states (a mapping) are given to ``step`` by keyword, and are returned as a mapping, as is the
-    result.
+    not show it. Several states (a mapping) are given to ``step`` by keyword, and are returned as a mapping,
+    as is the result.
 
     >>> import numpy as np
     >>> from iterreduce import col

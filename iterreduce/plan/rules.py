@@ -271,7 +271,8 @@ def dependent_columns(node: Join, facts: Facts) -> Node | None:
     if any(blank is None for blank in blanks.values()) or table.fields is None or inner.left.names is None:
         return None
     hidden = {new: f"\0{new}" for new in inner.taken}
-    chosen: dict[str, Expr] = {of: Column(of)} | {hidden[n]: Column(o) for n, o in inner.taken.items()}
+    chosen: dict[str, Expr] = {of: Column(of)}
+    chosen |= {hidden[n]: Column(o) for n, o in inner.taken.items()}
     narrow = making.project(details, chosen, "join")
     wide = making.join(table, narrow, ((by, of),), "left", "\0", "join")
     filled: dict[str, Expr] = {n: Column(n) for n in table.fields}
@@ -363,6 +364,7 @@ class Rewriter:
             return node  # made anew with its loop
         if isinstance(node, StateOf):
             loop = self.made[id(node.loop)]
+            assert isinstance(loop, Iterate)
             return node if loop is node.loop else replace(node, loop=loop)
         inputs = tuple(self.made[id(part)] for part in node.inputs)
         if any(new is not old for new, old in zip(inputs, node.inputs, strict=True)):
