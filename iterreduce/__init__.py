@@ -48,7 +48,7 @@ _WHERE = {
     "iterreduce.columns.groups": ("Groups",),
     "iterreduce.columns.nearest": ("nearest",),
     "iterreduce.columns.ragged": ("Ragged",),
-    "iterreduce.dataset": ("Dataset", "Inputs", "iterate"),
+    "iterreduce.dataset": ("Dataset", "Inputs", "iterate", "iterate_changes"),
     "iterreduce.driver": ("LoopRun", "Position"),
     "iterreduce.errors": (
         "CheckpointError", "CheckpointWarning", "DisagreementError", "FinishedError", "InputError",

@@ -86,7 +86,7 @@ class Facts:
         """Assume that all states keep the rows that they begin with; drop those that the body does not keep,
         until the rest holds.
         """
-        assumed = [s for s in loop.states if not loop.merge]
+        assumed = [] if loop.delta else list(loop.states)
         self._aligned |= {id(s.rows) for s in assumed}
         for state in loop.states:
             self._keys[id(state.rows)] = state.key or self._key_of(state)

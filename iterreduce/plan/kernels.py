@@ -256,6 +256,93 @@ def _nothing(like: Any, rows: int) -> Any:
     return np.zeros((rows, *like.shape[1:]), like.dtype)
 
 
+# ---------------------------------------------------------------------- what changes
+
+IMPROVES: dict[str, Any] = {
+    "min": np.less,
+    "max": np.greater,
+    "any": np.greater,  # of bools: true where it was not
+    "all": np.less,
+}
+
+
+@dataclass(frozen=True)
+class Improved:
+    """Proposals that are better than what is there: in some column, each by its own comparison.
+
+    Reads proposals with what the table has beside them (columns ``\\0name`` are proposed), or, ``beside``,
+    the proposals and the table's rows for them. A null is worse than any value.
+    """
+
+    key: tuple[str, ...]
+    merge: tuple[tuple[str, str], ...]
+    beside: bool = False
+
+    @property
+    def keeps(self) -> tuple[tuple[str, str], ...]:
+        """Keys are passed on."""
+        return tuple((k, k) for k in self.key)
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """The rows of the table as they will be: the better value of each column."""
+        rows, table = (batches[0], batches[1]) if self.beside else (batches[0], batches[0])
+        mark = "" if self.beside else "\0"
+        wins = np.zeros(len(rows), bool)
+        columns, valid = {k: rows[k] for k in self.key}, {}
+        here = None if self.beside else known_rows(rows, self.merge)
+        for name, kind in self.merge:
+            new, old = rows[mark + name], table[name]
+            better = IMPROVES[kind](new, old)
+            better = with_nulls(better, rows.valid(mark + name), table.valid(name) if here is None else None)
+            wins |= better
+            columns[name] = old.copy()
+            np.copyto(columns[name], new, where=better)
+            masks = rows.valid(mark + name), table.valid(name)
+            if masks[1] is not None and here is None:
+                valid[name] = masks[1] | better
+        if here is not None:
+            wins &= here
+        return Batch.from_dict(columns, valid).take(np.flatnonzero(wins))
+
+
+def with_nulls(better: Any, new: Any, old: Any) -> Any:
+    """Comparisons where some values are null."""
+    if old is not None:
+        better = better | ~old
+    return better if new is None else better & new
+
+
+def known_rows(rows: Batch, merge: tuple[tuple[str, str], ...]) -> Any:
+    """Which proposals found a row of their key: those that found none have only nulls beside them."""
+    found = np.zeros(len(rows), bool)
+    for name, _ in merge:
+        mask = rows.valid(name)
+        if mask is None:
+            return np.ones(len(rows), bool)
+        found |= mask
+    return found
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Proposals that found no row of their key."""
+
+    key: tuple[str, ...]
+    merge: tuple[str, ...]
+
+    @property
+    def keeps(self) -> tuple[tuple[str, str], ...]:
+        """Keys are passed on."""
+        return tuple((k, k) for k in self.key)
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """Such rows with the table's columns."""
+        (rows,) = batches
+        new = np.flatnonzero(~known_rows(rows, tuple((name, "") for name in self.merge)))
+        chosen = rows.select(*self.key, *(f"\0{name}" for name in self.merge))
+        return chosen.rename(**{f"\0{name}": name for name in self.merge}).take(new)
+
+
 # ---------------------------------------------------------------------- functions of a user
 
 

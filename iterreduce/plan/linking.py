@@ -85,14 +85,14 @@ def shuffled(
     aggregates = dict(fused.aggregates)
     joined = None
     if fused.right is not None:
-        table, names = _joined(lowering, fused)
+        table, names = joined_table(lowering, fused)
         joined = Joined(lowering.read(table, place), fused.on)
-        aggregates = {n: _renamed(a, names) for n, a in aggregates.items()}
+        aggregates = {n: renamed_aggregate(a, names) for n, a in aggregates.items()}
     if rows:
         aggregates[ROWS] = count()
     into = lowering.name_of(node)
     reads = lowering.read(onto, place)
-    name = _visible(lowering, links, place)
+    name = visible(lowering, links, place)
     stage = Shuffle(name, (fused.key,), into, aggregates, reads, missing="drop", joined=joined)
     lowering.emit(place, stage)
     lowering.note(node, f"indexed rows: only values travel, summed by {fused.key} before they are sent")
@@ -112,11 +112,12 @@ def complete(lowering: Lowering, node: Group, anchor: Made) -> bool:
     return fused.right is None or lowering.flow(fused.right).table.order is tables[fused.on].order
 
 
-def _visible(lowering: Lowering, links: str, place: Place) -> str:
+def visible(lowering: Lowering, links: str, place: Place) -> str:
+    """The name of indexed rows where stages read them."""
     return lowering.read(Made(links, None, None, Place(lowering.top, PREPARE), object()), place)
 
 
-def _joined(lowering: Lowering, fused: Fused) -> tuple[Made, dict[str, str]]:
+def joined_table(lowering: Lowering, fused: Fused) -> tuple[Made, dict[str, str]]:
     """The table that rows are joined with, by its key, and its columns' names in expressions."""
     assert fused.right is not None
     node, own = fused.right, fused.edges.names or ()
@@ -136,6 +137,7 @@ def _joined(lowering: Lowering, fused: Fused) -> tuple[Made, dict[str, str]]:
     return made, names
 
 
-def _renamed(aggregator: Aggregator, names: Mapping[str, str]) -> Aggregator:
+def renamed_aggregate(aggregator: Aggregator, names: Mapping[str, str]) -> Aggregator:
+    """The aggregator with its columns under other names."""
     tree = aggregator.column
     return aggregator.of(renamed(tree, names)) if isinstance(tree, Expr) else aggregator

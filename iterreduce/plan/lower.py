@@ -304,7 +304,8 @@ class Lowering:
 
     def alike(self, table: Made, place: Place) -> Made | None:
         """The table, or one with the same rows in the same order that stages at a place can read."""
-        for made in (table, *self.in_order.get(id(table.order), ())):
+        alike: list[Made] = [table, *self.in_order.get(id(table.order), ())]
+        for made in alike:
             if made.lies and (made.place.same(place) or made.place.part == PREPARE):
                 return made
         return None

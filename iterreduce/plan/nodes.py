@@ -386,10 +386,8 @@ class Aggregate(Node):
 
 @dataclass(frozen=True)
 class Evolving:
-    """A state of an `Iterate`: its rows in an iteration (a placeholder), and what they become.
-
-    ``changes``: of a delta iteration, the placeholder's rows are those that changed, and the result is what
-    the step proposes.
+    """A state of an `Iterate`: its rows in an iteration (a placeholder), and what they become; of the changes
+    of a delta iteration: what is proposed.
     """
 
     name: str
@@ -400,13 +398,19 @@ class Evolving:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Iterate(Node):
-    """States that a body makes anew from themselves until a rule holds; its rows are those of ``gives``."""
+    """States that a body makes anew from themselves until a rule holds; its rows are those of ``gives``.
+
+    ``delta``: the first state is a table, the second the rows of it that changed; what the body proposes
+    takes effect where ``merge`` (column -> MIN, MAX, ANY or ALL) improves the row of its key, or where the
+    key is new.
+    """
 
     name: str
     states: tuple[Evolving, ...]
     until: Until
     gives: str
     body: object
+    delta: bool = False  # the states are a table and the rows of it that changed last
     merge: Mapping[str, Aggregator] = field(default_factory=dict)
 
     @property

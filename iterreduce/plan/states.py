@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from iterreduce.errors import UsageError
 from iterreduce.loop import Replace, Shuffle, State
+from iterreduce.plan.deltas import lower_changes
 from iterreduce.plan.lower import BODY, Flow, Lowering, Made, Place, Scope
 from iterreduce.plan.nodes import Evolving, Iterate, StateOf
 
@@ -13,7 +14,7 @@ def lower_states(lowering: Lowering, loop: Iterate, scope: Scope) -> None:
     place = Place(scope, BODY)
     began: dict[str, Made] = {}
     for state in loop.states:
-        began[state.name] = _initial(lowering, state)
+        began[state.name] = _initial(lowering, state, loop.delta)
     for state in loop.states:
         first = began[state.name]
         key = lowering.facts.state_key(state.rows) if first.lies else ()
@@ -23,10 +24,14 @@ def lower_states(lowering: Lowering, loop: Iterate, scope: Scope) -> None:
             raise UsageError(f'iterate: the state "{state.name}" has the name of another table; rename it')
         scope.states[state.name] = State(initial, key)
         aligned = lowering.facts.aligned(state.rows)
-        made = Made(state.name, first.columns, first.lies, place, first.order if aligned else object())
+        same = aligned or (loop.delta and state is loop.states[0])
+        made = Made(state.name, first.columns, first.lies, place, first.order if same else object())
         lowering.flows[id(state.rows)] = Flow.of(made)
         lowering.tables[id(state.rows)] = made
         _tell(lowering, state, aligned, key)
+    if loop.delta:
+        lower_changes(lowering, loop, place)
+        return
     for state in loop.states:
         if state.result is not state.rows:
             _write(lowering, state, began[state.name], place)
@@ -40,12 +45,12 @@ def _tell(lowering: Lowering, state: Evolving, aligned: bool, key: tuple[str, ..
         lowering.note(state.rows, f"kept by {', '.join(key)}; its rows may change ({why})")
 
 
-def _initial(lowering: Lowering, state: Evolving) -> Made:
+def _initial(lowering: Lowering, state: Evolving, keyed: bool) -> Made:
     """The rows that a state begins with, lying as its rows will lie in every iteration."""
     facts, node = lowering.facts, state.rows.initial
     made = lowering.made(node)
     key = facts.state_key(state.rows)
-    if facts.everywhere(state.result):
+    if facts.everywhere(state.result) and not keyed:
         return lowering.gathered(made, lowering.place(node), node)
     if not key:
         if made.lies == ():

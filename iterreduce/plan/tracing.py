@@ -7,12 +7,14 @@ numbers: to ask for one, by ``if``, ``int`` or ``print``, is an error at the lin
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from iterreduce.columns.aggregators import Aggregator
 from iterreduce.columns.expressions import Column
 from iterreduce.columns.schema import Field
 from iterreduce.errors import SchemaError, UsageError, did_you_mean
@@ -21,8 +23,9 @@ from iterreduce.loop import keys_of
 from iterreduce.plan import making
 from iterreduce.plan.facts import Facts
 from iterreduce.plan.nodes import Evolving, Iterate, Node, Scalar, StateOf, StateRows
-from iterreduce.rules import Distance, NoneActive
+from iterreduce.rules import Distance, Empty, MaxIterations, NoneActive
 
+MERGES = ("min", "max", "any", "all")
 _thread = threading.local()  # ranks may be threads
 
 
@@ -146,6 +149,84 @@ def trace(
         name=called, states=evolving, until=rules, gives=first, body=body, fields=states[first].fields,
         where=making.user_line(),
     )  # fmt: skip
+
+
+def trace_changes(
+    step: Callable[..., Any],
+    state: Node,
+    changes: Node,
+    handle: Callable[[Node], Any],
+    merge: Mapping[str, Aggregator],
+    key: tuple[str, ...],
+    max_iterations: int | None,
+    name: str | None,
+) -> Iterate:
+    """Call the body of a delta iteration once: ``step(changes)``, or ``step(changes, state)``."""
+    if not callable(step):
+        raise UsageError(
+            f"iterate_changes: wanted a function of changes, got {step!r} ({making.user_line()})"
+        )
+    called = name or str(getattr(step, "__name__", "step"))
+    what, body = f'iterate_changes "{called}"', Body(called)
+    rows = {
+        n: StateRows(name=n, initial=node, body=body, fields=node.fields)
+        for n, node in (("state", state), ("changes", changes))
+    }
+    with tracing(body):
+        given = handle(rows["changes"]), handle(rows["state"])
+        returned = step(*given[: _takes(step)])
+        proposed = _like(making.node_of(returned, what), rows["state"], what)
+        if not Facts((proposed,)).is_unique(proposed, key):
+            proposed = making.group(proposed, key, {n: merge[n] for n in merge}, what)
+    rules: tuple[Any, ...] = (Empty(table="changes"),)
+    if max_iterations is not None:
+        rules += (MaxIterations(max_iterations),)
+    states = (
+        Evolving("state", rows["state"], rows["state"], key),
+        Evolving("changes", rows["changes"], proposed, key),
+    )
+    return Iterate(
+        name=called, states=states, until=Until(rules), gives="state", body=body, delta=True, merge=merge,
+        fields=state.fields, where=making.user_line(),
+    )  # fmt: skip
+
+
+def _takes(step: Callable[..., Any]) -> int:
+    """How many arguments a step of changes is called with: one or two."""
+    try:
+        parameters = inspect.signature(step).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return 2 if sum(p.default is p.empty for p in places) >= 2 else 1
+
+
+def check_merge(
+    merge: Mapping[str, Aggregator] | None, state: Node, key: tuple[str, ...]
+) -> dict[str, Aggregator]:
+    """How the columns of a delta iteration's state improve; raises `UsageError`."""
+    what, names = "iterate_changes", state.names
+    if names is None:
+        raise UsageError(
+            f"{what}: the columns of the state are not known before it runs; name them by select(...)"
+        )
+    given = dict(merge or {})
+    making.require(state.fields, (*key, *given), what)
+    for name in names:
+        if name in key and name in given:
+            raise UsageError(f'{what}: merge names "{name}", which is the key ({making.user_line()})')
+        if name not in key and name not in given:
+            raise UsageError(
+                f'{what}: column "{name}" is neither in key={list(key)} nor in merge; say how it improves, '
+                f'such as merge={{"{name}": ir.MIN}} ({making.user_line()})'
+            )
+    for name, aggregator in given.items():
+        if getattr(aggregator, "kind", None) not in MERGES:
+            raise UsageError(
+                f'{what}: merge of "{name}" is {aggregator!r}; wanted ir.MIN, ir.MAX, ir.ANY or ir.ALL, by '
+                f"which a value never gets worse ({making.user_line()})"
+            )
+    return given
 
 
 def _returned(given: Any, rows: Mapping[str, StateRows], alone: bool, name: str) -> dict[str, Node]:

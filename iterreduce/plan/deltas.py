@@ -1,0 +1,123 @@
+"""Lowering of delta iterations: proposals meet the table that they would change; what improves is written.
+
+Where the proposals are groups of indexed rows whose keys the table surely has, one shuffle touches the rows
+that are reached, and nothing else is looked at. Otherwise proposals go to the owners of their keys and look
+the table up there; those with new keys are inserted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from iterreduce.columns.expressions import Column, Expr
+from iterreduce.loop import Insert, Joined, Local, Lookup, Patch, Replace, Shuffle
+from iterreduce.plan.kernels import Columns, Concat, Improved, NewRows
+from iterreduce.plan.linking import joined_table, renamed_aggregate, resident, visible
+from iterreduce.plan.lower import Flow, Lowering, Made, Place
+from iterreduce.plan.nodes import Group, Iterate
+
+
+def lower_changes(lowering: Lowering, loop: Iterate, place: Place) -> None:
+    """What the body of a delta iteration does, and writes."""
+    table, changes = loop.states
+    state = lowering.tables[id(table.rows)]
+    reached = _touched(lowering, loop, state, place)
+    if reached is not None:
+        better = _better(lowering, loop, reached, state, place)
+        place.scope.writes += [Patch(state.name, better), Replace(changes.name, better)]
+        lowering.note(loop, "only rows that are reached are looked at, and those that improve are written")
+        return
+    grows = replace(state, order=object())  # rows are inserted behind those that it began with
+    lowering.tables[id(table.rows)], lowering.flows[id(table.rows)] = grows, Flow.of(grows)
+    proposed = _by_key(lowering, loop, place)
+    if not loop.merge:
+        new = _new_rows(lowering, loop, proposed, state, place)
+        place.scope.writes += [Insert(state.name, new), Replace(changes.name, new)]
+        return
+    met = _met(lowering, loop, proposed, state, place)
+    new, better = (
+        _part(lowering, loop, met, NewRows(table.key, tuple(loop.merge)), "new rows", place),
+        _part(lowering, loop, met, Improved(table.key, _kinds(loop)), "better rows", place),
+    )
+    both = lowering.name_of(loop, "changed rows")
+    keeps = tuple((k, k) for k in table.key)
+    lowering.emit(place, Local(Concat(keeps), (new, better), both, cut="share", rank_free=True))
+    place.scope.writes += [Patch(state.name, better), Insert(state.name, new), Replace(changes.name, both)]
+
+
+def _kinds(loop: Iterate) -> tuple[tuple[str, str], ...]:
+    return tuple((name, aggregator.kind) for name, aggregator in loop.merge.items())
+
+
+def _touched(lowering: Lowering, loop: Iterate, state: Made, place: Place) -> Made | None:
+    """Proposals as rows of the table that were reached, where an index knows that it has all their keys."""
+    node = loop.states[1].result
+    fused = lowering.links.fused.get(id(node))
+    if not isinstance(node, Group) or fused is None or fused.right is None:
+        return None
+    if lowering.parents.get(id(node), [loop]) != [loop]:
+        return None
+    if not _same_columns(loop, node) or not loop.merge:
+        return None
+    graph = lowering.links.graph_of(fused)
+    made = resident(lowering, graph)
+    if graph.ends[1] != fused.key or made.tables[fused.key].order is not state.order:
+        return None
+    joined, names = joined_table(lowering, fused)
+    aggregates = {n: renamed_aggregate(a, names) for n, a in fused.aggregates}
+    into = lowering.name_of(node, "reached")
+    links = visible(lowering, made.links, place)
+    by = Joined(lowering.read(joined, place), fused.on)
+    stage = Shuffle(links, (fused.key,), into, aggregates, state.name, touched=True, joined=by)
+    lowering.emit(place, stage)
+    return lowering.new(into, (*loop.states[0].key, *aggregates), state.lies, place)
+
+
+def _same_columns(loop: Iterate, node: Group) -> bool:
+    """Are the groups what is merged: by the state's key, and folded as its columns improve?"""
+    kinds = {name: aggregator.kind for name, aggregator in node.aggregates}
+    return node.keys == loop.states[0].key and kinds == dict(_kinds(loop))
+
+
+def _better(lowering: Lowering, loop: Iterate, reached: Made, state: Made, place: Place) -> str:
+    """The reached rows that are better than those of the table."""
+    kernel = Improved(loop.states[0].key, _kinds(loop), beside=True)
+    into = lowering.name_of(loop, "better rows")
+    lowering.emit(place, Local(kernel, (reached.name, state.name), into, cut="share"))
+    return into
+
+
+def _by_key(lowering: Lowering, loop: Iterate, place: Place) -> Made:
+    """The proposals with the owners of their keys."""
+    changes = loop.states[1]
+    made = lowering.made(changes.result)
+    return made if made.lies == changes.key else lowering.laid(changes.result, changes.key, place)
+
+
+def _new_rows(lowering: Lowering, loop: Iterate, proposed: Made, state: Made, place: Place) -> str:
+    into = lowering.name_of(loop, "new rows")
+    key = loop.states[0].key
+    rows = lowering.read(proposed, place)
+    lowering.emit(place, Lookup(rows, key, state.name, (), into, missing="only"))
+    return into
+
+
+def _met(lowering: Lowering, loop: Iterate, proposed: Made, state: Made, place: Place) -> str:
+    """The proposals under other names, beside what the table has."""
+    key = loop.states[0].key
+    trees: list[tuple[str, Expr]] = [(k, Column(k)) for k in key]
+    trees += [(f"\0{name}", Column(name)) for name in loop.merge]
+    flow = Flow(proposed, tuple(n for n, _ in trees), proposed.lies, steps=(Columns(tuple(trees)),))
+    renamed = lowering.table(flow, place, loop.states[1].result)
+    into = lowering.name_of(loop, "proposed")
+    stage = Lookup(lowering.read(renamed, place), key, state.name, tuple(loop.merge), into, missing="null")
+    lowering.emit(place, stage)
+    return into
+
+
+def _part(
+    lowering: Lowering, loop: Iterate, met: str, kernel: NewRows | Improved, what: str, place: Place
+) -> str:
+    into = lowering.name_of(loop, what)
+    lowering.emit(place, Local(kernel, (met,), into, cut="share", rank_free=True))
+    return into
