@@ -54,12 +54,12 @@ class Result:
 
     ``seconds``: load, invariants, iterate, total, on this rank. ``bytes_exchanged``: payload that left this
     rank for others: invariants (int), per_iteration (list), total; ``bytes_read``: what this rank read of the
-    files of its sources. ``result_sha256`` does not depend on the order of rows or on how they are spread; float sums may differ in their last bits between
-    numbers of ranks, and then so does it, unless the run was ``reproducible``. ``values`` holds the loop's
-    named numbers and its carry; ``outputs`` what its iterations kept by `Sink`; ``memory_bytes`` what this
-    rank held at the end, by name. ``checkpoints``: written, failed, restarted_from_iteration, and on rank 0
-    how often and why; empty without a directory. A run that was told to stop has the outcome STOPPED_SAVED,
-    and no rows: the same call on the same directory goes on.
+    files of its sources. ``result_sha256`` does not depend on the order of rows or on how they are spread;
+    float sums may differ in their last bits between numbers of ranks, and then so does it, unless the run was
+    ``reproducible``. ``values`` holds the loop's named numbers and its carry; ``outputs`` what its iterations
+    kept by `Sink`; ``memory_bytes`` what this rank held at the end, by name. ``checkpoints``: written,
+    failed, restarted_from_iteration, and on rank 0 how often and why; empty without a directory. A run that
+    was told to stop has the outcome STOPPED_SAVED, and no rows: the same call on the same directory goes on.
     """
 
     outcome: Outcome

@@ -259,7 +259,13 @@ def columns_of_words(header: Header, sample: bytes) -> set[int]:
     full = (row for row in rows if len(row) == len(header.names))
     cells_of = zip(*itertools.islice(full, SAMPLE_ROWS), strict=True)
     bare = [[cell.strip(' \t"') for cell in column] for column in cells_of]
-    return {i for i, column in enumerate(bare) if any(cell and not _is_number(cell) for cell in column)}
+    return {i for i, column in enumerate(bare) if any(map(_is_word, column))}
+
+
+def _is_word(cell: str) -> bool:
+    """Whether no parser takes a cell for a number or for nothing: Python takes more than this package's."""
+    plain = cell.isascii() and "_" not in cell and cell == cell.strip()
+    return bool(cell) and not (plain and _is_number(cell))
 
 
 def _first_record(path: str, begin: int) -> bytes:

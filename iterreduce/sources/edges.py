@@ -152,7 +152,7 @@ class EdgeColumns:
         found = self.source.schema
         self.blocks = self.source.blocks
         self._from = self._read or self._ends(found)
-        self._width = found[self._from["src"]].shape[0] if self._is_vector() else 0
+        self._width = found[self._from["src"]].shape[0] if self._is_vector(self._from) else 0
         fields = self._fields(found)
         for name in self._wanted or ():
             if name not in fields:
@@ -168,7 +168,7 @@ class EdgeColumns:
 
     def _narrowed(self, ends: dict[str, str]) -> tuple[Source, dict[str, str]]:
         """The source that reads these columns only, and which of them is which."""
-        vector = len(set(ends.values())) == 1
+        vector = self._is_vector(ends)
         if not vector and not {*ends}.issuperset(self._wanted or ()):
             return self._whole, {}  # that is an error, and it names what is there
         wanted = ends if vector or self._wanted is None else self._wanted
@@ -177,9 +177,9 @@ class EdgeColumns:
         bounds = () if vector else renamed(self._bounds, ends)
         return (source.where(bounds) if bounds else source), read
 
-    def _is_vector(self) -> bool:
-        """Whether one column holds both ends of an edge."""
-        return len(self._from) > 1 and len(set(self._from.values())) == 1
+    def _is_vector(self, ends: Mapping[str, str]) -> bool:
+        """Whether one column of vectors holds the whole edge."""
+        return not self._asked and len(ends) > 1 and len(set(ends.values())) == 1
 
     def _ends(self, found: Mapping[str, Field | None]) -> dict[str, str]:
         """Which column is which end of an edge, or the weight; of vectors the same one for all."""
@@ -233,7 +233,7 @@ class EdgeColumns:
             return None
         ends = self._ends(found)
         fields = {name: found[of] for name, of in ends.items()}
-        if len(set(ends.values())) == 1:
+        if self._is_vector(ends):
             return only(
                 {n: self._peeked_field(n, f and Field("fixed", f.dtype)) for n, f in fields.items()},
                 self._wanted,
