@@ -440,8 +440,9 @@ def _write_summary(
     from iterreduce.observe.summary import add_up, most_held, spread, summarise, write_summary
 
     group, path = crew.group, str(request.config.options.summary)
-    mine = json.dumps([peak_rss_bytes(), result.bytes_exchanged, result.memory_bytes]).encode()
-    peaks, exchanged, held = zip(*map(json.loads, group.allgather_bytes(mine)), strict=True)
+    told = [peak_rss_bytes(), result.bytes_exchanged, result.bytes_read, result.memory_bytes]
+    mine = json.dumps(told).encode()
+    peaks, exchanged, read, held = zip(*map(json.loads, group.allgather_bytes(mine)), strict=True)
     problem = None
     if group.rank == 0:
         seconds = {"start": start_seconds} | dict(result.seconds) | {"total": time.perf_counter() - started}
@@ -458,6 +459,7 @@ def _write_summary(
             seconds=seconds,
             seconds_per_iteration=spread(result.seconds_per_iteration),
             bytes_exchanged=add_up(exchanged),
+            bytes_read=sum(read),
             memory_bytes=most_held(held),
             values=result.values,
             checkpoints=result.checkpoints or None,

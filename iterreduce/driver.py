@@ -175,6 +175,7 @@ class LoopRun(Whereabouts):
         inner.loader.read, inner.loader.shares_read = self.loader.read, True
         inner.run()
         inner.finish()
+        self.loader.bytes_read += inner.loader.bytes_read
         return inner.tables[loop.result]
 
     # ------------------------------------------------------------------ iterate

@@ -21,7 +21,10 @@ from typing import Any, NamedTuple
 #: Every event: its fields and what it says. `bytes` are those of this rank that went to other ranks.
 EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "run.start": (("name", "rank", "size", "max_iterations"), "the work is known, nothing is read yet"),
-    "load": (("name", "rows", "bytes", "seconds"), "this rank's share of one source is in memory"),
+    "load": (
+        ("name", "rows", "bytes", "bytes_read", "seconds"),
+        "this rank's share of one source is in memory; bytes_read: of its files, by this rank",
+    ),
     "iteration.start": (("iteration", "path"), "numbered from 1; the path is that of its commit"),
     "stage.start": (("stage", "iteration"), "one stage of a superstep begins"),
     "stage.end": (("stage", "iteration", "seconds", "bytes"), "the stage is done on this rank"),

@@ -91,10 +91,16 @@ def python() -> str:
 def _fields(loop: Loop) -> dict[str, Any]:
     found = {f.name: getattr(loop, f.name) for f in dataclasses.fields(loop)}
     found["sources"] = {
-        name: source if isinstance(source, Loop | Batch) else type(source).__name__
+        name: source if isinstance(source, Loop | Batch) else _source_words(source)
         for name, source in loop.sources.items()
     }
     return found
+
+
+def _source_words(source: Any) -> str:
+    """What kind of source it is, and what it reads of its files, where that is not all."""
+    asked = getattr(source, "asked", "")
+    return f"{type(source).__name__} of {asked}" if asked else type(source).__name__
 
 
 def _lines(place: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
@@ -229,6 +235,8 @@ def _made_of(source: Any) -> Any:
     """The source behind one that is made of another."""
     if isinstance(source, Batch):
         return None
+    if getattr(source, "source", None) is not None:
+        return source.source
     return next((s for s in vars(source).values() if hasattr(s, "open") and hasattr(s, "read")), None)
 
 

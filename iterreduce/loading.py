@@ -54,6 +54,8 @@ class Loader:
         self.read: dict[int, tuple[Source, Loaded]] = {}  # a loop that is a source shares what was read
         self.shares_read = False  # this run's loop is such a source itself
         self.frozen: dict[str, tuple[LocalSource, str]] = {}
+        self.bytes_read = 0  # of all sources
+        self._counted: dict[int, int] = {}  # of each source, by id, how many were counted
 
     def guard(self, stage: str) -> Guard:
         """A guard for work before the first iteration."""
@@ -70,6 +72,7 @@ class Loader:
 
     def sources(self, level: Level, tables: dict[str, Table]) -> None:
         """Bind the sources of a loop, but for those whose rows stream by. Collective."""
+        self._watch(level.loop.sources.values())
         streams = open_sources(level, self.read, self.group, self.options)
         for name, source in level.loop.sources.items():
             if name not in streams:
@@ -84,7 +87,8 @@ class Loader:
         self.shop.streams.clear()
         for name, stream in streams.items():
             release(stream.source)
-            self.tell("load", name=name, rows=stream.rows, bytes=0, seconds=stream.seconds)
+            read = self._newly_read(stream.source)
+            self.tell("load", name=name, rows=stream.rows, bytes=0, bytes_read=read, seconds=stream.seconds)
         return sum(stream.seconds for stream in streams.values())
 
     def done(self, root: Level, bindings: dict[str, Table]) -> None:
@@ -124,6 +128,7 @@ class Loader:
 
     def _load_rows(self, name: str, source: Source, kept: bool) -> Table:
         started = time.perf_counter()
+        self._watch([source], anew=not kept)
         known = self.read.get(id(source)) if kept and not self.options.naive else None
         if known is not None:
             got = known[1]
@@ -140,8 +145,29 @@ class Loader:
         of = token("source", name, source.token)
         tokens = column_tokens(of, got.batch) if not self.options.naive else NO_TOKENS
         seconds = time.perf_counter() - started
-        self.tell("load", name=name, rows=len(got.batch), bytes=got.batch.nbytes, seconds=seconds)
+        self.tell(
+            "load",
+            name=name,
+            rows=len(got.batch),
+            bytes=got.batch.nbytes,
+            bytes_read=self._newly_read(source),
+            seconds=seconds,
+        )
         return Table(got.batch, BY_BLOCK, tokens, got.block_starts, got.first_row, got.rows_total)
+
+    def _watch(self, sources: Iterable[Any], anew: bool = False) -> None:
+        """What these sources have read so far counts for others: for the run before this one, say."""
+        for source in sources:
+            if anew or id(source) not in self._counted:
+                self._counted[id(source)] = getattr(source, "bytes_read", 0)
+
+    def _newly_read(self, source: Source) -> int:
+        """Bytes that this rank has read of a source since this was asked last; they count for the run."""
+        now = int(getattr(source, "bytes_read", 0))
+        new = now - self._counted.get(id(source), 0)
+        self._counted[id(source)] = now
+        self.bytes_read += new
+        return new
 
     def check_frozen(self) -> None:
         """Arrays that were handed over with ``copy=False`` must not change while the run lasts."""

@@ -53,13 +53,13 @@ class Result:
     """What a run gives back. ``batch`` is this rank's share of the result (all of it where ``everywhere``).
 
     ``seconds``: load, invariants, iterate, total, on this rank. ``bytes_exchanged``: payload that left this
-    rank for others: invariants (int), per_iteration (list), total. ``result_sha256`` does not depend on the
-    order of rows or on how they are spread over ranks; float sums may differ in their last bits between
-    numbers of ranks, and then so does it, unless the run was ``reproducible``. ``values`` holds the loop's
-    named numbers and its carry; ``outputs`` what its iterations kept by `Sink`; ``memory_bytes`` what this
-    rank held at the end, by name. ``checkpoints``: written, failed, restarted_from_iteration, and on rank 0
-    how often and why; empty without a directory. A run that was told to stop has the outcome STOPPED_SAVED,
-    and no rows: the same call on the same directory goes on.
+    rank for others: invariants (int), per_iteration (list), total; ``bytes_read``: what this rank read of the
+    files of its sources. ``result_sha256`` does not depend on the order of rows or on how they are spread;
+    float sums may differ in their last bits between numbers of ranks, and then so does it, unless the run was
+    ``reproducible``. ``values`` holds the loop's named numbers and its carry; ``outputs`` what its iterations
+    kept by `Sink`; ``memory_bytes`` what this rank held at the end, by name. ``checkpoints``: written,
+    failed, restarted_from_iteration, and on rank 0 how often and why; empty without a directory. A run that
+    was told to stop has the outcome STOPPED_SAVED, and no rows: the same call on the same directory goes on.
     """
 
     outcome: Outcome
@@ -71,6 +71,7 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     seconds_per_iteration: list[float] = field(default_factory=list)
     bytes_exchanged: dict[str, Any] = field(default_factory=dict)
+    bytes_read: int = 0
     result_sha256: str = ""
     reproducible: bool = False
     memory_bytes: dict[str, int] = field(default_factory=dict)
@@ -164,6 +165,7 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         },
         seconds_per_iteration=clock.iterations,
         bytes_exchanged={"invariants": run.bytes_invariants, "per_iteration": per_iteration, "total": sent},
+        bytes_read=run.loader.bytes_read,
         result_sha256="" if stopped else digest(table, run.group),
         reproducible=run.options.reproducible,
         memory_bytes=dict(run.memory().report()),

@@ -165,22 +165,23 @@ def _hdf5_to_read(path: str) -> Iterator[Any]:
         yield file
 
 
-def hdf5_columns(path: str, inside: str) -> list[Hdf5Column]:
+def hdf5_columns(path: str, inside: str, wanted: Sequence[str] | None = None) -> list[Hdf5Column]:
     """The columns at `inside` ("/" or a group: its datasets; a dataset: itself). Raises `InputError`.
 
-    Datasets of shape () are parameters, not columns, and are left out; so are subgroups.
+    Datasets of shape () are parameters, not columns, and are left out; so are subgroups. `wanted`: others are
+    not looked at; those that are not there are missing in the result.
     """
     import h5py
 
     with _hdf5_to_read(path) as file:
         node = _hdf5_node(path, file, inside)
         if isinstance(node, h5py.Dataset):
-            found = _hdf5_fields(path, inside.rstrip("/").rsplit("/", 1)[-1], node)
+            found = _hdf5_fields(path, inside.rstrip("/").rsplit("/", 1)[-1], node, wanted)
         else:
             datasets = [(n, d) for n, d in node.items() if isinstance(d, h5py.Dataset) and d.shape]
-            found = [column for name, dataset in datasets for column in _hdf5_fields(path, name, dataset)]
-            if not found:
+            if not datasets:
                 raise InputError(_no_datasets(path, inside, node))
+            found = [column for name, data in datasets for column in _hdf5_fields(path, name, data, wanted)]
         return _with_masks(file, found)
 
 
@@ -221,8 +222,8 @@ def _no_datasets(path: str, inside: str, node: Any) -> str:
     return f"{path} has no columns at {inside}: wanted datasets with a first axis of rows{hint}"
 
 
-def _hdf5_fields(path: str, name: str, dataset: Any) -> list[Hdf5Column]:
-    """The columns of one dataset: one, or one for each member of a compound dtype."""
+def _hdf5_fields(path: str, name: str, dataset: Any, wanted: Sequence[str] | None = None) -> list[Hdf5Column]:
+    """The columns of one dataset that are wanted: one, or one for each member of a compound dtype."""
     if not dataset.shape:
         raise InputError(f"{path}:{dataset.name} holds a single value: wanted rows")
     if dataset.dtype.names:
@@ -235,7 +236,10 @@ def _hdf5_fields(path: str, name: str, dataset: Any) -> list[Hdf5Column]:
                 dataset.shape[0],
             )
             for m in dataset.dtype.names
+            if wanted is None or m in wanted
         ]
+    if wanted is not None and name not in wanted:
+        return []
     field = _hdf5_field(path, dataset.name, dataset.dtype, dataset.shape[1:])
     return [Hdf5Column(name, dataset.name, None, field, dataset.shape[0])]
 
@@ -255,32 +259,67 @@ def _hdf5_field(path: str, where: str, dtype: Any, shape: tuple[int, ...]) -> Fi
     return Field("fixed", base.newbyteorder("="), (*shape, *inner))
 
 
-def hdf5_rows(path: str, columns: Sequence[Hdf5Column], lo: int, hi: int) -> Batch:
-    """Rows `lo` to `hi` of these columns, read as one hyperslab each. Raises `InputError`."""
+def hdf5_rows(path: str, columns: Sequence[Hdf5Column], lo: int, hi: int) -> tuple[Batch, int]:
+    """Rows `lo` to `hi` of these columns, read as one hyperslab each, and their bytes. Raises `InputError`.
+
+    Of the records of a compound dataset the members wanted are kept; their bytes count as a whole.
+    """
     with _hdf5_to_read(path) as file:
         found: dict[str, Any] = {}
         valid: dict[str, Array | None] = {}
+        records = _hdf5_records(path, file, columns, lo, hi)
+        nbytes = sum((hi - lo) * file[name].dtype.itemsize for name in records)
         for column in columns:
             dataset = file[column.dataset]
             try:
-                found[column.name] = _hdf5_slab(dataset, column, lo, hi)
+                found[column.name] = _hdf5_slab(dataset, column, records.get(column.dataset), lo, hi)
+                nbytes += 0 if column.member else _slab_bytes(dataset, found[column.name])
                 if column.field.nullable:
                     valid[column.name] = file[dataset.attrs[VALID_ATTRIBUTE]][lo:hi].astype(bool)
+                    nbytes += hi - lo
             except (OSError, KeyError) as error:
-                raise InputError(
-                    f"{path}:{column.dataset} rows {lo} to {hi} cannot be read: {error} "
-                    "(a damaged file, or a filter that is not installed)"
-                ) from error
-        return Batch.from_dict(found, valid)
+                raise _unreadable(path, column.dataset, lo, hi, error) from error
+        return Batch.from_dict(found, valid), nbytes
 
 
-def _hdf5_slab(dataset: Any, column: Hdf5Column, lo: int, hi: int) -> Array | Ragged:
+def _hdf5_records(path: str, file: Any, columns: Sequence[Hdf5Column], lo: int, hi: int) -> dict[str, Array]:
+    """Of each compound dataset the members wanted, as records: one read of each."""
+    members: dict[str, list[str]] = {}
+    for column in columns:
+        if column.member is not None:
+            members.setdefault(column.dataset, []).append(column.member)
+    found = {}
+    for name, wanted in members.items():
+        try:
+            found[name] = file[name].fields(wanted)[lo:hi]
+        except (OSError, KeyError) as error:
+            raise _unreadable(path, name, lo, hi, error) from error
+    return found
+
+
+def _unreadable(path: str, dataset: str, lo: int, hi: int, error: Exception) -> InputError:
+    return InputError(
+        f"{path}:{dataset} rows {lo} to {hi} cannot be read: {error} "
+        "(a damaged file, or a filter that is not installed)"
+    )
+
+
+def _slab_bytes(dataset: Any, column: Array | Ragged) -> int:
+    """What rows take in a file that is not compressed; of variable length with a pointer each."""
+    kept = 0 if dataset.dtype.kind == "S" or not isinstance(column, Ragged) else column.values.nbytes
+    per_row = dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64))
+    return int(len(column) * per_row + kept)
+
+
+def _hdf5_slab(dataset: Any, column: Hdf5Column, records: Array | None, lo: int, hi: int) -> Array | Ragged:
     field = column.field
+    if records is not None:
+        cells = records[column.member]
+        if field.kind != "fixed":
+            return _ragged_cells(cells, field)
+        return np.ascontiguousarray(cells).astype(field.dtype, copy=False)
     if field.kind != "fixed":
-        cells = dataset[lo:hi] if column.member is None else dataset[lo:hi][column.member]
-        return _ragged_cells(cells, field)
-    if column.member is not None:
-        return np.ascontiguousarray(dataset[lo:hi][column.member]).astype(field.dtype, copy=False)
+        return _ragged_cells(dataset[lo:hi], field)
     out = np.empty((hi - lo, *field.shape), field.dtype)
     if out.size:
         dataset.read_direct(out, np.s_[lo:hi])

@@ -198,15 +198,25 @@ def read_numeral(text: Any, lo: Any, hi: Any) -> Any:
 
 @kernel
 def parse_cells(
-    text: Any, lo: Any, hi: Any, delimiter: Any, records: Any, starts: Any, ends: Any, kinds: Any, words: Any
+    text: Any,
+    lo: Any,
+    hi: Any,
+    delimiter: Any,
+    places: Any,
+    records: Any,
+    starts: Any,
+    ends: Any,
+    kinds: Any,
+    words: Any,
 ) -> Any:
     """Cut whole records ``text[lo:hi]`` into cells, as many as the output arrays hold rows.
 
-    ``records`` (rows,) gets where each record begins; ``starts``, ``ends`` int64, ``kinds`` uint8 and
-    ``words`` uint64 have shape (rows, columns). Empty lines are skipped. Returns (rows filled, where the
-    parse stopped, status, cells found in a ragged row).
+    ``places`` int64: of each column of the text, where its cells go in the output, or -1: they are passed
+    over, and no numeral of theirs is read. ``records`` (rows,) gets where each record begins; ``starts``,
+    ``ends`` int64, ``kinds`` uint8 and ``words`` uint64 have shape (rows, columns wanted). Empty lines are
+    skipped. Returns (rows filled, where the parse stopped, status, cells found in a ragged row).
     """
-    row, at, columns = 0, lo, kinds.shape[1]
+    row, at, columns = 0, lo, len(places)
     while at < hi and row < len(kinds):
         if text[at] == NEWLINE or (text[at] == RETURN and at + 1 < hi and text[at + 1] == NEWLINE):
             at += 1 if text[at] == NEWLINE else 2
@@ -214,6 +224,7 @@ def parse_cells(
         record, column = at, 0
         while True:
             start = at
+            to = places[column] if column < columns else -1
             while at < hi and text[at] != delimiter and (text[at] == SPACE or text[at] == TAB):
                 at += 1
             if at < hi and text[at] == QUOTE:
@@ -237,7 +248,7 @@ def parse_cells(
                     at += 1
                 if at < hi and text[at] != delimiter and text[at] != NEWLINE:
                     return row, at, AFTER_QUOTE, 0
-                kind, word = (TEXT, _U0) if doubled else read_numeral(text, start, end)
+                kind, word = (TEXT, _U0) if doubled or to < 0 else read_numeral(text, start, end)
                 kind = (QUOTED_BLANK if start == end else TEXT) if kind == BLANK else kind
             else:
                 doubled = 0
@@ -248,10 +259,10 @@ def parse_cells(
                 end = at
                 if (at == hi or text[at] == NEWLINE) and end > start and text[end - 1] == RETURN:
                     end -= 1
-                kind, word = read_numeral(text, start, end)
-            if column < columns:
-                starts[row, column], ends[row, column] = start, end
-                kinds[row, column], words[row, column] = kind + doubled, word
+                kind, word = (TEXT, _U0) if to < 0 else read_numeral(text, start, end)
+            if to >= 0:
+                starts[row, to], ends[row, to] = start, end
+                kinds[row, to], words[row, to] = kind + doubled, word
             column += 1
             if at >= hi or text[at] == NEWLINE:
                 break

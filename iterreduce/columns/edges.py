@@ -18,6 +18,8 @@ from iterreduce.columns.jit import kernel
 DONE, RAGGED_LINE, BAD_ID, BAD_WEIGHT, LEFT_TO_CALLER = 0, 1, 2, 3, 4
 # What ids may be: integers or text (both are noted), integers only, or text (where it stands is noted).
 EITHER, INTEGERS, PLACES = 0, 1, 2
+# What weights are wanted as: integers, float64 bits, or not at all (nobody looks at what they are).
+WHOLE, FLOATS, UNREAD = 0, 1, 2
 
 HASH, PERCENT = 35, 37
 # Digits that fit an int64 whatever they are.
@@ -103,7 +105,7 @@ def _plain_lines(
     at: Any,
     safe: Any,
     cells: Any,
-    floats: Any,
+    weights: Any,
     records: Any,
     src: Any,
     dst: Any,
@@ -129,11 +131,18 @@ def _plain_lines(
         if cells == 3:
             while is_blank(text[at]):
                 at += 1
-            third, end, digits = _plain_number(text, at)
-            if at == behind or digits == 0 or digits > SAFE_DIGITS:
-                return row, record
+            if weights == UNREAD:
+                end = at
+                while text[end] != NEWLINE and not is_blank(text[end]):
+                    end += 1
+                if at == behind or end == at:
+                    return row, record
+            else:
+                third, end, digits = _plain_number(text, at)
+                if at == behind or digits == 0 or digits > SAFE_DIGITS:
+                    return row, record
+                weight[row] = np.float64(third).view(np.uint64) if weights == FLOATS else np.uint64(third)
             at = end
-            weight[row] = np.float64(third).view(np.uint64) if floats else np.uint64(third)
         while is_blank(text[at]):
             at += 1
         if text[at] != NEWLINE:
@@ -150,7 +159,7 @@ def parse_edges(
     at: Any,
     cells: Any,
     ids: Any,
-    floats: Any,
+    weights: Any,
     records: Any,
     src: Any,
     dst: Any,
@@ -160,8 +169,8 @@ def parse_edges(
 ) -> Any:
     """Read lines of `text` from byte `at`, as many as `records` has room for.
 
-    `cells` of each line: 2 or 3; `ids`: EITHER, INTEGERS or PLACES; `floats`: whether weights are wanted as
-    float64 bits. ``records`` (rows,) int64 gets where the line of each edge begins; ``src``, ``dst`` int64
+    `cells` of each line: 2 or 3; `ids`: EITHER, INTEGERS or PLACES; `weights`: WHOLE, FLOATS or
+    UNREAD. ``records`` (rows,) int64 gets where the line of each edge begins; ``src``, ``dst`` int64
     and ``weight`` uint64 its numbers; ``places`` (rows, 4), for PLACES, where its ids begin and end.
     ``flags[0]``: bit 1 for ids that are integers, 2 for others; ``flags[1]``: ``1 << kind`` of weights.
     Returns (rows filled, where the parse stopped, status, cells or the place of a cell).
@@ -173,10 +182,10 @@ def parse_edges(
     while at < stop and row < len(records):
         if ids != PLACES:
             before = row
-            row, at = _plain_lines(text, at, safe, cells, floats, records, src, dst, weight, row)
+            row, at = _plain_lines(text, at, safe, cells, weights, records, src, dst, weight, row)
             if row > before:
                 flags[0] |= 1
-                flags[1] |= 1 << INT if cells == 3 else 0
+                flags[1] |= 1 << INT if cells == 3 and weights != UNREAD else 0
             if at >= stop or row >= len(records):
                 break
         record = at
@@ -208,15 +217,16 @@ def parse_edges(
         status, found = DONE, at
         if cells == 3 and at < stop and text[at] != NEWLINE:
             end = _cell_end(text, at)
-            kind, word = read_numeral(text, at, end)
-            if kind == TEXT:
-                return row, record, BAD_WEIGHT, at
-            flags[1] |= 1 << kind
-            if floats and kind == INT:
-                word = np.float64(np.int64(word)).view(np.uint64)
-            elif floats and kind in (SLOW, BIG):
-                status = LEFT_TO_CALLER
-            weight[row] = word
+            if weights != UNREAD:
+                kind, word = read_numeral(text, at, end)
+                if kind == TEXT:
+                    return row, record, BAD_WEIGHT, at
+                flags[1] |= 1 << kind
+                if weights == FLOATS and kind == INT:
+                    word = np.float64(np.int64(word)).view(np.uint64)
+                elif weights == FLOATS and kind in (SLOW, BIG):
+                    status = LEFT_TO_CALLER
+                weight[row] = word
             at = _next_cell(text, end)
         elif cells == 3:
             return row, record, RAGGED_LINE, 2

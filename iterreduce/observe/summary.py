@@ -1,9 +1,9 @@
 """The JSON that tells what a run did, made from plain values and written in one piece.
 
 Keys of a run (see `summarise`): app, ranks, threads (of rank 0), iterations, outcome, residual,
-result_sha256, reproducible, seconds, seconds_per_iteration, bytes_exchanged, memory_bytes, peak_rss_bytes,
-values, versions, cpu. A key whose subject did not take place is absent. It gathers nothing from other ranks:
-who calls it has done that.
+result_sha256, reproducible, seconds, seconds_per_iteration, bytes_exchanged, bytes_read (of input files, by
+all ranks), memory_bytes, peak_rss_bytes, values, versions, cpu. A key whose subject did not take place is
+absent. It gathers nothing from other ranks: who calls it has done that.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.schema import Field, Schema
 from iterreduce.sources.agreement import agree
+from iterreduce.sources.asked import Bound, Peek
 
 if TYPE_CHECKING:
     from iterreduce.collectives import Group
@@ -47,6 +48,16 @@ def block_bytes_for(size: int) -> int:
     return min(max(power_of_two(-(-size // BLOCKS_WANTED)), LEAST_BLOCK_BYTES), MOST_BLOCK_BYTES)
 
 
+@dataclass(frozen=True)
+class Span:
+    """Rows of a file that are read: the file, the first, how many; `number` of the first over all files."""
+
+    file: int
+    first: int
+    rows: int
+    number: int
+
+
 @dataclass(frozen=True, eq=False)
 class Blocks:
     """How a source is cut: `count` blocks and, for sources of known length, the rows at which they start.
@@ -70,6 +81,22 @@ class Blocks:
         step = block_rows or block_rows_for(rows)
         count = -(-rows // step)
         return cls(count, np.minimum(np.arange(count + 1, dtype=np.int64) * step, rows))
+
+    @classmethod
+    def of_spans(cls, spans: Sequence[Span], rows: int, block_rows: int | None = None) -> Blocks:
+        """The blocks of `rows` rows of which these ascending spans are left; without empty ones.
+
+        >>> Blocks.of_spans([Span(0, 0, 100, 100), Span(0, 500, 50, 500)], 600).starts.tolist()
+        [0, 100, 112, 150]
+        """
+        all_starts = cls.of_rows(rows, block_rows).starts
+        assert all_starts is not None
+        firsts = np.array([span.number for span in spans] or [0], np.int64)
+        lengths = np.array([span.rows for span in spans] or [0], np.int64)
+        before = np.concatenate([[0], np.cumsum(lengths)])
+        at = np.maximum(np.searchsorted(firsts, all_starts, side="right") - 1, 0)
+        starts = np.unique(before[at] + np.clip(all_starts - firsts[at], 0, lengths[at]))
+        return cls(len(starts) - 1, starts)
 
     @property
     def rows(self) -> int | None:
@@ -96,6 +123,14 @@ class Source(Protocol):
     blocks: Blocks
     rereadable: bool
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of rows that this rank has read from files, or unpacked; without headers and footers."""
+
+    @property
+    def asked(self) -> str:
+        """Which columns and rows are read, in words; "" for all: it tells one job's input from another's."""
+
     def open(self, group: Group) -> None:
         """Find the files, agree on schema and blocks. Collective. Errors are the same on all ranks."""
 
@@ -106,7 +141,32 @@ class Source(Protocol):
         """Rows of each of the blocks ``[lo, hi)``, int64; for text, of a range that was just read. Local."""
 
     def columns(self, names: Sequence[str]) -> Source:
-        """The same source with these columns only; called before `open`, which refuses wrong names."""
+        """The same source with these columns only; called before `open`, which refuses wrong names.
+
+        Other columns are not read, as far as the format allows, and nothing that is wrong in them is found.
+        """
+
+    def where(self, bounds: Sequence[Bound]) -> Source:
+        """The same source, which may leave out rows for which one of the bounds is not true (see `asked`).
+
+        A hint, given before `open`: rows that are no such rows may come, too, and have to be filtered. What
+        is left out follows from the files and the bounds alone; row numbers count the rows that are left, and
+        blocks hold what is left of the rows that they hold otherwise.
+        """
+
+    def peek(self) -> Peek | None:
+        """The columns in order, each with its field, or None where only opening tells. Local.
+
+        From headers, of the first of several files; never raises. None: it cannot be told now (no such file,
+        a damaged one), and opening says why. Ranks may see different things before the source is open. A
+        field that is not nullable holds no nulls anywhere (of `LocalSource`: on this rank).
+        """
+
+    def rows_hint(self) -> int | None:
+        """About how many rows there are on all ranks, if headers tell. Local; never raises."""
+
+    def bytes_hint(self) -> int | None:
+        """Bytes of the files, as they lie there. Local; never raises."""
 
     def require_numeric(self, column: str) -> None:
         """Raise `InputError` if the column is not of numbers, naming its first offending cell where known."""
@@ -164,6 +224,17 @@ def expected_bytes(source: Any, lo: int, hi: int) -> int:
     if starts is None or any(f.kind != "fixed" for f in fields):
         nbytes += file_bytes(source) * (hi - lo) // count
     return nbytes
+
+
+def row_in_files(source: Any, row: int) -> int:
+    """The number that a row has among all rows of the files, for messages: more than its own where rows
+    before it were left out. Local.
+    """
+    while source is not None:
+        if hasattr(source, "row_in_files"):
+            return int(source.row_in_files(row))
+        source = getattr(source, "source", None)
+    return row
 
 
 def file_bytes(source: Any) -> int:

@@ -55,10 +55,13 @@ class Piece:
 
 
 class Parser:
-    """Cuts a text into pieces. Buffers are reused from piece to piece."""
+    """Cuts a text into pieces. Buffers are reused from piece to piece.
 
-    def __init__(self, names: Sequence[str], delimiter: int, known: CellKinds | None):
-        self._names, self._delimiter, self._known = names, delimiter, known
+    `names` of the columns that are read; `places`: of every column of the text, which of these it is, or -1.
+    """
+
+    def __init__(self, names: Sequence[str], places: Array, delimiter: int, known: CellKinds | None):
+        self._names, self._places, self._delimiter, self._known = names, places, delimiter, known
         self._textual = (
             set() if known is None else {i for i, kind in enumerate(known.kinds) if kind == "text"}
         )
@@ -74,7 +77,7 @@ class Parser:
         """Parse rows from byte `at`: where it stopped, where rows begin, (byte, status, cells) if bad."""
         buffers = (self._records, self._starts, self._ends, self._kinds, self._words)
         rows, at, status, found = cells.parse_cells(
-            segment.text, at, len(segment.text), self._delimiter, *buffers
+            segment.text, at, len(segment.text), self._delimiter, self._places, *buffers
         )
         if status == cells.DONE and rows:
             self.pieces.append(self._piece(segment, rows))
@@ -168,20 +171,14 @@ class CellKinds:
             bool(f & (_BLANKS if k != "text" else 1 << cells.BLANK))
             for f, k in zip(flags, kinds, strict=True)
         ]
-        columns = []
-        at = 0
-        while at < len(names):
-            name, shape, count = _vector_at(names, kinds, at)
-            columns.append(
-                Column(
-                    name,
-                    tuple(range(at, at + count)),
-                    _field(kinds[at : at + count], shape, nullable[at : at + count]),
-                )
+        columns = [
+            Column(
+                name,
+                members,
+                _field([kinds[i] for i in members], shape, [nullable[i] for i in members]),
             )
-            at += count
-        if len({c.name for c in columns}) < len(columns):  # "x" beside "x[0]": keep the names of the file
-            columns = [Column(n, (i,), _field((kinds[i],), (), [nullable[i]])) for i, n in enumerate(names)]
+            for name, members, shape in grouped(names, kinds)
+        ]
         return cls(tuple(names), kinds, tuple(columns))
 
     def schema(self) -> Schema:
@@ -260,6 +257,47 @@ def _field(kinds: Sequence[str], shape: tuple[int, ...], nullable: Sequence[bool
         return Field(TEXT.kind, TEXT.dtype, (), any(nullable))
     dtype = np.dtype("float64" if "float64" in kinds else "int64")
     return Field("fixed", dtype, shape, any(nullable))
+
+
+Grouped = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""A column: its name, the columns of the file that make it, the shape of its rows."""
+
+
+def grouped(names: Sequence[str], kinds: Sequence[str] = ()) -> list[Grouped]:
+    """The columns that these columns of a file make; without `kinds`, as if all were of numbers.
+
+    >>> grouped(["x[0]", "x[1]", "y"])
+    [('x', (0, 1), (2,)), ('y', (2,), ())]
+    """
+    kinds = kinds or ["int64"] * len(names)
+    found: list[Grouped] = []
+    at = 0
+    while at < len(names):
+        name, shape, count = _vector_at(names, kinds, at)
+        found.append((name, tuple(range(at, at + count)), shape))
+        at += count
+    if len({name for name, _, _ in found}) < len(found):  # "x" beside "x[0]": keep the names of the file
+        return [(name, (i,), ()) for i, name in enumerate(names)]
+    return found
+
+
+def needed(names: Sequence[str], wanted: Sequence[str] | None) -> list[int]:
+    """Which columns of a file must be read so that those wanted come out as if all had been read.
+
+    A name that is not there, and names of which it is not clear what they make without the others, need all.
+
+    >>> needed(["id", "x[0]", "x[1]"], ["x"]), needed(["id", "x[0]", "x[1]"], ["z"])
+    ([1, 2], [0, 1, 2])
+    """
+    groups = grouped(names)
+    chosen = [g for g in groups if wanted is None or {g[0], *(names[i] for i in g[1])} & {*wanted}]
+    read = [i for _, members, _ in chosen for i in members]
+    known = {name for name, _, _ in chosen} | {names[i] for i in read}
+    alone = [name for name, _, _ in grouped([names[i] for i in read])]
+    clear = len(groups) < len(names) or not any(map(_VECTOR.match, names))
+    if wanted is None or not clear or not known.issuperset(wanted) or alone != [g[0] for g in chosen]:
+        return list(range(len(names)))
+    return read
 
 
 def _vector_at(names: Sequence[str], kinds: Sequence[str], at: int) -> tuple[str, tuple[int, ...], int]:

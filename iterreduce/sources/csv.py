@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,18 +26,21 @@ import numpy as np
 from iterreduce.columns import cells
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array
-from iterreduce.columns.schema import Schema
+from iterreduce.columns.schema import Field, Schema
 from iterreduce.errors import InputError
 from iterreduce.sources.agreement import agree, root_decides
-from iterreduce.sources.cellpieces import CellKinds, Parser, Piece, Trouble
+from iterreduce.sources.asked import Peek
+from iterreduce.sources.cellpieces import CellKinds, Parser, Piece, Trouble, grouped, needed
 from iterreduce.sources.files import pieces
-from iterreduce.sources.text import BEYOND_BYTES, Segment, TextSource, open_bytes
+from iterreduce.sources.text import BEYOND_BYTES, TEXT, Segment, TextSource, open_bytes
 
 if TYPE_CHECKING:
     from iterreduce.collectives import Group
 
 # A header is a line; one this long is a file without newlines.
 HEADER_BYTES = 1 << 24
+# What is looked at of the rows before a file is opened.
+SAMPLE_BYTES, SAMPLE_ROWS = 1 << 14, 100
 
 
 class CsvSource(TextSource):
@@ -60,7 +64,7 @@ class CsvSource(TextSource):
         """Agree on files, header and types; parse this rank's range. Collective."""
         found = root_decides(group, self._look)
         self._settle(group, found)
-        self._names, self._comma = found["names"], ord(found["delimiter"])
+        self._take(found["names"], found["delimiter"])
         own = self.blocks.owned(group.rank, group.size)
         try:
             self._agree_borders(group, *own)
@@ -71,6 +75,28 @@ class CsvSource(TextSource):
             self._held = {own: agree(group, lambda: self._finish(*own, parsed))}
         finally:
             self._raw = {}
+
+    def _take(self, names: list[str], delimiter: str) -> None:
+        """Note the header, and which of its columns are read: cells of others are passed over."""
+        read = needed(names, self._wanted)
+        self._columns, self._comma = len(names), ord(delimiter)
+        self._names = [names[i] for i in read]
+        self._places = np.full(len(names), -1, np.int64)
+        self._places[read] = np.arange(len(read))
+
+    def peek_at(self, paths: list[str]) -> Peek:
+        """Names from the header, and text where the first rows hold words; numbers may still be anything."""
+        path = paths[0]
+        header = read_header(path, self.begin_of(path), self.delimiter)
+        with open_bytes(path) as stream:
+            stream.seek(header.end)
+            sample = stream.read(SAMPLE_BYTES)
+        words = columns_of_words(header, sample[: sample.rfind(b"\n") + 1])
+        kinds = ["text" if i in words else "int64" for i in range(len(header.names))]
+        text = Field(TEXT.kind, TEXT.dtype, (), True)
+        return {
+            name: text if members[0] in words else None for name, members, _ in grouped(header.names, kinds)
+        }
 
     def _look(self) -> dict[str, Any]:
         found = super()._look()
@@ -153,7 +179,7 @@ class CsvSource(TextSource):
 
     def _parse(self, lo: int, hi: int, known: CellKinds | None) -> tuple[list[Piece], dict[str, Trouble]]:
         self._block_rows[lo:hi] = 0
-        parser = Parser(self._names, self._comma, known)
+        parser = Parser(self._names, self._places, self._comma, known)
         for segment in self.segments(lo, hi):
             at = 0
             while at < len(segment.text):
@@ -166,7 +192,7 @@ class CsvSource(TextSource):
     def _bad_record(self, segment: Segment, at: int, status: int, found: int) -> str:
         where = f"{self.files[segment.file].path} line {self._line(segment.file, segment.origin + at)}"
         if status == cells.RAGGED_ROW:
-            count = len(self._names)
+            count = self._columns
             return f"{where}: {found} cell{'s' * (found != 1)}, header has {count} column{'s' * (count != 1)}"
         if status == cells.OPEN_QUOTE:
             return f"{where}: a quote opens here and is never closed; close it, or double it in a quoted cell"
@@ -224,6 +250,22 @@ def read_header(path: str, begin: int, delimiter: str | None) -> Header:
     names = [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=separator))]
     _check_names(path, names)
     return Header(names, separator, begin + len(line))
+
+
+def columns_of_words(header: Header, sample: bytes) -> set[int]:
+    """The columns of which a whole row of the sample holds a word, which makes them text for sure."""
+    text = sample.decode("utf-8", errors="surrogateescape")
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=header.delimiter, skipinitialspace=True)
+    full = (row for row in rows if len(row) == len(header.names))
+    cells_of = zip(*itertools.islice(full, SAMPLE_ROWS), strict=True)
+    bare = [[cell.strip(' \t"') for cell in column] for column in cells_of]
+    return {i for i, column in enumerate(bare) if any(map(_is_word, column))}
+
+
+def _is_word(cell: str) -> bool:
+    """Whether no parser takes a cell for a number or for nothing: Python takes more than this package's."""
+    plain = cell.isascii() and "_" not in cell and cell == cell.strip()
+    return bool(cell) and not (plain and _is_number(cell))
 
 
 def _first_record(path: str, begin: int) -> bytes:

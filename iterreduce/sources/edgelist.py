@@ -11,6 +11,7 @@ be asked for a few blocks at a time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.schema import Field, Schema
 from iterreduce.errors import InputError
 from iterreduce.sources.agreement import agree, root_decides
+from iterreduce.sources.asked import Peek
 from iterreduce.sources.blocks import Blocks
 from iterreduce.sources.text import TEXT, Segment, TextSource, open_bytes
 
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".el", ".edges")
 ALSO = (".txt", ".log", ".text", "")
+COLUMNS = ("src", "dst", "weight")
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+\Z")
+# Comments and blank lines that are passed over to see the first edge of a file that is not opened.
+PEEKED_BYTES = 1 << 20
 INT64, FLOAT64 = Field("fixed", np.dtype(np.int64)), Field("fixed", np.dtype(np.float64))
 # Bytes parsed at a time, and edges of a piece: both stay in cache.
 PIECE_BYTES, PIECE_ROWS = 1 << 21, 1 << 15
@@ -106,6 +112,18 @@ class EdgeListSource(TextSource):
         fields = {"src": ids, "dst": ids}
         return Schema(fields if self._cells == 2 else fields | {"weight": FLOAT64 if self._floats else INT64})
 
+    def peek_at(self, paths: list[str]) -> Peek:
+        """What the first edge tells: one word among the ids makes all of them text, one fraction all weights
+        floats.
+        """
+        first = first_edge(paths[0], self.begin_of(paths[0]), PEEKED_BYTES)
+        if not first.cells:
+            raise InputError(f"{paths[0]} does not begin with an edge")
+        check_first(paths[0], first)
+        whole = [bool(WHOLE_NUMBER.match(cell)) for cell in first.cells]
+        ids = None if all(whole[:2]) else TEXT
+        return dict(zip(COLUMNS, [ids, ids, None if all(whole[2:]) else FLOAT64][: len(whole)], strict=False))
+
     def _look(self) -> dict[str, Any]:
         found = self.look_at_files()
         paths = [state[0] for state in found["files"]]
@@ -167,9 +185,11 @@ class EdgeListSource(TextSource):
 
     def _piece(self, to: _Scratch, segment: Segment, at: int, ids: int, flags: Array) -> tuple[int, Piece]:
         rows, status = 0, edges.DONE
+        has_weight = self._cells == 3 and self._is_wanted("weight")
+        weights = (edges.FLOATS if self._floats else edges.WHOLE) if has_weight else edges.UNREAD
         while at < len(segment.text) and rows < PIECE_ROWS:
             got, at, status, found = edges.parse_edges(
-                segment.text, at, self._cells, ids, self._floats, *to.after(rows), flags
+                segment.text, at, self._cells, ids, weights, *to.after(rows), flags
             )
             rows += got
             if status == edges.LEFT_TO_CALLER:
@@ -177,14 +197,23 @@ class EdgeListSource(TextSource):
             elif status != edges.DONE:
                 raise InputError(self._bad_line(segment, at, status, found))
         kind = np.float64 if self._floats else np.int64
-        weight = to.weight[:rows].view(kind).copy() if self._cells == 3 else None
-        src, dst = to.text_of(segment.text, rows) if ids == edges.PLACES else to.numbers(rows)
+        weight = to.weight[:rows].view(kind).copy() if has_weight else None
+        src: Array | Ragged
+        dst: Array | Ragged
+        if ids == edges.PLACES:
+            ends = {name: self._is_wanted(name) for name in ("src", "dst")}
+            src, dst = (to.text_of(segment.text, rows if ends[name] else 0, name) for name in ends)
+        else:
+            src, dst = to.numbers(rows)
         return at, Piece(segment, to.records[:rows], src, dst, weight)
+
+    def _is_wanted(self, name: str) -> bool:
+        return self._wanted is None or name in self._wanted
 
     # -- complaints
 
     def _bad_line(self, segment: Segment, at: int, status: int, found: int) -> str:
-        where = self.where(segment, at)
+        where = self.place_of(segment, at)
         if status == edges.RAGGED_LINE:
             return f"{where}: {found} cell{'s' * (found != 1)}, but {self._expected()}"
         shown = _cell(segment.text, found)
@@ -197,7 +226,7 @@ class EdgeListSource(TextSource):
         shape = "src dst weight" if self._cells == 3 else "src dst"
         return f"the first edge ({path} line {line}) has {self._cells}: {shape}"
 
-    def where(self, segment: Segment, at: int) -> str:
+    def place_of(self, segment: Segment, at: int) -> str:
         """File, line and byte of a place, in words."""
         path = self.files[segment.file].path
         byte = segment.origin + at
@@ -225,12 +254,11 @@ class _Scratch:
         """Copies of the ids."""
         return self.src[:rows].copy(), self.dst[:rows].copy()
 
-    def text_of(self, text: Array, rows: int) -> tuple[Ragged, Ragged]:
-        """The ids as text."""
-        starts, ends = self.places[:rows, :2], self.places[:rows, 2:]
-        plain = np.zeros(rows, np.uint8)
-        src, dst = (cells.gather_cells(text, starts[:, i], ends[:, i], plain) for i in range(2))
-        return src, dst
+    def text_of(self, text: Array, rows: int, name: str) -> Ragged:
+        """One end of each edge as text."""
+        at = ("src", "dst").index(name)
+        starts, ends = self.places[:rows, at], self.places[:rows, 2 + at]
+        return cells.gather_cells(text, starts, ends, np.zeros(rows, np.uint8))
 
 
 class _Column:
@@ -270,11 +298,11 @@ def _line_of(path: str, byte: int) -> int:
     return line
 
 
-def first_edge(path: str, begin: int) -> First:
-    """The cells of the first line that is an edge; none if there is no such line."""
+def first_edge(path: str, begin: int, most_bytes: int | None = None) -> First:
+    """The cells of the first line that is an edge; none if there is no such line (within so many bytes)."""
     with open_bytes(path) as stream:
         number = stream.read(begin).count(b"\n")
-        while line := stream.readline(LINE_BYTES):
+        while (most_bytes is None or stream.tell() < most_bytes) and (line := stream.readline(LINE_BYTES)):
             number += 1
             if len(line) >= LINE_BYTES:
                 raise InputError(f"{path} line {number}: no edge list has lines of {LINE_BYTES} bytes")

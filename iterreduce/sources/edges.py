@@ -8,7 +8,7 @@ have parsers of their own (`edgelist.py`, `matrixmarket.py`); nothing is parsed 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +17,21 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.schema import Field, Schema, missing_column
 from iterreduce.errors import InputError, UsageError
-from iterreduce.sources.blocks import Blocks, Source, changed
+from iterreduce.sources.agreement import root_decides
+from iterreduce.sources.asked import (
+    Bound,
+    Bounds,
+    Peek,
+    checked_bounds,
+    checked_columns,
+    hint,
+    in_words,
+    only,
+    renamed,
+)
+from iterreduce.sources.blocks import Blocks, Source, changed, row_in_files
 from iterreduce.sources.csv import CsvSource
-from iterreduce.sources.edgelist import FLOAT64, INT64, EdgeListSource, first_edge
+from iterreduce.sources.edgelist import COLUMNS, FLOAT64, INT64, EdgeListSource, first_edge
 from iterreduce.sources.files import RowsSource
 from iterreduce.sources.npy import Npz
 from iterreduce.sources.opening import ChosenSource, FoundSource, open_source
@@ -29,7 +41,6 @@ from iterreduce.sources.text import TEXT, LineSource
 if TYPE_CHECKING:
     from iterreduce.collectives import Group
 
-COLUMNS = ("src", "dst", "weight")
 # Names under which sparse matrices are saved.
 SPARSE = ("row", "col", "data")
 
@@ -113,7 +124,7 @@ class EdgeColumns:
 
     Which: the columns asked for; else those of these names; else row, col and data of a sparse matrix; else
     a single column of vectors of two or three numbers. Raises `InputError` where none of these is there, or
-    an id is no whole number.
+    an id is no whole number. Other columns are not read where headers tell which these are.
     """
 
     schema: Schema
@@ -122,60 +133,135 @@ class EdgeColumns:
 
     def __init__(self, source: Source, columns: Sequence[str] = ()):
         self.source, self.name, self.rereadable = source, source.name, source.rereadable
+        self._whole = source  # before it is decided which of its columns are read
         self._asked = tuple(columns)
-        self._from: tuple[str, ...] = ()
+        self._told: dict[str, str] | None = None  # what headers told of which column is which
+        self._read: dict[str, str] = {}  # which of them are read; none: all
+        self._from: dict[str, str] = {}  # of each column read, which of the source's it is
         self._width = 0
         self._wanted: tuple[str, ...] | None = None
+        self._bounds: Bounds = ()
 
     def open(self, group: Group) -> None:
-        """Open the wrapped source and decide which columns mean what. Collective."""
+        """Decide which columns of the wrapped source are read and what they mean, and open it. Collective."""
+        told = root_decides(group, lambda: hint(self._look))
+        if told != self._told:  # opened again, it is the same source
+            self.source, self._read = (self._whole, {}) if told is None else self._narrowed(told)
+            self._told = told
         self.source.open(group)
         found = self.source.schema
         self.blocks = self.source.blocks
-        self._from = self._chosen(found)
-        self._width = found[self._from[0]].shape[0] if len(self._from) == 1 else 0
+        self._from = self._read or self._ends(found)
+        self._width = found[self._from["src"]].shape[0] if self._is_vector(self._from) else 0
         fields = self._fields(found)
         for name in self._wanted or ():
             if name not in fields:
                 raise InputError(f"{self.name}: {missing_column(name, fields)}")
         self.schema = Schema({n: fields[n] for n in self._wanted or fields})
-        self.token = f"{self.source.token}-edges-{','.join((*self._from, *self.schema))}"
+        words = (*self._from.values(), *self.schema)
+        self.token = f"{self.source.token}-edges-{','.join(words)}"
 
-    def _chosen(self, found: Schema) -> tuple[str, ...]:
+    def _look(self) -> dict[str, str] | None:
+        """Which columns are which, as far as headers tell. Local."""
+        found = self._whole.peek()
+        return None if found is None else self._ends(found)
+
+    def _narrowed(self, ends: dict[str, str]) -> tuple[Source, dict[str, str]]:
+        """The source that reads these columns only, and which of them is which."""
+        vector = self._is_vector(ends)
+        if not vector and not {*ends}.issuperset(self._wanted or ()):
+            return self._whole, {}  # that is an error, and it names what is there
+        wanted = ends if vector or self._wanted is None else self._wanted
+        read = {name: ends[name] for name in ends if name in wanted}
+        source = self._whole.columns(tuple(dict.fromkeys(read.values())))
+        bounds = () if vector else renamed(self._bounds, ends)
+        return (source.where(bounds) if bounds else source), read
+
+    def _is_vector(self, ends: Mapping[str, str]) -> bool:
+        """Whether one column of vectors holds the whole edge."""
+        return not self._asked and len(ends) > 1 and len(set(ends.values())) == 1
+
+    def _ends(self, found: Mapping[str, Field | None]) -> dict[str, str]:
+        """Which column is which end of an edge, or the weight; of vectors the same one for all."""
         if self._asked:
             for name in self._asked:
                 if name not in found:
                     raise InputError(f"{self.name}: {missing_column(name, found)}")
-            return self._asked
+            return dict(zip(COLUMNS, self._asked, strict=False))
         for names in (COLUMNS, SPARSE):
             if set(names[:2]) <= set(found):
-                return tuple(name for name in names if name in found)
-        vectors = [n for n, f in found.items() if f.kind == "fixed" and f.shape in ((2,), (3,))]
-        if len(found) == 1 and vectors:
-            return (vectors[0],)
+                return {name: of for name, of in zip(COLUMNS, names, strict=True) if of in found}
+        name, field = next(iter(found.items()))
+        if len(found) == 1 and field is not None and field.kind == "fixed" and field.shape in ((2,), (3,)):
+            return dict.fromkeys(COLUMNS[: field.shape[0]], name)
+        held = ", ".join(f"{n} {'' if f is None else f.describe()}".strip() for n, f in found.items())
         raise InputError(
-            f"{self.name} holds {found.describe()}: wanted columns src, dst and, if any, weight "
+            f"{self.name} holds {held}: wanted columns src, dst and, if any, weight "
             "(or one array of 2 or 3 columns); name the columns of another table: "
             'read_edges(path, columns=("from", "to"))'
         )
 
     def _fields(self, found: Schema) -> dict[str, Field]:
+        """The columns read, as they come out."""
         if self._width:
-            field = found[self._from[0]]
-            self._check_ids(self._from[0], Field("fixed", field.dtype))
+            field = found[self._from["src"]]
+            self._check_ids(self._from["src"], Field("fixed", field.dtype))
             weight = _weight_field(field.dtype)
             return {"src": INT64, "dst": INT64, **({"weight": weight} if self._width == 3 else {})}
-        ids = [self._check_ids(name, found[name]) for name in self._from[:2]]
-        if ids[0] != ids[1]:
-            held = [f"{n} holds {f.describe()}" for n, f in zip(self._from, ids, strict=False)]
+        ids = {n: self._check_ids(of, found[of]) for n, of in self._from.items() if n != "weight"}
+        if len(set(ids.values())) > 1:
+            held = [f"{self._from[n]} holds {f.describe()}" for n, f in ids.items()]
             raise InputError(f"{self.name}: {', '.join(held)}: wanted ids of one kind, int64 or text")
-        fields = dict(zip(COLUMNS, ids, strict=False))
-        if len(self._from) == 3:
-            self.source.require_numeric(self._from[2])
-            fields["weight"] = _weight_field(found[self._from[2]].dtype)
-            if found[self._from[2]].shape:
-                raise InputError(f'{self.name}: weight "{self._from[2]}" holds vectors, wanted numbers')
+        fields = dict(ids)
+        if "weight" in self._from:
+            name = self._from["weight"]
+            self.source.require_numeric(name)
+            fields["weight"] = _weight_field(found[name].dtype)
+            if found[name].shape:
+                raise InputError(f'{self.name}: weight "{name}" holds vectors, wanted numbers')
         return fields
+
+    # -- before it is opened
+
+    def peek(self) -> Peek | None:
+        """The columns of edges, as far as headers tell. Local."""
+        return hint(self._peeked)
+
+    def _peeked(self) -> Peek | None:
+        found = self._whole.peek()
+        if found is None:
+            return None
+        ends = self._ends(found)
+        fields = {name: found[of] for name, of in ends.items()}
+        if self._is_vector(ends):
+            return only(
+                {n: self._peeked_field(n, f and Field("fixed", f.dtype)) for n, f in fields.items()},
+                self._wanted,
+            )
+        return only({name: self._peeked_field(name, f) for name, f in fields.items()}, self._wanted)
+
+    def _peeked_field(self, name: str, field: Field | None) -> Field | None:
+        if field is None:
+            return None
+        return _weight_field(field.dtype) if name == "weight" else self._check_ids(name, field)
+
+    def rows_hint(self) -> int | None:
+        """That of the wrapped source. Local."""
+        return self.source.rows_hint()
+
+    def bytes_hint(self) -> int | None:
+        """That of the wrapped source. Local."""
+        return self.source.bytes_hint()
+
+    @property
+    def bytes_read(self) -> int:
+        """That of the wrapped source."""
+        return self.source.bytes_read
+
+    @property
+    def asked(self) -> str:
+        """Which columns and rows are read, in words."""
+        return " of ".join(filter(None, (in_words(self._wanted, self._bounds), self._whole.asked)))
 
     def _check_ids(self, name: str, field: Field) -> Field:
         if field.kind in ("text", "bytes"):
@@ -189,13 +275,13 @@ class EdgeColumns:
     def read(self, lo: int, hi: int) -> Batch:
         """The edges of blocks ``[lo, hi)``. Local."""
         batch = self.source.read(lo, hi)
-        for name in self._from:
+        for name in dict.fromkeys(self._from.values()):
             self._refuse_null(batch.valid(name), name, lo)
         if self._width:
-            matrix = batch[self._from[0]]
+            matrix = batch[self._from["src"]]
             columns = {name: matrix[:, i] for i, name in enumerate(COLUMNS[: self._width])}
         else:
-            columns = dict(zip(COLUMNS, (batch[name] for name in self._from), strict=False))
+            columns = {name: batch[of] for name, of in self._from.items()}
         made = {name: self._column(name, columns[name], lo) for name in self.schema}
         return Batch.from_dict(made)
 
@@ -216,19 +302,21 @@ class EdgeColumns:
         if wrong.any():
             row = int(np.argmax(wrong))
             raise InputError(
-                f"{self.name} row {self._first_row(lo) + row}: {name} is {values[row]}, "
+                f"{self.name} row {self._row(lo, row)}: {name} is {values[row]}, "
                 "wanted a whole number that fits an int64 (a float up to 2**53)"
             )
 
     def _refuse_null(self, valid: Array | None, name: str, lo: int) -> None:
         if valid is not None and not valid.all():
             where = getattr(self.source, "first_null", lambda _: None)(name)
-            row = self._first_row(lo) + int(np.argmin(valid))
+            row = self._row(lo, int(np.argmin(valid)))
             place = where or f'{self.name} row {row}, column "{name}"'
             raise InputError(f"{place}: the cell is empty, wanted a value in every edge")
 
-    def _first_row(self, lo: int) -> int:
-        return 0 if self.blocks.starts is None else int(self.blocks.starts[lo])
+    def _row(self, lo: int, row: int) -> int:
+        """The number of a row of blocks from `lo` on, for messages."""
+        starts = self.blocks.starts
+        return row_in_files(self.source, row + (0 if starts is None else int(starts[lo])))
 
     def block_rows(self, lo: int, hi: int) -> Array:
         """Edges of each block. Local."""
@@ -236,7 +324,17 @@ class EdgeColumns:
 
     def columns(self, names: Sequence[str]) -> EdgeColumns:
         """These columns only."""
-        return changed(self, lambda other: setattr(other, "_wanted", tuple(names)))
+        wanted = checked_columns(names)
+        return changed(self, lambda other: other._anew(wanted, self._bounds))
+
+    def where(self, bounds: Sequence[Bound]) -> EdgeColumns:
+        """Without rows that the wrapped source knows to be out."""
+        more = (*self._bounds, *checked_bounds(bounds))
+        return changed(self, lambda other: other._anew(self._wanted, more))
+
+    def _anew(self, wanted: tuple[str, ...] | None, bounds: Bounds) -> None:
+        self._wanted, self._bounds, self.source = wanted, bounds, self._whole
+        self._told, self._read = None, {}
 
     def require_numeric(self, column: str) -> None:
         """Raise `InputError` if the column is not of numbers."""

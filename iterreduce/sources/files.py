@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,11 +22,24 @@ from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field, Schema, difference, missing_column
 from iterreduce.errors import InputError, UsageError, did_you_mean
 from iterreduce.sources.agreement import root_decides
-from iterreduce.sources.blocks import Blocks, bare, changed
+from iterreduce.sources.asked import (
+    Bound,
+    Bounds,
+    Peek,
+    checked_bounds,
+    checked_columns,
+    hint,
+    in_words,
+    may_be_null,
+    only,
+)
+from iterreduce.sources.blocks import Blocks, Span, bare, changed
 from iterreduce.storage import no_directory
 
 if TYPE_CHECKING:
     from iterreduce.collectives import Group
+
+T = TypeVar("T")
 
 MAGIC = {
     b"\x93NUMPY": (".npy", "a NumPy .npy file"),
@@ -148,20 +161,65 @@ class FileSource:
     schema: Schema
     token: str
     blocks: Blocks
+    bytes_read = 0
 
     def __init__(self, path: str):
         self.path = os.fspath(path)
         self.name = os.path.basename(self.path.rstrip("/")) or self.path
         self.files: list[FileState] = []
         self._wanted: tuple[str, ...] | None = None
+        self._bounds: Bounds = ()
 
     def columns(self, names: Sequence[str]) -> Any:
         """The same source, reading these columns only; unknown names are refused by `open`."""
+        wanted = checked_columns(names)
+        return changed(self, lambda other: other._anew(wanted, self._bounds))
 
-        def choose(other: FileSource) -> None:
-            other._wanted = tuple(names)
+    def where(self, bounds: Sequence[Bound]) -> Any:
+        """The same rows: few formats know what their blocks hold."""
+        checked_bounds(bounds)
+        return self
 
-        return changed(self, choose)
+    def _anew(self, wanted: tuple[str, ...] | None, bounds: Bounds) -> None:
+        """As before `open`, with these columns and bounds."""
+        self._wanted, self._bounds, self.files, self.bytes_read = wanted, bounds, [], 0
+
+    @property
+    def asked(self) -> str:
+        """Which columns and rows are read, in words."""
+        return in_words(self._wanted, self._bounds)
+
+    # -- before it is opened
+
+    def peek(self) -> Peek | None:
+        """The columns, from the header of the first file. Local."""
+        if self.files:
+            return dict(self.schema)
+        return hint(lambda: only(self.peek_at(self.paths()), self._wanted))
+
+    def peek_at(self, paths: list[str]) -> Peek:
+        """All columns of these files, from the header of the first. Local."""
+        raise NotImplementedError
+
+    def paths(self) -> list[str]:
+        """The files that the path means now. Local. Raises `InputError`."""
+        return expand(self.path, self.suffixes)
+
+    def rows_hint(self) -> int | None:
+        """Rows, if they are known. Local."""
+        return self.blocks.rows if self.files else hint(lambda: self.count_rows_of(self.paths()))
+
+    def count_rows_of(self, paths: list[str]) -> int | None:
+        """Rows of these files, as far as headers tell. Local."""
+        return None
+
+    def bytes_hint(self) -> int | None:
+        """Bytes of the files. Local."""
+        if self.files:
+            return sum(state.size for state in self.files)
+        return hint(lambda: sum(map(os.path.getsize, self.paths())))
+
+    # -- what opening finds
 
     def project(self, schema: Schema) -> Schema:
         """The schema of the wanted columns. Raises `InputError` with the nearest name."""
@@ -184,17 +242,44 @@ class FileSource:
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the header of one file tells.
+
+    `kept`: the ranges of rows that bounds leave, or None for all; `bytes_read`: of rows, while looking.
+    """
+
+    fields: Peek
+    rows: int
+    kept: list[list[int]] | None = None
+    bytes_read: int = 0
+
+
 class RowFormat(Protocol):
-    """A kind of file that knows its row count. Both methods are local and raise `InputError`."""
+    """A kind of file that knows its row count. Both methods are local and raise `InputError`.
+
+    `masks`: whether columns may have nulls; `uses_bounds`: whether files say what their blocks hold.
+    """
 
     suffix: str
     suffixes: tuple[str, ...]
+    masks: bool
+    uses_bounds: bool
 
-    def inspect(self, path: str) -> tuple[Schema, int]:
-        """Schema and rows of one file, without reading the rows."""
+    def inspect(
+        self, path: str, wanted: Sequence[str] | None = None, bounds: Bounds = (), glance: bool = False
+    ) -> Found:
+        """What one file holds, without reading the rows: of the columns wanted, as far as they are there.
 
-    def read(self, path: str, schema: Schema, lo: int, hi: int) -> Batch:
-        """Rows ``[lo, hi)`` of the columns of `schema`."""
+        `glance`: the headers only, nothing is verified, and a column that cannot be read has no field.
+        """
+
+    def read(self, path: str, schema: Schema, lo: int, hi: int) -> tuple[Batch, int]:
+        """Rows ``[lo, hi)`` of the columns of `schema`, and the bytes of rows that were read for them."""
+
+
+# Headers that are read for a hint: of more files, the first tells how many bytes a row takes.
+MOST_HEADERS = 64
 
 
 class RowsSource(FileSource):
@@ -203,47 +288,88 @@ class RowsSource(FileSource):
     def __init__(self, path: str, form: RowFormat, block_rows: int | None = None):
         super().__init__(path)
         self.form, self.suffixes, self._block_rows = form, form.suffixes, block_rows
-        self._first_rows: Array = np.zeros(1, np.int64)
+        self._spans: list[Span] = []
+        self._first_rows: Array = np.zeros(1, np.int64)  # of each span, among the rows that are read
+
+    def where(self, bounds: Sequence[Bound]) -> Any:
+        """Without blocks of a file that it says hold no such row, if it is of a format that does."""
+        more = checked_bounds(bounds)
+        if not self.form.uses_bounds or not more:
+            return self
+        return changed(self, lambda other: other._anew(self._wanted, (*self._bounds, *more)))
+
+    def peek_at(self, paths: list[str]) -> Peek:
+        """Columns and types from the header of the first file. Local."""
+        found = self.form.inspect(paths[0], glance=True).fields
+        return may_be_null(found) if self.form.masks and len(paths) > 1 else found
+
+    def count_rows_of(self, paths: list[str]) -> int | None:
+        """Rows from headers; of very many files from the size of the first. Local."""
+        few = paths[:MOST_HEADERS] if len(paths) <= MOST_HEADERS else paths[:1]
+        looks = [self.form.inspect(path, self._wanted, self._bounds, glance=True) for path in few]
+        rows = sum(rows_left(look) for look in looks)
+        if len(few) == len(paths):
+            return rows
+        return rows * sum(map(os.path.getsize, paths)) // max(1, os.path.getsize(paths[0]))
 
     def open(self, group: Group) -> None:
         """Agree on files, schema and blocks. Collective."""
         found = root_decides(group, self._inspect)
         self.files = [FileState(*state) for state in found["files"]]
         self.schema = Schema.from_json(found["schema"])
-        self._first_rows = np.concatenate([[0], np.cumsum(found["rows"], dtype=np.int64)]).astype(np.int64)
-        self.blocks = Blocks.of_rows(int(self._first_rows[-1]), self._block_rows)
-        self.token = self.make_token(self.form.suffix, getattr(self.form, "inside", ""))
+        self._spans = spans_of(found["rows"], found["kept"])
+        self._first_rows = np.cumsum([0, *(span.rows for span in self._spans)], dtype=np.int64)
+        self.blocks = Blocks.of_spans(self._spans, sum(found["rows"]), self._block_rows)
+        more = [self.form.suffix, getattr(self.form, "inside", "")]
+        self.token = self.make_token(*more, *([self.asked] if self._bounds else []))
 
     def _inspect(self) -> dict[str, Any]:
-        paths = expand(self.path, self.suffixes)
-        states, schemas, rows = [], [], []
-        for path in paths:
+        states, schemas, looks = [], [], []
+        for path in self.paths():
             states.append(FileState.of(path))
             check_magic(path, self.form.suffix)
-            schema, n = self.form.inspect(path)
-            if not schema:
+            look = self._look_at(path)
+            if not look.fields:
                 raise InputError(f"{path} has no columns")
-            schemas.append(schema)
-            rows.append(n)
-        schema = same_schema(paths, schemas)
+            self.bytes_read += look.bytes_read
+            schemas.append(Schema({n: f for n, f in look.fields.items() if f is not None}))
+            looks.append(look)
+        schema = same_schema([state.path for state in states], schemas)
         return {
             "files": [[s.path, s.size, s.mtime_ns] for s in states],
             "schema": self.project(schema).to_json(),
-            "rows": rows,
+            "rows": [look.rows for look in looks],
+            "kept": [look.kept for look in looks],
         }
+
+    def _look_at(self, path: str) -> Found:
+        """What a file holds of the columns wanted; of all, if one is not there: the error names them."""
+        look = self.form.inspect(path, self._wanted, self._bounds)
+        if self._wanted is None or set(self._wanted) <= set(look.fields):
+            return look
+        return self.form.inspect(path, None, self._bounds)
 
     def read(self, lo: int, hi: int) -> Batch:
         """The rows of blocks ``[lo, hi)``. Local."""
         starts = self.blocks.starts
         assert starts is not None
         first, last = int(starts[lo]), int(starts[hi])
-        parts = [self._read_file(i, a, b) for i, a, b in pieces(self._first_rows, first, last)]
+        parts = [self._read_span(self._spans[i], a, b) for i, a, b in pieces(self._first_rows, first, last)]
         return Batch.concat(parts) if parts else Batch.empty(self.schema)
 
-    def _read_file(self, index: int, lo: int, hi: int) -> Batch:
-        state = self.files[index]
+    def _read_span(self, span: Span, lo: int, hi: int) -> Batch:
+        state = self.files[span.file]
         state.check()
-        return reading(state.path, lambda: self.form.read(state.path, self.schema, lo, hi))
+        batch, nbytes = reading(
+            state.path, lambda: self.form.read(state.path, self.schema, span.first + lo, span.first + hi)
+        )
+        self.bytes_read += nbytes
+        return batch
+
+    def row_in_files(self, row: int) -> int:
+        """The number of a row among all rows of the files, those included that bounds left out. Local."""
+        at = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return row - int(self._first_rows[at]) + self._spans[at].number if self._spans else row
 
     def release(self) -> None:
         """Give back what only makes reading faster. Local; blocks can still be read."""
@@ -253,6 +379,26 @@ class RowsSource(FileSource):
         """Rows of each block. Local."""
         assert self.blocks.starts is not None
         return np.diff(self.blocks.starts[lo : hi + 1])
+
+
+def rows_left(look: Found) -> int:
+    """Rows of a file that bounds leave."""
+    return look.rows if look.kept is None else sum(hi - lo for lo, hi in look.kept)
+
+
+def spans_of(rows: Sequence[int], kept: Sequence[Sequence[Sequence[int]] | None]) -> list[Span]:
+    """What is read of each file: all of its rows, or the ranges kept.
+
+    >>> spans_of([10, 5], [None, [[1, 3]]])
+    [Span(file=0, first=0, rows=10, number=0), Span(file=1, first=1, rows=2, number=11)]
+    """
+    found, number = [], 0
+    for file, (count, ranges) in enumerate(zip(rows, kept, strict=True)):
+        for lo, hi in [(0, count)] if ranges is None else ranges:
+            if lo < hi:
+                found.append(Span(file, lo, hi - lo, number + lo))
+        number += count
+    return found
 
 
 def pieces(firsts: Array, lo: int, hi: int) -> list[tuple[int, int, int]]:
@@ -271,7 +417,7 @@ def pieces(firsts: Array, lo: int, hi: int) -> list[tuple[int, int, int]]:
     return found
 
 
-def reading(path: str, work: Callable[[], Batch]) -> Batch:
+def reading(path: str, work: Callable[[], T]) -> T:
     """Do the work; a system error in it becomes an `InputError` that names the file."""
     try:
         return work()

@@ -12,14 +12,18 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema, missing_column
 from iterreduce.errors import InputError
-from iterreduce.sources.blocks import Blocks, Source, changed, first_nonfinite
+from iterreduce.sources.asked import Bound, Peek
+from iterreduce.sources.blocks import Blocks, Source, first_nonfinite, row_in_files
 
 if TYPE_CHECKING:
     from iterreduce.collectives import Group
 
 
 class FiniteSource:
-    """The same rows; `check` raises `InputError` at the first that is NaN, infinite or null in a column."""
+    """The same rows; `check` raises `InputError` at the first that is NaN, infinite or null in a column.
+
+    Columns and rows that are not read are not checked.
+    """
 
     def __init__(self, source: Source, finite: Sequence[str]):
         self.source, self.finite = source, tuple(finite)
@@ -39,6 +43,28 @@ class FiniteSource:
     def blocks(self) -> Blocks:
         """Those of the wrapped source."""
         return self.source.blocks
+
+    @property
+    def bytes_read(self) -> int:
+        """That of the wrapped source."""
+        return self.source.bytes_read
+
+    @property
+    def asked(self) -> str:
+        """That of the wrapped source."""
+        return self.source.asked
+
+    def peek(self) -> Peek | None:
+        """The columns of the wrapped source. Local."""
+        return self.source.peek()
+
+    def rows_hint(self) -> int | None:
+        """That of the wrapped source. Local."""
+        return self.source.rows_hint()
+
+    def bytes_hint(self) -> int | None:
+        """That of the wrapped source. Local."""
+        return self.source.bytes_hint()
 
     def open(self, group: Group) -> None:
         """Open the wrapped source; the columns must be there, and be numbers. Collective."""
@@ -62,9 +88,12 @@ class FiniteSource:
         return self.source.block_rows(lo, hi)
 
     def columns(self, names: Sequence[str]) -> FiniteSource:
-        """These columns only."""
-        chosen = self.source.columns(names)
-        return changed(self, lambda other: setattr(other, "source", chosen))
+        """These columns only, of which those are checked that were."""
+        return FiniteSource(self.source.columns(names), [c for c in self.finite if c in names])
+
+    def where(self, bounds: Sequence[Bound]) -> FiniteSource:
+        """Without rows that the wrapped source knows to be out."""
+        return FiniteSource(self.source.where(bounds), self.finite)
 
     def require_numeric(self, column: str) -> None:
         """Raise `InputError` if the column is not of numbers."""
@@ -75,7 +104,7 @@ class FiniteSource:
         for column in self.finite:
             mask = batch.valid(column)
             if mask is not None and not mask.all():
-                empty = first_row + int(mask.argmin())
+                empty = row_in_files(self.source, first_row + int(mask.argmin()))
                 raise InputError(
                     f"{self.name} row {empty} of {column} is empty; wanted a number in every row"
                 )
@@ -84,6 +113,6 @@ class FiniteSource:
                 shown: Any = batch[column][row].ravel()
                 bad = next(v for v in shown.tolist() if v != v or v in (float("inf"), float("-inf")))
                 raise InputError(
-                    f"{self.name} row {first_row + row} of {column} holds {bad}; "
+                    f"{self.name} row {row_in_files(self.source, first_row + row)} of {column} holds {bad}; "
                     "wanted finite numbers (rows are counted from 0)"
                 )

@@ -20,6 +20,7 @@ from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.schema import Field, Schema, difference
 from iterreduce.errors import DisagreementError, InputError, SchemaError
 from iterreduce.sources.agreement import root_decides
+from iterreduce.sources.asked import Bound, Peek, checked_bounds, checked_columns
 from iterreduce.sources.blocks import Blocks, bare, block_rows_for, changed, of_schema
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class LocalSource:
     """
 
     rereadable = False
+    bytes_read, asked = 0, ""
     token: str
     blocks: Blocks
 
@@ -85,12 +87,29 @@ class LocalSource:
 
     def columns(self, names: Sequence[str]) -> LocalSource:
         """These columns only. Raises `SchemaError` at once for unknown names."""
-        chosen = self._batch.select(*names)
+        chosen = self._batch.select(*checked_columns(names))
 
         def narrow(other: LocalSource) -> None:
             other._batch, other.schema = chosen, chosen.schema
 
         return changed(self, narrow)
+
+    def where(self, bounds: Sequence[Bound]) -> LocalSource:
+        """All rows: nothing is known of them."""
+        checked_bounds(bounds)
+        return self
+
+    def peek(self) -> Peek:
+        """The columns; on a rank without rows their types are not known before `open`."""
+        known = len(self._batch) or hasattr(self, "token")
+        return {name: field if known else None for name, field in self.schema.items()}
+
+    def rows_hint(self) -> int | None:
+        """Rows of all ranks, once it is open; `rows` are those of this one."""
+        return self.blocks.rows if hasattr(self, "token") else None
+
+    def bytes_hint(self) -> None:
+        """There are no files."""
 
     def require_numeric(self, column: str) -> None:
         """Raise `SchemaError` if the column is not of numbers."""

@@ -15,7 +15,8 @@ import numpy as np
 
 from iterreduce.columns.ragged import Array
 from iterreduce.errors import InputError
-from iterreduce.sources.edgelist import LINE_BYTES, EdgeListSource, Piece
+from iterreduce.sources.asked import Peek
+from iterreduce.sources.edgelist import COLUMNS, FLOAT64, INT64, LINE_BYTES, EdgeListSource, Piece
 from iterreduce.sources.text import open_bytes
 
 if TYPE_CHECKING:
@@ -37,6 +38,18 @@ class MatrixMarketSource(EdgeListSource):
         super().__init__(path, block_bytes)
         self._heads: list[dict[str, Any]] = []
         self._lines = np.zeros(0, np.int64)
+
+    def peek_at(self, paths: list[str]) -> Peek:
+        """What the first file's header says."""
+        head = _head(paths[0], self.begin_of(paths[0]))
+        weight = FLOAT64 if head["field"] in ("real", "double") else None
+        fields: Peek = {"src": INT64, "dst": INT64, "weight": weight}
+        return {name: fields[name] for name in COLUMNS[: FIELDS[head["field"]]]}
+
+    def count_rows_of(self, paths: list[str]) -> int:
+        """The entries that headers promise, both directions of those stored once (and of the diagonal)."""
+        heads = [_head(path, self.begin_of(path)) for path in paths]
+        return sum(head["entries"] * (1 + (head["symmetry"] != "general")) for head in heads)
 
     def _look(self) -> dict[str, Any]:
         found = self.look_at_files()
@@ -90,7 +103,7 @@ class MatrixMarketSource(EdgeListSource):
         if wrong.any():
             row = int(np.argmax(wrong))
             raise InputError(
-                f"{self.where(piece.segment, int(piece.records[row]))}: {what} {int(ids[row])}, "
+                f"{self.place_of(piece.segment, int(piece.records[row]))}: {what} {int(ids[row])}, "
                 f"but the size line says 1 to {most}"
             )
 

@@ -13,20 +13,24 @@ import struct
 import threading
 import zipfile
 import zlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.ragged import Array
+from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.schema import FIXED_KINDS, Field, Schema
 from iterreduce.errors import InputError
-from iterreduce.sources.files import refuse_object
+from iterreduce.sources.asked import Bounds, Peek, hint
+from iterreduce.sources.files import Found, refuse_object
 from iterreduce.storage import fixed_width_text
 
 # A header is a short literal; a longer one is junk, or an attack on the parser.
 HEADER_BYTES = 1 << 20
+# Records that are read at a time, to keep some of their fields: they stay in cache.
+PIECE_BYTES = 1 << 20
 
 # Up to 3.11.4, Python counts the depth of a syntax tree once for all threads: two that parse at a time meet a
 # SystemError.
@@ -151,6 +155,7 @@ class Npy:
 
     suffix: str = ".npy"
     suffixes: tuple[str, ...] = (".npy",)
+    masks = uses_bounds = False
 
     def __init__(self) -> None:
         self._headers: dict[str, Header] = {}  # of files that are read a piece at a time
@@ -163,8 +168,10 @@ class Npy:
         """Forget headers. Local."""
         self._headers = {}
 
-    def inspect(self, path: str) -> tuple[Schema, int]:
-        """Schema and rows; a file shorter than its header says is refused."""
+    def inspect(
+        self, path: str, wanted: Sequence[str] | None = None, bounds: Bounds = (), glance: bool = False
+    ) -> Found:
+        """Fields and rows; a file shorter than its header says is refused."""
         header = self._header(path)
         held = os.path.getsize(path) - header.start
         fields = fields_of(header, "x", path)
@@ -173,18 +180,33 @@ class Npy:
                 f"{path} is truncated: its header promises {header.shape[0]} rows of {header.row_bytes} "
                 f"bytes, the file holds {held // max(1, header.row_bytes)}; copy or write it again"
             )
-        return Schema(fields), header.shape[0]
+        return Found({**fields}, header.shape[0])
 
-    def read(self, path: str, schema: Schema, lo: int, hi: int) -> Batch:
-        """Rows by one read at their offset."""
+    def read(self, path: str, schema: Schema, lo: int, hi: int) -> tuple[Batch, int]:
+        """Rows by one read at their offset; records piece by piece, of which the wanted fields are kept."""
         if path not in self._headers:
             self._headers[path] = self._header(path)
         header = self._headers[path]
+        nbytes = (hi - lo) * header.row_bytes
+        if header.dtype.names is not None:
+            return Batch.from_dict(_fields_of_records(path, header, schema, lo, hi)), nbytes
         values = rows_of(path, header, lo, hi)
-        structured = header.dtype.names is not None
-        return Batch.from_dict(
-            {n: column_of(values[n] if structured else values, f) for n, f in schema.items()}
-        )
+        return Batch.from_dict({n: column_of(values, f) for n, f in schema.items()}), nbytes
+
+
+def _fields_of_records(path: str, header: Header, schema: Schema, lo: int, hi: int) -> dict[str, Any]:
+    """Columns of rows ``[lo, hi)`` of records. The records themselves are never held as a whole."""
+    step = max(1, PIECE_BYTES // max(1, header.row_bytes))
+    out = {n: np.empty((hi - lo, *f.shape), f.dtype) for n, f in schema.items() if f.kind == "fixed"}
+    text: dict[str, list[Ragged]] = {n: [] for n in schema if n not in out}
+    for at in range(lo, hi, step):
+        records = rows_of(path, header, at, min(at + step, hi))
+        for name, column in out.items():
+            column[at - lo : at - lo + len(records)] = records[name]
+        for name, parts in text.items():
+            parts.append(fixed_width_text(records[name], schema[name].kind))
+    empty = Batch.empty(schema)
+    return {n: out[n] if n in out else Ragged.concat(text[n] or [empty[n]]) for n in schema}
 
 
 class Npz:
@@ -196,45 +218,61 @@ class Npz:
 
     suffix: str = ".npz"
     suffixes: tuple[str, ...] = (".npz",)
+    masks, uses_bounds = True, False
 
     def __init__(self) -> None:
         self._members: dict[str, dict[str, Member]] = {}
 
-    def inspect(self, path: str) -> tuple[Schema, int]:
-        """Schema and rows from the members' headers; who asks (one rank) also verifies the checksums.
+    def inspect(
+        self, path: str, wanted: Sequence[str] | None = None, bounds: Bounds = (), glance: bool = False
+    ) -> Found:
+        """Fields and rows from the members' headers; who asks (one rank) also verifies the checksums.
 
-        That reads the members once, a piece at a time: later reads go by offset, past the archive's own
-        checks.
+        That reads the members wanted once, a piece at a time: later reads go by offset, past the archive's
+        own checks.
         """
-        found = self.inspect_members(path)
+        found, nbytes = self.inspect_members(path, _with_masks(wanted), set() if glance else None, glance)
         rows = {name: n for name, (_, n) in found.items()}
         if len(set(rows.values())) > 1:
             listed = ", ".join(f"{n} {r}" for n, r in rows.items())
             raise InputError(f"{path}: columns must have one length; rows: {listed}")
-        return Schema(_nullable({n: field for n, (field, _) in found.items()})), next(iter(rows.values()), 0)
+        fields = _nullable({n: field for n, (field, _) in found.items()})
+        return Found(fields, next(iter(rows.values()), 0), None, nbytes)
 
-    def inspect_members(self, path: str, verify: bool = True) -> dict[str, tuple[Field, int]]:
-        """Field and rows of every member that holds rows. Raises `InputError`."""
-        found: dict[str, tuple[Field, int]] = {}
+    def inspect_members(
+        self,
+        path: str,
+        wanted: Collection[str] | None = None,
+        verified: Collection[str] | None = None,
+        lenient: bool = False,
+    ) -> tuple[dict[str, tuple[Field | None, int]], int]:
+        """Field and rows of every member wanted that holds rows, and the bytes that were read to verify them.
+
+        None: all members; `lenient`: a member that cannot be read has no field. Raises `InputError`.
+        """
+        found: dict[str, tuple[Field | None, int]] = {}
+        nbytes = 0
         with _archive(path) as archive:
             for name, info in _members(archive).items():
+                if wanted is not None and name not in wanted:
+                    continue
                 header = _member_header(path, archive, info)
-                if header is not None:
-                    if verify:
-                        _verify(path, archive, info)
-                    field = fields_of(header, name, f"{path}:{name}")
-                    if header.dtype.names is not None:
-                        raise InputError(
-                            f'{path}: "{name}" is a structured array; save each of its fields by name'
-                        )
-                    found[name] = field[name], header.shape[0]
-        return found
+                if header is None:
+                    continue
+                if verified is None or name in verified:
+                    _verify(path, archive, info)
+                    nbytes += header.data_bytes
+                field = hint(lambda: _member_field(path, header, name)) if lenient else None  # noqa: B023
+                found[name] = (field if lenient else _member_field(path, header, name), header.shape[0])
+        return found, nbytes
 
-    def read(self, path: str, schema: Schema, lo: int, hi: int) -> Batch:
+    def read(self, path: str, schema: Schema, lo: int, hi: int) -> tuple[Batch, int]:
         """Rows of the columns wanted; other members are not touched."""
         rows = {n: column_of(self._rows(path, n, lo, hi), f) for n, f in schema.items()}
         masks = {n: self._rows(path, f"{n}.valid", lo, hi) for n, f in schema.items() if f.nullable}
-        return Batch.from_dict(rows, masks)
+        names = [*rows, *(f"{n}.valid" for n in masks)]
+        row_bytes = sum(self._members[path][name].header.row_bytes for name in names)
+        return Batch.from_dict(rows, masks), (hi - lo) * row_bytes
 
     def _rows(self, path: str, name: str, lo: int, hi: int) -> Array:
         members = self._members.setdefault(path, {})
@@ -260,13 +298,29 @@ def format_of(path: str) -> str:
     return data[data.index(b"\n") + 1 :].replace(b"\0", b"").decode("latin-1")
 
 
-def _nullable(fields: dict[str, Field]) -> dict[str, Field]:
+def _member_field(path: str, header: Header, name: str) -> Field:
+    field = fields_of(header, name, f"{path}:{name}")
+    if header.dtype.names is not None:
+        raise InputError(f'{path}: "{name}" is a structured array; save each of its fields by name')
+    return field[name]
+
+
+def _with_masks(wanted: Sequence[str] | None) -> set[str] | None:
+    """The members that columns wanted need: their masks, and what they themselves may be masks of."""
+    if wanted is None:
+        return None
+    return {name for n in wanted for name in (n, f"{n}.valid", n.removesuffix(".valid"))}
+
+
+def _nullable(fields: Peek) -> Peek:
     """Fold the mask members into their columns."""
     masks = {f"{n}.valid" for n in fields} & {
-        n for n, f in fields.items() if f.dtype == np.bool_ and not f.shape
+        n for n, f in fields.items() if f is not None and f.dtype == np.bool_ and not f.shape
     }
     return {
-        n: Field(f.kind, f.dtype, f.shape, f"{n}.valid" in masks) for n, f in fields.items() if n not in masks
+        n: f and Field(f.kind, f.dtype, f.shape, f"{n}.valid" in masks)
+        for n, f in fields.items()
+        if n not in masks
     }
 
 
@@ -312,7 +366,7 @@ class Member:
     """One array in an archive. A compressed one stays open behind the last row read: reading on is cheap."""
 
     def __init__(self, path: str, name: str, header: Header, start: int | None):
-        self._path, self._name, self._header, self._start = path, name, header, start
+        self._path, self._name, self.header, self._start = path, name, header, start
         self._stream: Any = None
 
     @classmethod
@@ -325,7 +379,7 @@ class Member:
 
     def rows(self, lo: int, hi: int) -> Array:
         """Rows ``[lo, hi)``. Raises `InputError`."""
-        header = self._header
+        header = self.header
         if self._start is not None:
             return rows_of(self._path, replace(header, start=self._start + header.start), lo, hi)
         try:

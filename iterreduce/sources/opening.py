@@ -15,6 +15,7 @@ from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
 from iterreduce.errors import InputError
 from iterreduce.sources.agreement import root_decides
+from iterreduce.sources.asked import Bound, Bounds, Peek, checked_bounds, checked_columns, hint, in_words
 from iterreduce.sources.blocks import Blocks, Source, changed
 from iterreduce.sources.files import RowsSource, suffix_of, unknown_suffix
 from iterreduce.sources.hdf5 import Hdf5, split_path
@@ -94,14 +95,49 @@ class ChosenSource:
         self.path, self._choose, self._look = path, choose, look
         self.name = os.path.basename(path.rstrip("/")) or path
         self._wanted: tuple[str, ...] | None = None
+        self._bounds: Bounds = ()
         self.source: Source | None = None
+        self._word = ""
 
     def open(self, group: Group) -> None:
         """Look at what is there, and open that. Collective."""
-        source = self._choose(root_decides(group, self._look))
-        self.source = source if self._wanted is None else source.columns(self._wanted)
+        word = root_decides(group, self._look)
+        if self.source is None or word != self._word:  # opened again, it is the same source
+            self.source, self._word = self._asked_of(word), word
         self.source.open(group)
         self.schema, self.token, self.blocks = self.source.schema, self.source.token, self.source.blocks
+
+    def _asked_of(self, word: str) -> Source:
+        """The source chosen by this word, with the columns and bounds asked for."""
+        source = self._choose(word)
+        source = source if self._wanted is None else source.columns(self._wanted)
+        return source.where(self._bounds) if self._bounds else source
+
+    def _there(self) -> Source:
+        """The opened source, or what would be opened now. Local. Raises `InputError`."""
+        return self._asked_of(self._look()) if self.source is None else self.source
+
+    def peek(self) -> Peek | None:
+        """The columns, from a header. Local."""
+        return hint(lambda: self._there().peek())
+
+    def rows_hint(self) -> int | None:
+        """Rows, as far as headers tell. Local."""
+        return hint(lambda: self._there().rows_hint())
+
+    def bytes_hint(self) -> int | None:
+        """Bytes of the files. Local."""
+        return hint(lambda: self._there().bytes_hint())
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of rows that this rank has read."""
+        return 0 if self.source is None else self.source.bytes_read
+
+    @property
+    def asked(self) -> str:
+        """Which columns and rows are read, in words."""
+        return in_words(self._wanted, self._bounds)
 
     def _opened(self) -> Source:
         assert self.source is not None, "read before open"
@@ -118,10 +154,16 @@ class ChosenSource:
     def columns(self, names: Sequence[str]) -> ChosenSource:
         """These columns only."""
 
-        def choose(other: ChosenSource) -> None:
-            other._wanted = tuple(names)
+        wanted = checked_columns(names)
+        return changed(self, lambda other: other._anew(wanted, self._bounds))
 
-        return changed(self, choose)
+    def where(self, bounds: Sequence[Bound]) -> ChosenSource:
+        """Without rows that the source chosen knows to be out."""
+        more = (*self._bounds, *checked_bounds(bounds))
+        return changed(self, lambda other: other._anew(self._wanted, more))
+
+    def _anew(self, wanted: tuple[str, ...] | None, bounds: Bounds) -> None:
+        self._wanted, self._bounds, self.source = wanted, bounds, None
 
     def require_numeric(self, column: str) -> None:
         """Raise `InputError` if the column is not of numbers."""

@@ -6,6 +6,8 @@ is nullable only if it holds nulls. pyarrow is imported when a file is opened.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.schema import FIXED_KINDS, Field, Schema
 from iterreduce.errors import InputError, UsageError
+from iterreduce.sources.asked import Bound, Bounds, Peek, hint, rules_out
+from iterreduce.sources.files import Found
 
 
 def pyarrow() -> Any:
@@ -32,11 +36,13 @@ def pyarrow() -> Any:
 class Parquet:
     """Row groups that overlap the rows wanted are read; of them, only the columns wanted.
 
-    The last row group read is kept for the next rows of it, until `release`.
+    Of row groups whose statistics say that a bound is true of none of their rows, nothing is read. The last
+    row group read is kept for the next rows of it, until `release`.
     """
 
     suffix: str = ".parquet"
     suffixes: tuple[str, ...] = (".parquet",)
+    masks = uses_bounds = True
 
     def __init__(self) -> None:
         self._last: tuple[Any, Any] = None, None
@@ -45,39 +51,42 @@ class Parquet:
         """Forget the last row group. Local."""
         self._last = None, None
 
-    def inspect(self, path: str) -> tuple[Schema, int]:
-        """Schema and rows from the footer."""
+    def inspect(
+        self, path: str, wanted: Sequence[str] | None = None, bounds: Bounds = (), glance: bool = False
+    ) -> Found:
+        """Fields, rows, and the row groups that bounds leave, from the footer."""
         pa = pyarrow()
         try:
             with pa.parquet.ParquetFile(path) as file:
-                fields = {
-                    f.name: _field(pa, path, f, _has_nulls(file.metadata, f.name)) for f in file.schema_arrow
-                }
-                return Schema(fields), int(file.metadata.num_rows)
+                kept = kept_rows(pa, path, file, bounds) if bounds else None
+                return Found(_fields(pa, path, file, wanted, glance), int(file.metadata.num_rows), kept)
         except pa.ArrowException as error:
             raise InputError(
                 f"{path} is truncated or damaged: {_first_line(error)}; write it again"
             ) from error
 
-    def read(self, path: str, schema: Schema, lo: int, hi: int) -> Batch:
-        """Rows ``[lo, hi)``."""
+    def read(self, path: str, schema: Schema, lo: int, hi: int) -> tuple[Batch, int]:
+        """Rows ``[lo, hi)``, and the bytes of the column chunks that were read for them."""
         pa = pyarrow()
         try:
             with pa.parquet.ParquetFile(path) as file:
                 groups, skip = _groups(file.metadata, lo, hi)
-                tables = [self._group(file, path, group, list(schema)) for group in groups]
-                table = pa.concat_tables(tables).slice(skip, hi - lo)
+                parts = [self._group(file, path, group, list(schema)) for group in groups]
+                table = pa.concat_tables([part for part, _ in parts]).slice(skip, hi - lo)
         except pa.ArrowException as error:
             raise InputError(f"{path} cannot be read: {_first_line(error)}") from error
         found = {n: _column(pa, table.column(n).combine_chunks(), f) for n, f in schema.items()}
         valid = {n: _mask(pa, table.column(n)) for n, f in schema.items() if f.nullable}
-        return Batch.from_dict(found, valid)
+        return Batch.from_dict(found, valid), sum(nbytes for _, nbytes in parts)
 
-    def _group(self, file: Any, path: str, group: int, columns: list[str]) -> Any:
+    def _group(self, file: Any, path: str, group: int, columns: list[str]) -> tuple[Any, int]:
         asked = path, group, columns
-        if self._last[0] != asked:
-            self._last = asked, file.read_row_group(group, columns=columns, use_threads=False)
-        return self._last[1]
+        if self._last[0] == asked:
+            return self._last[1], 0
+        self._last = asked, file.read_row_group(group, columns=columns, use_threads=False)
+        chunks = file.metadata.row_group(group)
+        sizes = [chunks.column(j).total_compressed_size for j in _places(file.metadata, columns)]
+        return self._last[1], sum(sizes)
 
 
 def _first_line(error: Exception) -> str:
@@ -92,17 +101,95 @@ def _groups(metadata: Any, lo: int, hi: int) -> tuple[list[int], int]:
     return groups, lo - starts[groups[0]] if groups else 0
 
 
+def _places(metadata: Any, columns: Sequence[str]) -> list[int]:
+    """Where the chunks of these columns stand in a row group; of nested ones there are several."""
+    paths = [metadata.schema.column(j).path for j in range(metadata.num_columns)]
+    return [j for j, path in enumerate(paths) if any(_is_part(path, name) for name in columns)]
+
+
+def _is_part(path: str, column: str) -> bool:
+    return path == column or path.startswith(f"{column}.")
+
+
 def _has_nulls(metadata: Any, name: str) -> bool:
     """Whether any row group counts nulls in this column, or does not say."""
-    for i in range(metadata.num_row_groups):
-        group = metadata.row_group(i)
-        for j in range(group.num_columns if group.num_rows else 0):
-            chunk = group.column(j)
-            if chunk.path_in_schema.split(".", 1)[0] == name:
-                counted = chunk.statistics is not None and chunk.statistics.has_null_count
-                if not counted or chunk.statistics.null_count:
-                    return True
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for j in _places(metadata, [name]) if group.num_rows else ():
+            found = group.column(j).statistics
+            if found is None or not found.has_null_count or found.null_count:
+                return True
     return False
+
+
+def _fields(pa: Any, path: str, file: Any, wanted: Sequence[str] | None, lenient: bool) -> Peek:
+    """The fields of the columns wanted; `lenient`: None for those of a kind that is not read."""
+
+    def field(column: Any) -> Field:
+        return _field(pa, path, column, _has_nulls(file.metadata, column.name))
+
+    columns = [c for c in file.schema_arrow if wanted is None or c.name in wanted]
+    return {c.name: hint(lambda: field(c)) if lenient else field(c) for c in columns}  # noqa: B023
+
+
+# ---------------------------------------------------------------------- row groups that bounds leave
+
+TIME_UNITS = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
+
+
+def kept_rows(pa: Any, path: str, file: Any, bounds: Bounds) -> list[list[int]]:
+    """The ranges of rows that stand in row groups of which no bound is surely untrue, joined where they meet.
+
+    A group without statistics of a column, or with some that cannot be trusted, is kept.
+    """
+    checks = [_check(pa, path, file, bound) for bound in bounds]
+    kept: list[list[int]] = []
+    first = 0
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        last = first + group.num_rows
+        if not any(check(group) for check in checks):
+            if kept and kept[-1][1] == first:
+                kept[-1][1] = last
+            else:
+                kept.append([first, last])
+        first = last
+    return kept
+
+
+def _check(pa: Any, path: str, file: Any, bound: Bound) -> Callable[[Any], bool]:
+    """A function that says whether a row group surely holds no row of which the bound is true."""
+    name, op, constant = bound
+    schema = file.metadata.schema
+    places = [j for j in range(file.metadata.num_columns) if schema.column(j).path == name]
+    flat = len(places) == 1 and schema.column(places[0]).name == name
+    field = hint(lambda: _field(pa, path, file.schema_arrow.field(name), False)) if flat else None
+    if field is None or schema.column(places[0]).max_repetition_level:
+        return lambda group: False
+    logical = json.loads(schema.column(places[0]).logical_type.to_json())
+
+    def check(group: Any) -> bool:
+        found = group.column(places[0]).statistics
+        if found is None or not group.num_rows:
+            return False
+        if found.has_null_count and found.null_count == group.num_rows:
+            return True  # no comparison with a null is true
+        ends = _ends(found, logical) if found.has_min_max else None
+        return ends is not None and rules_out(op, constant, field, *ends)
+
+    return check
+
+
+def _ends(found: Any, logical: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """The least and the largest value as `rules_out` compares them; None where their order is not plain."""
+    ends = found.min_raw, found.max_raw
+    kind = logical["Type"]
+    if kind in ("Date", "Timestamp"):
+        unit = "D" if kind == "Date" else TIME_UNITS[logical["timeUnit"]]
+        dates = np.array(ends, np.int64).view(f"M8[{unit}]")
+        return dates[0], dates[1]
+    return ends if kind in ("None", "Int", "String") else None
+
+
+# ---------------------------------------------------------------------- types and columns
 
 
 def _field(pa: Any, path: str, found: Any, nullable: bool) -> Field:

@@ -23,8 +23,9 @@ from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.schema import Field, Schema
 from iterreduce.errors import InputError
 from iterreduce.sources.agreement import root_decides
+from iterreduce.sources.asked import Peek
 from iterreduce.sources.blocks import Blocks, block_bytes_for
-from iterreduce.sources.files import FileSource, FileState, check_magic, expand, pieces, why_not_read
+from iterreduce.sources.files import FileSource, FileState, check_magic, pieces, why_not_read
 from iterreduce.sources.unpack import Stream, damaged, deal, fill, is_packed, unpacked_sizes
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class TextSource(FileSource):
         packed = [i for i, f in enumerate(self.files) if is_packed(f.path)]
         if packed:
             self._bytes[packed] = unpacked_sizes(group, [self.files[i].path for i in packed])
+            self.bytes_read += self._unpacked_here(group)
         self._begins = found["begins"]
         self._step = self.block_bytes or block_bytes_for(int(self._bytes.sum()))
         self._first_block = np.concatenate([[0], np.cumsum(-(-self._bytes // self._step))]).astype(np.int64)
@@ -88,7 +90,13 @@ class TextSource(FileSource):
     def _deal(self, group: Group) -> None:
         wanted = [self._packed_ranges(*self.blocks.owned(rank, group.size)) for rank in range(group.size)]
         held = deal(group, [f.path for f in self.files], self._bytes, wanted)
+        self.bytes_read += self._unpacked_here(group)
         self._dealt = {file: (wanted[group.rank][file][0], text) for file, text in held.items()}
+
+    def _unpacked_here(self, group: Group) -> int:
+        """Bytes of the packed files that this rank unpacks for all."""
+        packed = [i for i, f in enumerate(self.files) if is_packed(f.path)]
+        return int(self._bytes[packed[group.rank :: group.size]].sum())
 
     def _packed_ranges(self, lo: int, hi: int) -> dict[int, tuple[int, int]]:
         """Which bytes of packed files a rank reads for these blocks: a little more on either side."""
@@ -114,11 +122,19 @@ class TextSource(FileSource):
     def look_at_files(self) -> dict[str, Any]:
         """Files, and where their first records begin. Raises `InputError`."""
         states, begins = [], []
-        for path in expand(self.path, self.suffixes):
+        for path in self.paths():
             states.append(FileState.of(path))
-            head = self._head(path)
-            begins.append(3 if head.startswith(b"\xef\xbb\xbf") else 0)
+            begins.append(self.begin_of(path))
         return {"files": [[s.path, s.size, s.mtime_ns] for s in states], "begins": begins}
+
+    def begin_of(self, path: str) -> int:
+        """Where the text of a file begins: behind its mark of byte order. Raises `InputError`."""
+        return 3 if self._head(path).startswith(b"\xef\xbb\xbf") else 0
+
+    def peek_at(self, paths: list[str]) -> Peek:
+        """Lines. Local."""
+        self._head(paths[0])
+        return {"line": TEXT}
 
     def _head(self, path: str) -> bytes:
         head = check_magic(path, ".gz" if is_packed(path) else "")
@@ -128,7 +144,7 @@ class TextSource(FileSource):
 
     def first_path(self) -> str:
         """The first file that the path means. Raises `InputError`."""
-        return expand(self.path, self.suffixes)[0]
+        return self.paths()[0]
 
     # -- whole records
 
@@ -189,6 +205,7 @@ class TextSource(FileSource):
             return text[lo - origin : hi - origin]
         state = self.files[file]
         state.check()
+        self.bytes_read += hi - lo
         if file in self._streams:
             return self._streams[file].read(lo, hi)
         out = np.empty(hi - lo, np.uint8)
