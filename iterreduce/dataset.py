@@ -122,9 +122,15 @@ class Dataset(Operations):
         """Where the rows come from, for messages."""
         return str(getattr(self.node.source, "name", "rows")) if isinstance(self.node, Source) else repr(self)
 
-    def to_loop(self) -> Loop:
-        """The loop that this handle stands for: one that runs once, if it does not iterate."""
-        return self.node.loop if isinstance(self.node, LoopRows) else to_loop(self.node)
+    def to_loop(self, comm: Any = None) -> Loop:
+        """The loop that this handle stands for: one that runs once, if it does not iterate.
+
+        Collective on ``comm``, whose ranks agree on what sources hold; without one, this rank plans alone by
+        what it can see.
+        """
+        if isinstance(self.node, LoopRows):
+            return self.node.loop
+        return to_loop(self.node, None if comm is None else group_for(comm))
 
     def run(self, comm: Any = None, events: Events | None = None, **options: Any) -> Result:
         """Run it. Collective.
@@ -136,8 +142,9 @@ class Dataset(Operations):
 
     def collect(self, comm: Any = None) -> Batch:
         """All rows, on all ranks. Collective. For results that fit every rank."""
-        inputs = Inputs()
-        rows = inputs.everywhere("rows", self)
+        inputs, group = Inputs(), group_for(comm if comm is not None else self.comm)
+        planned = self if isinstance(self.node, Source) else Dataset.of_loop(self.to_loop(group))
+        rows = inputs.everywhere("rows", planned)
         body = (Superstep("keep", (), (Replace("result", "result"),)),)
         loop = Loop(
             "collect",
@@ -148,7 +155,7 @@ class Dataset(Operations):
             "result",
             prepare=inputs.prepare,
         )
-        return run_loop(loop, group_for(comm if comm is not None else self.comm)).batch
+        return run_loop(loop, group).batch
 
     def to_numpy(self, comm: Any = None) -> dict[str, Any]:
         """All rows, on all ranks, as NumPy arrays by column (text as ``str`` arrays). Collective."""
@@ -254,15 +261,15 @@ def run(
     stop: StopRequest | None = None,
 ) -> Result:
     """Run a dataset or a loop on a communicator (None: that of its sources, or one rank). Collective."""
+    group = group_for(comm if comm is not None else getattr(work, "comm", None))
     if isinstance(work, Dataset):
-        comm = comm if comm is not None else work.comm
-        work = work.to_loop()
+        work = work.to_loop(group)
     elif not isinstance(work, Loop):
         raise UsageError(
             f"to run: wanted a Dataset or a Loop, got {type(work).__name__}; an app returns "
             "MapReduce(...)(rows), which runs once, or MapReduce(...).iterate(rows, state=...)"
         )
-    return run_loop(work, group_for(comm), options, events, stop)
+    return run_loop(work, group, options, events, stop)
 
 
 def iterate(

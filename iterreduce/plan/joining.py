@@ -17,6 +17,7 @@ from iterreduce.plan.grouping import ROWS, combined, prepared
 from iterreduce.plan.kernels import Columns, Compute, Concat, Keep, WithNulls
 from iterreduce.plan.linking import complete, finished, shuffled
 from iterreduce.plan.lower import Flow, Lowering, Made, Place
+from iterreduce.plan.making import columns_read
 from iterreduce.plan.nodes import Group, Join, Node, Project
 from iterreduce.plan.nulls import filled_everywhere, is_sum, others_than
 
@@ -170,17 +171,23 @@ def onto(lowering: Lowering, node: Group, table: Made, place: Place, rows: bool)
         graph = lowering.links.graph_of(fused)
         return shuffled(lowering, node, fused, graph, table, place, rows)
     flow, aggregates = prepared(lowering, lowering.flow(node.input), node, node.keys)
+    keys = table.lies or ()
     if flow.lies == () or any(a.kind == "collect" for _, a in aggregates):
         return None
+    if keys != node.keys:  # rows to the table's rows by its own names
+        trees = [(new, Column(old)) for new, old in zip(keys, node.keys, strict=True)]
+        trees += [(n, Column(n)) for n in columns_read(aggregates)]
+        steps = (*flow.steps, Columns(tuple(dict(trees).items())))
+        flow = replace(flow, steps=steps, columns=tuple(dict(trees)), lies=None)
     made = lowering.table(flow, place, node)
     into = lowering.name_of(node)
     combine = dict(combined(aggregates))
     if rows:
         combine[ROWS] = count()
     name = lowering.read(table, place)
-    stage = Shuffle(lowering.read(made, place), node.keys, into, combine, name, missing="drop")
+    stage = Shuffle(lowering.read(made, place), keys, into, combine, name, missing="drop")
     lowering.emit(place, stage)
-    columns = (*(table.lies or ()), *combine)
+    columns = (*keys, *combine)
     return lowering.new(into, columns, table.lies, place, table.order)
 
 

@@ -294,7 +294,7 @@ def _is_key(root: Node, name: str) -> bool:
         return False
     of = root.fields[name]
     if of is None:
-        return bool(getattr(getattr(root, "source", None), "edges", False))
+        return bool(getattr(getattr(root, "source", None), "of_edges", False))
     if of.nullable or of.shape:
         return False
     return of.kind in ("text", "bytes") or (of.kind == "fixed" and of.dtype.kind in KEY_KINDS)

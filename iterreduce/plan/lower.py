@@ -429,7 +429,7 @@ class Lowering:
 
     def is_small(self, node: Node) -> bool:
         """Are these rows so few that every rank may have them? By sizes that all ranks know alike."""
-        rows = self.sizes(node)
+        rows = self.sizes(node) if not self.facts.varies(node) else None
         return rows is not None and rows <= SMALL_ROWS
 
     def note(self, node: Node, text: str) -> None:

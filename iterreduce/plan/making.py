@@ -227,7 +227,7 @@ def join(left: Node, right: Node, on: tuple[tuple[str, str], ...], how: str, suf
     if how == "right":
         return _right_join(left, right, on, suffix)
     made = Join(left=left, right=right, on=on, how=_how(how), suffix=suffix, where=user_line())
-    fields = _join_fields(made)
+    fields = join_fields(made)
     if fields is not None and len(fields) < len(left.fields or ()) + len(made.taken):
         raise UsageError(
             f"{what}: two columns would have one name; rename them, or give suffix=... ({user_line()})"
@@ -285,7 +285,7 @@ def comparable(a: Field, b: Field) -> bool:
     return a.dtype.kind == b.dtype.kind or (a.dtype.kind in numbers and b.dtype.kind in numbers)
 
 
-def _join_fields(join: Join) -> dict[str, Field | None] | None:
+def join_fields(join: Join) -> dict[str, Field | None] | None:
     left, right = join.left.fields, join.right.fields
     if left is None:
         return None
@@ -308,13 +308,21 @@ def nullable(field: Field | None) -> Field | None:
 
 def union(nodes: Sequence[Node]) -> Node:
     """All rows of all inputs."""
-    first = nodes[0]
-    fields: dict[str, Field | None] | None = None if first.fields is None else dict(first.fields)
+    fields, first = union_fields(nodes), nodes[0]
     ordered = [first]
     for node in nodes[1:]:
+        same = fields is None or tuple(node.fields or ()) == tuple(fields)
+        ordered.append(node if same else project(node, {n: Column(n) for n in fields or ()}, "union"))
+    return Union(rows=tuple(ordered), fields=fields, where=user_line())
+
+
+def union_fields(nodes: Sequence[Node]) -> Fields | None:
+    """The types of a union's columns; raises where they do not fit together."""
+    first = nodes[0]
+    fields: dict[str, Field | None] | None = None if first.fields is None else dict(first.fields)
+    for node in nodes[1:]:
         if fields is None or node.fields is None:
-            ordered.append(node)
-            continue
+            return None
         missing = [n for n in fields if n not in node.fields] + [n for n in node.fields if n not in fields]
         if missing:
             raise SchemaError(
@@ -323,9 +331,7 @@ def union(nodes: Sequence[Node]) -> Node:
             )
         for name in fields:
             fields[name] = _either(fields[name], node.fields[name], name)
-        same = tuple(node.fields) == tuple(fields)
-        ordered.append(node if same else project(node, {n: Column(n) for n in fields}, "union"))
-    return Union(rows=tuple(ordered), fields=fields, where=user_line())
+    return fields
 
 
 def _either(a: Field | None, b: Field | None, name: str) -> Field | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from iterreduce.group import Group as Ranks
 from iterreduce.loop import Loop
 from iterreduce.plan import grouping, joining, linking, rows, states
+from iterreduce.plan.known import known, rows_of
 from iterreduce.plan.lower import Lowering, Rules
 from iterreduce.plan.nodes import (
     Aggregate,
@@ -55,6 +57,10 @@ RULES = Rules(
 )
 
 
-def to_loop(root: Node, name: str = "plan", optimize: bool = True) -> Loop:
-    """The loop that makes a node's rows."""
-    return Lowering(optimized(root) if optimize else root, RULES, name).loop()
+def to_loop(root: Node, ranks: Ranks | None = None, name: str = "plan", optimize: bool = True) -> Loop:
+    """The loop that makes a node's rows. Collective on ``ranks``, which agree on what sources hold; None: as
+    far as this rank can tell alone.
+    """
+    root, rows = known(root, ranks) if ranks is not None else (root, {})
+    root = optimized(root) if optimize else root
+    return Lowering(root, RULES, name, lambda node: rows_of(node, rows)).loop()

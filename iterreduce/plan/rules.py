@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from iterreduce.columns.expressions import Apply, Column, Constant, Expr, apply, key_of
+from iterreduce.columns.expressions import Apply, Column, Constant, Expr, apply
 from iterreduce.columns.simplify import fold_constants, null_on_null
 from iterreduce.columns.trees import columns_of, parameters_of, renamed, substitute
 from iterreduce.plan import making
@@ -28,7 +28,6 @@ from iterreduce.plan.nodes import (
     Group,
     Iterate,
     Join,
-    MapBatches,
     Node,
     Project,
     Scalar,
@@ -37,7 +36,6 @@ from iterreduce.plan.nodes import (
     StateOf,
     StateRows,
     Union,
-    reads,
     walk,
 )
 
@@ -208,8 +206,8 @@ def filter_into_reader(node: Filter, facts: Facts) -> Node | None:
     if not isinstance(below, Source) or below.bounds:
         return None
     bounds = tuple(b for b in map(bound_of, conjuncts(node.predicate)) if b is not None)
-    if not bounds or not hasattr(below.source, "where"):
-        return None
+    if not bounds or below.source.where(bounds).asked == below.source.asked:
+        return None  # a reader that cannot leave out anything
     return replace(node, input=replace(below, bounds=bounds))
 
 
@@ -330,7 +328,7 @@ class Applied:
 class Rewriter:
     """One round of rules over a plan, from the leaves up; nodes that do not change stay."""
 
-    def __init__(self, rules: Iterable[Rule], facts: Facts, applied: Applied):
+    def __init__(self, rules: Iterable[Rule], facts: Facts | None, applied: Applied):
         self.by_pattern: dict[type[Node], list[Rule]] = {}
         for rule in rules:
             self.by_pattern.setdefault(rule.pattern, []).append(rule)
@@ -347,8 +345,9 @@ class Rewriter:
         return self.made[id(root)]
 
     def _node(self, node: Node) -> Node:
-        node = self._rebuilt(node)
+        node = self.rebuilt(node)
         for rule in self.by_pattern.get(type(node), ()):
+            assert self.facts is not None
             found = rule.rewrite(node, self.facts)
             if found is not None and found is not node:
                 self.changed = True
@@ -356,7 +355,7 @@ class Rewriter:
                 return found
         return node
 
-    def _rebuilt(self, node: Node) -> Node:
+    def rebuilt(self, node: Node) -> Node:
         """The node with what was made of its inputs and of the numbers in its expressions."""
         if isinstance(node, Iterate):
             return self._loop(node)
@@ -400,6 +399,17 @@ class Rewriter:
                 object.__setattr__(state.rows, "initial", initial)  # the placeholder is the plan's own
         return node if same else replace(node, states=tuple(states))
 
+    def with_own_states(self, node: Iterate) -> Iterate:
+        """The iteration with its placeholders and what they become, all made anew."""
+        states = []
+        for state in node.states:
+            rows = self.made.get(id(state.rows))
+            if rows is None:  # a body that does not read its state
+                rows = replace(state.rows, initial=self.made[id(state.rows.initial)])
+            assert isinstance(rows, StateRows)
+            states.append(Evolving(state.name, rows, self.made[id(state.result)], state.key))
+        return replace(node, states=tuple(states), fields=states[0].rows.fields)
+
 
 def with_parameters(tree: Expr, numbers: Mapping[str, Expr]) -> Expr:
     """The tree with other numbers under these names."""
@@ -424,27 +434,11 @@ def optimized(root: Node, rules: Iterable[Rule] = RULES, applied: Applied | None
 
 def own_states(root: Node) -> Node:
     """The plan with placeholders of its own, so that rewriting does not touch the one that a user holds."""
-    made: dict[int, Node] = {}
-    work = Rewriter((), Facts(()), Applied())
-    work.made = made
+    work = Rewriter((), None, Applied())
     for node in walk(root):
         if isinstance(node, StateRows):
-            made[id(node)] = replace(node, initial=made.get(id(node.initial), node.initial))
-        elif id(node) not in made:
-            own = _with_own_states if isinstance(node, Iterate) else Rewriter._rebuilt
-            made[id(node)] = own(work, node)  # type: ignore[arg-type]
-    return made[id(root)]
-
-
-def _with_own_states(work: Rewriter, node: Iterate) -> Node:
-    states = []
-    for state in node.states:
-        rows = work.made.get(id(state.rows))
-        if rows is None:  # a body that does not read its state
-            rows = replace(state.rows, initial=work.made[id(state.rows.initial)])
-        assert isinstance(rows, StateRows)
-        states.append(Evolving(state.name, rows, work.made[id(state.result)], state.key))
-    return replace(node, states=tuple(states))
-
-
-__all__ = ["RULES", "MapBatches", "Rule", "key_of", "optimized", "reads"]
+            work.made[id(node)] = replace(node, initial=work.made.get(id(node.initial), node.initial))
+        else:
+            own = work.with_own_states(node) if isinstance(node, Iterate) else work.rebuilt(node)
+            work.made[id(node)] = own
+    return work.made[id(root)]

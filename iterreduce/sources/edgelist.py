@@ -71,6 +71,7 @@ class EdgeListSource(TextSource):
     """Edges of text files as columns ``src``, ``dst`` and, if lines have three cells, ``weight``."""
 
     suffixes = tuple(s + z for s in (*SUFFIXES, ".tsv", *ALSO) for z in ("", ".gz"))
+    of_edges = True  # ids are whole numbers or text, weights numbers, nothing is null
     beyond_bytes = EDGE_BEYOND_BYTES
     only_integers = False
 

@@ -130,6 +130,7 @@ class EdgeColumns:
     schema: Schema
     token: str
     blocks: Blocks
+    of_edges = True
 
     def __init__(self, source: Source, columns: Sequence[str] = ()):
         self.source, self.name, self.rereadable = source, source.name, source.rereadable
