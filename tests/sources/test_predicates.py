@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import iterreduce as ir
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.schema import Field
-from iterreduce.dataset import Dataset, SourceNode
+from iterreduce.dataset import Dataset, source_node
 from iterreduce.errors import CheckpointError, InputError, UsageError
 from iterreduce.sources import FiniteSource, LocalSource, Source, StackedSource, open_source
 from iterreduce.sources.asked import rules_out
@@ -383,7 +383,7 @@ def test_a_reproducible_run_has_the_bits_that_it_has_without_bounds(folder: Path
 
     def total(bounds: Any) -> str:
         source = open_source(folder, block_rows=32).where(bounds)
-        handle = ir.MapReduce(map=few, reduce=ir.SUM, key="tens")(Dataset(SourceNode(source)))
+        handle = ir.MapReduce(map=few, reduce=ir.SUM, key="tens")(Dataset(source_node(source)))
         return run_once(lambda group: handle.to_loop(), size, reproducible=True)[0].result_sha256
 
     assert total([("n", ">=", 40)]) == total([])
