@@ -15,8 +15,9 @@ from iterreduce.loop import Local, Lookup, Shuffle
 from iterreduce.plan import making
 from iterreduce.plan.grouping import ROWS, combined, prepared
 from iterreduce.plan.kernels import Columns, Compute, Concat, Keep, WithNulls
-from iterreduce.plan.linking import complete, finished, shuffled
+from iterreduce.plan.linking import complete, finished, has_all_keys, shuffled
 from iterreduce.plan.lower import Flow, Lowering, Made, Place
+from iterreduce.plan.making import columns_read
 from iterreduce.plan.nodes import Group, Join, Node, Project
 from iterreduce.plan.nulls import filled_everywhere, is_sum, others_than
 
@@ -178,13 +179,23 @@ def onto(lowering: Lowering, node: Group, table: Made, place: Place, rows: bool)
     flow, aggregates = prepared(lowering, lowering.flow(node.input), node, node.keys)
     if flow.lies == () or any(a.kind == "collect" for _, a in aggregates):
         return None
+    keys = table.lies or ()
+    if keys != node.keys:  # under the names of the table's
+        read = (*node.keys, *columns_read(aggregates))
+        if flow.columns is None or set(keys) & set(read):
+            return None
+        trees = {new: Column(old) for new, old in zip(keys, node.keys, strict=True)}
+        trees |= {name: Column(name) for name in columns_read(aggregates)}
+        flow = replace(
+            flow, steps=(*flow.steps, Columns(tuple(trees.items()))), columns=tuple(trees), lies=None
+        )
     made = lowering.table(flow, place, node)
     into = lowering.name_of(node)
     combine = dict(combined(aggregates))
     if rows:
         combine[ROWS] = count()
     name = lowering.read(table, place)
-    stage = Shuffle(lowering.read(made, place), node.keys, into, combine, name, missing="drop")
+    stage = Shuffle(lowering.read(made, place), keys, into, combine, name, missing="drop")
     lowering.emit(place, stage)
     columns = (*(table.lies or ()), *combine)
     return lowering.new(into, columns, table.lies, place, table.order)
@@ -203,6 +214,8 @@ def _beside(
     nullable = [key for key in node.left_keys if _may_be_null(lowering, node, key, anchor)]
     filled = not nullable and filled_everywhere(lowering, node, grouped, names)
     others = others_than(lowering, grouped, node)
+    if others and not has_all_keys(lowering, grouped, anchor):
+        return None  # they want groups of keys that no left row has
     summed = all(map(is_sum, others)) and (not others or complete(lowering, grouped, anchor))
     made = lowering.rules.onto(lowering, grouped, anchor, home, not (filled and summed))
     if made is None:

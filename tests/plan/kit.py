@@ -80,7 +80,9 @@ def same_names(group: Group, batch: Any) -> tuple[str, ...]:
     return tuple(batch.names)
 
 
-def on_ranks(build: Build, tables: Mapping[str, Table], size: int, deal: Deal = "even", **options: Any) -> Rows:
+def on_ranks(
+    build: Build, tables: Mapping[str, Table], size: int, deal: Deal = "even", **options: Any
+) -> Rows:
     """What the engine makes of it on so many ranks."""
 
     def work(group: Group) -> Rows:
