@@ -15,7 +15,7 @@ from iterreduce.loop import Local, Lookup, Shuffle
 from iterreduce.plan import making
 from iterreduce.plan.grouping import ROWS, combined, prepared
 from iterreduce.plan.kernels import Columns, Compute, Concat, Keep, WithNulls
-from iterreduce.plan.linking import complete, finished, shuffled
+from iterreduce.plan.linking import complete, finished, has_all_keys, shuffled
 from iterreduce.plan.lower import Flow, Lowering, Made, Place
 from iterreduce.plan.making import columns_read
 from iterreduce.plan.nodes import Group, Join, Node, Project
@@ -120,12 +120,18 @@ def _full(lowering: Lowering, node: Join) -> Flow:
     alone = lowering.made_again(making.project(turned, trees, "full join"))
     order = matched.columns or ()
     nothing = tuple(n for n in order if n not in trees)
+    if (alone.lies == ()) != (matched.lies == ()):  # each row on one rank, as those beside it
+        if alone.lies == ():
+            alone = _dealt(lowering, node, alone, place)
+        else:
+            matched = _dealt(lowering, node, matched, place)
     into = lowering.name_of(node, "right rows")
     reads = lowering.read(alone, place), lowering.read(matched, place)
     lowering.emit(place, Local(WithNulls(nothing, order), reads, into, cut="share", rank_free=True))
     result = lowering.name_of(node)
     kernel = Concat()
-    lowering.emit(place, Local(kernel, (matched.name, into), result, cut="share", rank_free=True))
+    reads = lowering.read(matched, place), into
+    lowering.emit(place, Local(kernel, reads, result, cut="share", rank_free=True))
     both = () if matched.lies == () and alone.lies == () else None
     return Flow.of(lowering.new(result, order, both, place))
 
@@ -174,11 +180,15 @@ def onto(lowering: Lowering, node: Group, table: Made, place: Place, rows: bool)
     keys = table.lies or ()
     if flow.lies == () or any(a.kind == "collect" for _, a in aggregates):
         return None
-    if keys != node.keys:  # rows to the table's rows by its own names
-        trees = [(new, Column(old)) for new, old in zip(keys, node.keys, strict=True)]
-        trees += [(n, Column(n)) for n in columns_read(aggregates)]
-        steps = (*flow.steps, Columns(tuple(dict(trees).items())))
-        flow = replace(flow, steps=steps, columns=tuple(dict(trees)), lies=None)
+    if keys != node.keys:  # under the names of the table's
+        read = (*node.keys, *columns_read(aggregates))
+        if flow.columns is None or set(keys) & set(read):
+            return None
+        trees = {new: Column(old) for new, old in zip(keys, node.keys, strict=True)}
+        trees |= {name: Column(name) for name in columns_read(aggregates)}
+        flow = replace(
+            flow, steps=(*flow.steps, Columns(tuple(trees.items()))), columns=tuple(trees), lies=None
+        )
     made = lowering.table(flow, place, node)
     into = lowering.name_of(node)
     combine = dict(combined(aggregates))
@@ -201,8 +211,11 @@ def _beside(
     home: Place,
 ) -> Flow | None:
     """The left rows with the groups beside them; null where a key had no row."""
-    filled = filled_everywhere(lowering, node, grouped, names)
+    nullable = [key for key in node.left_keys if _may_be_null(lowering, node, key, anchor)]
+    filled = not nullable and filled_everywhere(lowering, node, grouped, names)
     others = others_than(lowering, grouped, node)
+    if others and not has_all_keys(lowering, grouped, anchor):
+        return None  # they want groups of keys that no left row has
     summed = all(map(is_sum, others)) and (not others or complete(lowering, grouped, anchor))
     made = lowering.rules.onto(lowering, grouped, anchor, home, not (filled and summed))
     if made is None:
@@ -212,10 +225,13 @@ def _beside(
         steps = (Columns(tuple(outputs.items())),)
         here = steps if filled and summed else (Keep(col(ROWS) > 0), *steps)
         lowering.flows[id(grouped)] = Flow(made, grouped.names, grouped.keys, steps=here)
+    came: Expr = col(ROWS) > 0
+    for at in map(node.left_keys.index, nullable):  # a group of nulls is a group, and equals no key
+        came &= col((made.columns or grouped.keys)[at]).is_not_null()
     trees: list[tuple[str, Expr]] = []
     for new, old in node.taken.items():
         tree = outputs[names[old]]
-        trees.append((new, tree if filled else where(col(ROWS) > 0, tree, lit(None))))
+        trees.append((new, tree if filled else where(came, tree, lit(None))))
     if any(not isinstance(tree, Column) for _, tree in trees):  # where its rows are made: perhaps only once
         key = made.columns or ("",)
         chosen = ((key[0], Column(key[0])), *trees)
@@ -233,6 +249,15 @@ def _beside(
         columns=tuple(n for n, _ in plain),
         filled=left.filled | (frozenset(new for new, _ in trees) if filled else frozenset()),
     )
+
+
+def _may_be_null(lowering: Lowering, node: Join, key: str, anchor: Made) -> bool:
+    """May a left row have no key? The keys of an index are never null."""
+    field = (node.left.fields or {}).get(key)
+    if field is not None and not field.nullable:
+        return False
+    tables = [t for g in lowering.links.graphs if g.made is not None for t in g.made.tables.values()]
+    return not any(table.order is anchor.order for table in tables)
 
 
 def outputs_of(lowering: Lowering, grouped: Group, made: Made) -> list[tuple[str, Expr]]:

@@ -99,6 +99,14 @@ def shuffled(
     return lowering.new(into, (*(onto.columns or ())[:1], *aggregates), onto.lies, place, onto.order)
 
 
+def has_all_keys(lowering: Lowering, node: Group, anchor: Made) -> bool:
+    """Has a table a row for every group? So the one of the keys of the index by which they are grouped."""
+    fused = lowering.links.fused.get(id(node))
+    if fused is None:
+        return False
+    return resident(lowering, lowering.links.graph_of(fused)).tables[fused.key].order is anchor.order
+
+
 def complete(lowering: Lowering, node: Group, anchor: Made) -> bool:
     """Has each row of a table at least one group, or the indexed rows none at all? So where the table has
     just the keys of the index, and so has the one that the rows are joined with.

@@ -193,7 +193,8 @@ class Lowering:
             return self._once()
         self.rules.states(self, self.main, self.top)
         given = next(state for state in self.main.states if state.name == self.main.gives)
-        self.flows[id(self.main)] = self.flows[id(given.rows)]
+        made = replace(self.tables[id(given.rows)], place=Place(self.top, FINISH))
+        self.flows[id(self.main)] = Flow.of(made)
         result = self._result()
         self.top.close_step(self.main.name)
         return self.build(self.top, self.main.name, self.main.until, result)
@@ -223,11 +224,12 @@ class Lowering:
     @staticmethod
     def build(scope: Scope, name: str, until: Until, result: str) -> Loop:
         """The scope as a loop."""
+        idle = (Superstep(name, (), tuple(Replace(state, state) for state in scope.states)),)
         return Loop(
             name,
             scope.sources,
             scope.states,
-            tuple(scope.steps),
+            tuple(scope.steps) or idle,
             until,
             result,
             prepare=tuple(scope.prepare),

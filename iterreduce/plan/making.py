@@ -226,17 +226,43 @@ def join(left: Node, right: Node, on: tuple[tuple[str, str], ...], how: str, suf
         )
     if how == "right":
         return _right_join(left, right, on, suffix)
+    if how == "full":
+        left, right = _keys_alike(left, right, on, what)
     made = Join(left=left, right=right, on=on, how=_how(how), suffix=suffix, where=user_line())
     fields = join_fields(made)
     if fields is not None and len(fields) < len(left.fields or ()) + len(made.taken):
-        raise UsageError(
-            f"{what}: two columns would have one name; rename them, or give suffix=... ({user_line()})"
-        )
+        raise _one_name(what)
     return Join(left=left, right=right, on=on, how=made.how, suffix=suffix, fields=fields, where=made.where)
 
 
 def _how(how: str) -> How:
     return how  # type: ignore[return-value]
+
+
+def _one_name(what: str) -> UsageError:
+    return UsageError(
+        f"{what}: two columns would have one name; rename them, or give suffix=... ({user_line()})"
+    )
+
+
+def _keys_alike(left: Node, right: Node, on: tuple[tuple[str, str], ...], what: str) -> tuple[Node, Node]:
+    """Both sides of a full join with keys of one type, which the keys of its rows have."""
+    if left.fields is None or right.fields is None:
+        return left, right
+    casts: tuple[dict[str, Expr], dict[str, Expr]] = {}, {}
+    for a, b in on:
+        ours, theirs = left.fields[a], right.fields[b]
+        if ours is None or theirs is None or ours.kind != "fixed" or ours.dtype == theirs.dtype:
+            continue
+        wide = np.result_type(ours.dtype, theirs.dtype)
+        if wide.kind == "f" and ours.dtype.kind != "f":
+            raise SchemaError(
+                f'{what}: no integer type holds the keys "{a}" ({ours.describe()}) and "{b}" '
+                f"({theirs.describe()}); cast one of them ({user_line()})"
+            )
+        casts[0][a], casts[1][b] = Column(a).cast(wide), Column(b).cast(wide)
+    made = (project(n, c, what, rest=True) if c else n for n, c in zip((left, right), casts, strict=True))
+    return next(made), next(made)
 
 
 def _right_join(left: Node, right: Node, on: tuple[tuple[str, str], ...], suffix: str) -> Node:
@@ -256,6 +282,8 @@ def _right_join(left: Node, right: Node, on: tuple[tuple[str, str], ...], suffix
     for name in right.fields:
         if name not in keys.values():
             columns[name + suffix if name in left.fields else name] = Column(name)
+    if len(columns) < len(left.fields) + len(right.fields) - len({b for _, b in on}):
+        raise _one_name(what)
     return project(turned, columns, what)
 
 

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from iterreduce.columns.expressions import Apply, Column, Constant, Expr, apply
+import numpy as np
+
+from iterreduce.columns.expressions import Apply, Column, Constant, Expr, apply, expression
 from iterreduce.columns.simplify import fold_constants, null_on_null
 from iterreduce.columns.trees import columns_of, parameters_of, renamed, substitute
 from iterreduce.plan import making
@@ -77,12 +79,19 @@ def merge_projects(node: Project, facts: Facts) -> Node | None:
     below = node.input
     if not isinstance(below, Project) or below.rest or node.rest:
         return None
-    made = dict(below.columns)
+    made = {name: as_column(tree) for name, tree in below.columns}
     used = [name for tree in node.expressions for name in columns_of(tree)]
     if any(used.count(n) > 1 and not isinstance(made[n], Column | Constant) for n in set(used)):
         return None
     trees = tuple((name, substitute(tree, made)) for name, tree in node.columns)
     return replace(node, input=below.input, columns=trees)
+
+
+def as_column(tree: Expr) -> Expr:
+    """The tree with the type that a column of it has: a plain number would take its neighbour's."""
+    if not isinstance(tree, Constant) or type(tree.value) not in (int, float):
+        return tree
+    return expression(np.int64(tree.value) if type(tree.value) is int else np.float64(tree.value))
 
 
 def drop_identity(node: Project, facts: Facts) -> Node | None:
@@ -108,7 +117,7 @@ def filter_below_project(node: Filter, facts: Facts) -> Node | None:
     below = node.input
     if not isinstance(below, Project):
         return None
-    made = dict(below.columns)
+    made = {name: as_column(tree) for name, tree in below.columns}
     used = columns_of(node.predicate)
     if below.rest and below.input.names is None and not set(used) <= made.keys():
         return None

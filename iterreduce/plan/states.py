@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from iterreduce.errors import UsageError
-from iterreduce.loop import Replace, Shuffle, State
+from iterreduce.fixpoint import Until
+from iterreduce.loop import Local, Replace, Shuffle, State
 from iterreduce.plan.deltas import lower_changes
-from iterreduce.plan.lower import BODY, Flow, Lowering, Made, Place, Scope
-from iterreduce.plan.nodes import Evolving, Iterate, StateOf
+from iterreduce.plan.kernels import Concat
+from iterreduce.plan.lower import BODY, FINISH, Flow, Lowering, Made, Place, Scope
+from iterreduce.plan.nodes import Evolving, Iterate, Node, StateOf
 
 
 def lower_states(lowering: Lowering, loop: Iterate, scope: Scope) -> None:
@@ -20,12 +24,13 @@ def lower_states(lowering: Lowering, loop: Iterate, scope: Scope) -> None:
         key = lowering.facts.state_key(state.rows) if first.lies else ()
         home = first.place.scope
         initial = first.name if home is scope else lowering.read(first, Place(scope, "prepare"))
-        if state.name in lowering.taken:
+        if scope is lowering.top and state.name in lowering.taken:
             raise UsageError(f'iterate: the state "{state.name}" has the name of another table; rename it')
-        scope.states[state.name] = State(initial, key)
+        name = lowering.name_of_source(state.name)
+        scope.states[name] = State(initial, key)
         aligned = lowering.facts.aligned(state.rows)
         same = aligned or (loop.delta and state is loop.states[0])
-        made = Made(state.name, first.columns, first.lies, place, first.order if same else object())
+        made = Made(name, first.columns, first.lies, place, first.order if same else object())
         lowering.flows[id(state.rows)] = Flow.of(made)
         lowering.tables[id(state.rows)] = made
         _tell(lowering, state, aligned, key)
@@ -59,12 +64,27 @@ def _initial(lowering: Lowering, state: Evolving, keyed: bool) -> Made:
                 "rows that are spread over the ranks: say by which column, key=... "
                 f"({state.rows.initial.where})"
             )
-        return made
+        return made if not made.lies or _stays(lowering, state, made.lies) else _anyhow(lowering, node, made)
     if made.lies == key:
         return made
     place, into = lowering.place(node), lowering.name_of(node, f"{made.name} by {', '.join(key)}")
     lowering.emit(place, Shuffle(lowering.read(made, place), key, into))
     return lowering.new(into, made.columns, key, place)
+
+
+def _stays(lowering: Lowering, state: Evolving, lies: tuple[str, ...]) -> bool:
+    """Are the state's rows always those that it begins with, with the columns by which they lie?"""
+    facts = lowering.facts
+    before, then = state.rows.initial, state.result
+    return facts.aligned(state.rows) and all(facts.origin(then, k) == facts.origin(before, k) for k in lies)
+
+
+def _anyhow(lowering: Lowering, node: Node, made: Made) -> Made:
+    """The same rows, without a promise where they lie: those of later iterations may lie elsewhere."""
+    place, into = lowering.place(node), lowering.name_of(node, f"{made.name} as it lies")
+    reads = (lowering.read(made, place),)
+    lowering.emit(place, Local(Concat(), reads, into, cut="share", rank_free=True))
+    return lowering.new(into, made.columns, None, place, made.order)
 
 
 def _write(lowering: Lowering, state: Evolving, first: Made, place: Place) -> None:
@@ -75,7 +95,8 @@ def _write(lowering: Lowering, state: Evolving, first: Made, place: Place) -> No
         made = lowering.gathered(made, lowering.place(state.result), state.result)
     elif key and made.lies != key:
         made = lowering.laid(state.result, key, place)
-    place.scope.writes.append(Replace(state.name, lowering.read(made, place)))
+    name = lowering.tables[id(state.rows)].name
+    place.scope.writes.append(Replace(name, lowering.read(made, place)))
 
 
 def iterate(lowering: Lowering, node: Iterate) -> Flow:
@@ -93,19 +114,24 @@ def iterate(lowering: Lowering, node: Iterate) -> Flow:
     name = lowering.name_of(node, node.name)
     outer, result = place.scope, lowering.tables[id(_given(node, node.gives).rows)]
     outer.close_step(getattr(outer.loop, "name", "step"))
-    outer.steps.append(lowering.build(scope, name, node.until, node.gives))
+    names = {state.name: lowering.tables[id(state.rows)].name for state in node.states}
+    rules = (replace(r, table=names[r.table]) if r.table in names else r for r in node.until.rules)
+    outer.steps.append(lowering.build(scope, name, Until(tuple(rules)), names[node.gives]))
     outer.loops.add(name)
     return Flow.of(lowering.new(name, node.names, result.lies, place, result.order))
 
 
 def state_of(lowering: Lowering, node: StateOf) -> Flow:
     """Another state of an iteration that has ended."""
+    if node.loop is not lowering.main and lowering.place(node).part != BODY:
+        return Flow.of(lowering.before(node))
     if node.loop is not lowering.main:
         raise UsageError(
             f'the iteration "{node.loop.name}" inside another one gives one state, "{node.loop.gives}"; '
             f'"{node.name}" was asked for too: put its columns into that one ({node.where})'
         )
-    return lowering.flows[id(_given(node.loop, node.name).rows)]
+    made = lowering.tables[id(_given(node.loop, node.name).rows)]
+    return Flow.of(replace(made, place=Place(lowering.top, FINISH)))
 
 
 def _given(loop: Iterate, name: str) -> Evolving:
