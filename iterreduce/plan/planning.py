@@ -27,7 +27,8 @@ from iterreduce.plan.nodes import (
     StateRows,
     Union,
 )
-from iterreduce.plan.rules import optimized
+from iterreduce.plan.pruning import pruned
+from iterreduce.plan.rules import Applied, optimized
 
 RULES = Rules(
     {
@@ -62,5 +63,7 @@ def to_loop(root: Node, ranks: Ranks | None = None, name: str = "plan", optimize
     far as this rank can tell alone.
     """
     root, rows = known(root, ranks) if ranks is not None else (root, {})
-    root = optimized(root) if optimize else root
+    if optimize:
+        applied = Applied()
+        root = pruned(optimized(root, applied=applied), applied)
     return Lowering(root, RULES, name, lambda node: rows_of(node, rows)).loop()
