@@ -30,6 +30,10 @@ def group(lowering: Lowering, node: Group) -> Flow:
         return _here(lowering, node, made, aggregates, place)
     made = lowering.columns_in(flow, place, node)
     into = lowering.name_of(node)
+    if id(node) in lowering.on_all_ranks and all(a.kind != "collect" for _, a in aggregates):
+        lowering.note(node, "every rank needs all groups: they are summed on all ranks at once")
+        lowering.emit(place, Total(lowering.read(made, place), node.keys, combined(aggregates), into))
+        return only_named(node, lowering.new(into, _made_columns(node), (), place))
     shuffle = Shuffle(lowering.read(made, place), node.keys, into, combine=combined(aggregates))
     lowering.emit(place, shuffle)
     return only_named(node, lowering.new(into, _made_columns(node), node.keys, place))

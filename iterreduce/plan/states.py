@@ -10,7 +10,7 @@ from iterreduce.loop import Local, Replace, Shuffle, State
 from iterreduce.plan.deltas import lower_changes
 from iterreduce.plan.kernels import Concat
 from iterreduce.plan.lower import BODY, FINISH, Flow, Lowering, Made, Place, Scope
-from iterreduce.plan.nodes import Evolving, Iterate, Node, StateOf
+from iterreduce.plan.nodes import Evolving, Iterate, MapBatches, Node, Project, StateOf
 
 
 def lower_states(lowering: Lowering, loop: Iterate, scope: Scope) -> None:
@@ -55,7 +55,8 @@ def _initial(lowering: Lowering, state: Evolving, keyed: bool) -> Made:
     facts, node = lowering.facts, state.rows.initial
     made = lowering.made(node)
     key = facts.state_key(state.rows)
-    if facts.everywhere(state.result) and not keyed:
+    if not keyed and (facts.everywhere(state.result) or _read_whole(lowering, state)):
+        lowering.on_all_ranks |= {id(part) for part in _made_of(state.result)}
         return lowering.gathered(made, lowering.place(node), node)
     if not key:
         if made.lies == ():
@@ -70,6 +71,21 @@ def _initial(lowering: Lowering, state: Evolving, keyed: bool) -> Made:
     place, into = lowering.place(node), lowering.name_of(node, f"{made.name} by {', '.join(key)}")
     lowering.emit(place, Shuffle(lowering.read(made, place), key, into))
     return lowering.new(into, made.columns, key, place)
+
+
+def _read_whole(lowering: Lowering, state: Evolving) -> bool:
+    """Is a function of the body given all its rows? Then every rank keeps them."""
+    readers = lowering.parents.get(id(state.rows), [])
+    return any(isinstance(r, MapBatches) and state.rows in r.rows[1:] and not r.by for r in readers)
+
+
+def _made_of(node: Node) -> list[Node]:
+    """The node, and what it is a projection of."""
+    out = [node]
+    while isinstance(node, Project):
+        node = node.input
+        out.append(node)
+    return out
 
 
 def _stays(lowering: Lowering, state: Evolving, lies: tuple[str, ...]) -> bool:
