@@ -21,8 +21,8 @@ from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.numbering import number_keys
 from iterreduce.errors import DisagreementError, UsageError, did_you_mean
 from iterreduce.indexing import LinkTable
-from iterreduce.levels import INITIAL, SHUFFLED, Level, initials
 from iterreduce.laid import lay_out
+from iterreduce.levels import INITIAL, SHUFFLED, Level, initials
 from iterreduce.loop import Loop, Shuffle, Stage, State, Superstep, makes
 from iterreduce.maps import in_user_code
 from iterreduce.options import Options

@@ -103,7 +103,8 @@ class Oracle:
             tree = aggregator.column
             tree = tree if isinstance(tree, Expr) else Column(tree)
             values = [self.value(tree, row) for row in rows]
-            out[name] = AGGREGATES[aggregator.kind]([v for v in values if v is not None])
+            found = AGGREGATES[aggregator.kind]([v for v in values if v is not None])
+            out[name] = _typed(found, node.fields, name)
         return out
 
     def _join(self, node: nodes.Join) -> Rows:
