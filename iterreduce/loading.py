@@ -21,6 +21,7 @@ from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.numbering import number_keys
 from iterreduce.errors import DisagreementError, UsageError, did_you_mean
 from iterreduce.indexing import LinkTable
+from iterreduce.laid import lay_out
 from iterreduce.levels import INITIAL, SHUFFLED, Level, initials
 from iterreduce.loop import Loop, Shuffle, Stage, State, Superstep, makes
 from iterreduce.maps import in_user_code
@@ -192,7 +193,9 @@ class Loader:
         if not stages:
             return
         guard = new_guard()
-        shop = replace(level.shop, repeats=False, keep=False, exchangers=[], stages=count((1 << 14) + 1))
+        laid = dict(level.shop.laid)
+        numbers = count((1 << 14) + 1)
+        shop = replace(level.shop, repeats=False, keep=False, exchangers=[], stages=numbers, laid=laid)
         # tables of the loops around stay: without caches these stages run again, and nobody brings them anew
         kept, number = level.read_later | initials(level.loop) | set(level.loop.outer), 0
         groups = list(one_by_one(stages, kept))
@@ -200,6 +203,7 @@ class Loader:
             step = SuperstepRun(Superstep(what, together), shop, {*kept, *(s.into for s in together[-1:])})
             made = step.results(tables, guard)
             for stage in together:
+                lay_out(stage, laid)
                 for name in makes(stage):
                     if name in made:
                         of = token(what, level.label, number, name)

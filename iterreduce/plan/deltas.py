@@ -20,11 +20,11 @@ from iterreduce.plan.nodes import Group, Iterate
 def lower_changes(lowering: Lowering, loop: Iterate, place: Place) -> None:
     """What the body of a delta iteration does, and writes."""
     table, changes = loop.states
-    state = lowering.tables[id(table.rows)]
+    state, after = lowering.tables[id(table.rows)], lowering.tables[id(changes.rows)].name
     reached = _touched(lowering, loop, state, place)
     if reached is not None:
         better = _better(lowering, loop, reached, state, place)
-        place.scope.writes += [Patch(state.name, better), Replace(changes.name, better)]
+        place.scope.writes += [Patch(state.name, better), Replace(after, better)]
         lowering.note(loop, "only rows that are reached are looked at, and those that improve are written")
         return
     grows = replace(state, order=object())  # rows are inserted behind those that it began with
@@ -32,7 +32,7 @@ def lower_changes(lowering: Lowering, loop: Iterate, place: Place) -> None:
     proposed = _by_key(lowering, loop, place)
     if not loop.merge:
         new = _new_rows(lowering, loop, proposed, state, place)
-        place.scope.writes += [Insert(state.name, new), Replace(changes.name, new)]
+        place.scope.writes += [Insert(state.name, new), Replace(after, new)]
         return
     met = _met(lowering, loop, proposed, state, place)
     new, better = (
@@ -42,7 +42,7 @@ def lower_changes(lowering: Lowering, loop: Iterate, place: Place) -> None:
     both = lowering.name_of(loop, "changed rows")
     keeps = tuple((k, k) for k in table.key)
     lowering.emit(place, Local(Concat(keeps), (new, better), both, cut="share", rank_free=True))
-    place.scope.writes += [Patch(state.name, better), Insert(state.name, new), Replace(changes.name, both)]
+    place.scope.writes += [Patch(state.name, better), Insert(state.name, new), Replace(after, both)]
 
 
 def _kinds(loop: Iterate) -> tuple[tuple[str, str], ...]:

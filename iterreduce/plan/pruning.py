@@ -173,10 +173,8 @@ class Pruner(Rewriter):
 
     def _narrow_inputs(self, old: Node, node: Node) -> Node:
         """What moves or is kept has only columns that are wanted."""
-        asks = {id(part): columns for part, columns in _asks(old, self.wanted[id(old)])}
-        inputs = []
-        for before, part in zip(old.inputs, node.inputs, strict=True):
-            asked = asks.get(id(before))
+        inputs = []  # each side of a join by itself: both may be one node
+        for (_, asked), part in zip(_asks(old, self.wanted[id(old)]), node.inputs, strict=True):
             inputs.append(part if asked is None else self._narrowed(part, set(asked), isinstance(old, Union)))
         same = all(new is part for new, part in zip(inputs, node.inputs, strict=True))
         return node if same else node.with_inputs(*inputs)

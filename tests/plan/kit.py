@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from iterreduce.collectives import Group
-from iterreduce.dataset import Dataset, source_node
+from iterreduce.dataset import Dataset
+from iterreduce.plan.nodes import Source
 from iterreduce.sources import LocalSource
 from iterreduce.testing import run_ranks
 from tests.engine.kit import by_rank, same
@@ -49,7 +50,8 @@ class Tables:
         table = self.tables[name]
         group = self.group
         rows = table.rows if group is None else table.share(group.rank, group.size, self.deal)
-        return Dataset(source_node(LocalSource(oracle.batch_of(rows, table.kinds, table.nullable))), group)
+        source = LocalSource(oracle.batch_of(rows, table.kinds, table.nullable))
+        return Dataset(Source(source=source, fields=dict(source.schema)), group)  # types known on all ranks
 
     def batch(self, name: str) -> Any:
         """All rows as a batch, the same on all ranks."""

@@ -69,7 +69,7 @@ class Oracle:
     def _project(self, node: nodes.Project) -> Rows:
         out = []
         for row in self.rows(node.input):
-            made = {name: self.value(tree, row) for name, tree in node.columns}
+            made = {name: _typed(self.value(t, row), node.fields, name) for name, t in node.columns}
             out.append({**row, **made} if node.rest else made)
         return out
 
@@ -103,7 +103,8 @@ class Oracle:
             tree = aggregator.column
             tree = tree if isinstance(tree, Expr) else Column(tree)
             values = [self.value(tree, row) for row in rows]
-            out[name] = AGGREGATES[aggregator.kind]([v for v in values if v is not None])
+            found = AGGREGATES[aggregator.kind]([v for v in values if v is not None])
+            out[name] = _typed(found, node.fields, name)
         return out
 
     def _join(self, node: nodes.Join) -> Rows:
@@ -178,6 +179,13 @@ def _holds(rule: Any, now: Mapping[str, Rows], then: Mapping[str, Rows], loop: n
 
 def _match(left: Row, right: Row, on: Sequence[tuple[str, str]]) -> bool:
     return all(left[a] is not None and left[a] == right[b] for a, b in on)
+
+
+def _typed(value: Any, fields: Any, name: str) -> Any:
+    """A value as its column holds it: a whole number in a column of floats is a float."""
+    field = None if fields is None else fields.get(name)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and field is not None and field.dtype.kind == "f" else value
 
 
 AGGREGATES: dict[str, Callable[[list[Any]], Any]] = {
