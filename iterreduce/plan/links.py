@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from iterreduce.columns.aggregators import Aggregator, count
 from iterreduce.columns.compute import typed
 from iterreduce.columns.expressions import Column, Expr
@@ -55,11 +57,16 @@ class Fused:
 
 @dataclass(eq=False)
 class Graph:
-    """Rows that are indexed by two of their columns, and what they serve."""
+    """Rows that are indexed by two of their columns, and what they serve.
+
+    ``one_table``: both ends name keys of one table, which has those in column ``key`` of ``also`` as well.
+    """
 
     edges: Node
     ends: tuple[str, str]
     one_table: bool = False
+    key: str = ""
+    also: Node | None = None
     made: Any = None
 
 
@@ -108,23 +115,27 @@ class Links:
                 return
 
     def _both_ends(self, group: Group) -> bool:
-        """The distinct values of both ends together: the vertices of a graph."""
-        if len(group.keys) != 1 or not isinstance(group.input, Union) or len(group.input.rows) != 2:
+        """The distinct values of both ends together: the vertices of a graph; perhaps with others."""
+        if len(group.keys) != 1 or not isinstance(group.input, Union) or self.facts.varies(group):
             return False
-        ends = []
-        for part in group.input.rows:
-            node, column = self.facts.origin(part, group.keys[0])
-            if self.facts.identity(part) is not node:
-                return False
-            ends.append((node, column))
+        (key,) = group.keys
         for graph in self.graphs:
-            if {column for _, column in ends} == set(graph.ends) and all(
-                self._same(graph.edges, node) for node, _ in ends
-            ):
-                graph.one_table = True
-                self.vertices[id(group)] = graph, group.keys[0]
+            ends = {end: part for part in group.input.rows if (end := self._end_of(part, key, graph))}
+            others = [part for part in group.input.rows if not any(part is end for end in ends.values())]
+            also = others[0] if others else None
+            if graph.one_table and graph.also is not also:
+                continue
+            if set(ends) == set(graph.ends) and len(others) <= 1:
+                graph.one_table, graph.key, graph.also = True, key, also
+                self.vertices[id(group)] = graph, key
                 return True
         return False
+
+    def _end_of(self, part: Node, key: str, graph: Graph) -> str:
+        """Which end of a graph's rows these rows are, one for one; none: empty."""
+        node, column = self.facts.origin(part, key)
+        same = self.facts.identity(part) is node and self._same(graph.edges, node)
+        return column if same and column in graph.ends else ""
 
     def _graph(self, edges: Node, first: str, second: str, make: bool) -> Graph | None:
         for graph in self.graphs:
@@ -202,7 +213,7 @@ def match_rows(group: Group) -> Fused | None:
     key = trees.pop("\0key")
     if not isinstance(key, Column) or root.fields is None:
         return None
-    aggregates = _aggregates(group, trees, dict(root.fields))
+    aggregates = _aggregates(group, trees, _fields_of_rows(root))
     return None if aggregates is None else Fused(group, root, "", key.name, aggregates)
 
 
@@ -244,9 +255,22 @@ def _columns_of_sides(join: Join, edges_left: bool) -> tuple[dict[str, str], dic
 def _fields(
     root: Node, table: Node, hidden: Mapping[str, str], of_table: Mapping[str, str]
 ) -> dict[str, Field | None]:
-    out: dict[str, Field | None] = dict(root.fields or {})
+    out = _fields_of_rows(root)
     for name, new in hidden.items():
         out[new] = None if table.fields is None else table.fields[of_table[name]]
+    return out
+
+
+def of_edges(node: Node) -> bool:
+    """Are these edges as a file has them: ids and perhaps weights, none of them null, whatever their types?"""
+    return bool(getattr(getattr(node, "source", None), "of_edges", False))
+
+
+def _fields_of_rows(root: Node) -> dict[str, Field | None]:
+    """The types of the rows' columns; a weight of edges is a number, though not known which before it is read."""
+    out: dict[str, Field | None] = dict(root.fields or {})
+    if of_edges(root) and out.get("weight", root) is None:
+        out["weight"] = Field("fixed", np.dtype(np.float64))
     return out
 
 
@@ -294,7 +318,7 @@ def _is_key(root: Node, name: str) -> bool:
         return False
     of = root.fields[name]
     if of is None:
-        return bool(getattr(getattr(root, "source", None), "of_edges", False))
+        return of_edges(root)
     if of.nullable or of.shape:
         return False
     return of.kind in ("text", "bytes") or (of.kind == "fixed" and of.dtype.kind in KEY_KINDS)
