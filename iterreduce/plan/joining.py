@@ -18,7 +18,7 @@ from iterreduce.plan.kernels import Columns, Compute, Concat, Keep, WithNulls
 from iterreduce.plan.linking import complete, finished, has_all_keys, shuffled
 from iterreduce.plan.lower import Flow, Lowering, Made, Place
 from iterreduce.plan.making import columns_read
-from iterreduce.plan.nodes import Group, Join, Node, Project
+from iterreduce.plan.nodes import Filter, Group, Join, MapBatches, Node, Project, Repartition, Union
 from iterreduce.plan.nulls import filled_everywhere, is_sum, others_than
 
 MISSING = {"inner": "drop", "left": "null", "semi": "drop", "anti": "only"}
@@ -79,8 +79,34 @@ def _laid(lowering: Lowering, node: Join, right: Node, place: Place) -> tuple[Ma
 
 
 def _stays(lowering: Lowering, node: Join, left: Made) -> bool:
-    """Should the left rows not move? Those on all ranks, and those that lie as what follows needs them."""
-    return left.lies == () or (bool(left.lies) and left.lies != node.left_keys and id(node) in lowering.pulls)
+    """Should the left rows not move? Those on all ranks, those that were laid out by a repartition, and those
+    that are not moved once for all iterations and that nobody wants by the key of the join.
+    """
+    if left.lies == () or left.lies == node.left_keys:
+        return left.lies == ()
+    if isinstance(node.left, Repartition):
+        return True
+    hoisted = lowering.facts.varies(node.left) != lowering.facts.varies(node)
+    return not hoisted and not wanted_by(lowering, node, node.left_keys)
+
+
+def wanted_by(lowering: Lowering, node: Node, keys: tuple[str, ...]) -> bool:
+    """Does whoever reads these rows bring those of equal keys together?"""
+    for reader in lowering.parents.get(id(node), []):
+        if isinstance(reader, Group | Repartition) and set(keys) <= set(reader.keys):
+            return True
+        if isinstance(reader, MapBatches) and keys == reader.by:
+            return True
+        if isinstance(reader, Join):
+            return keys == (reader.left_keys if reader.left is node else reader.right_keys)
+        if isinstance(reader, Project):
+            names = {old: new for new, old in reader.passed.items()}
+            renamed = tuple(names.get(key, "") for key in keys)
+            if all(renamed) and wanted_by(lowering, reader, renamed):
+                return True
+        elif isinstance(reader, Filter | Union) and wanted_by(lowering, reader, keys):
+            return True
+    return False
 
 
 def _dealt(lowering: Lowering, node: Join, made: Made, place: Place) -> Made:

@@ -148,7 +148,6 @@ class Lowering:
         self.shuffled: dict[tuple[str, tuple[str, ...]], Made] = {}
         self.notes: list[tuple[Node, str]] = []
         self.extra: list[Node] = []  # ids of nodes are kept for as long as the nodes are
-        self.pulls: set[int] = set()  # joins whose left rows stay where they lie
 
     # ------------------------------------------------------------------ which loop
 
