@@ -64,7 +64,9 @@ def pagerank(
 def checked(given: ir.Batch, total: ir.Batch, unknown: ir.Batch) -> ir.Batch:
     """Weights of pages to restart from as probabilities."""
     if len(unknown):
-        raise ir.UsageError(f"a page to restart from is no page of the graph, such as {ids(unknown['page'])[0]}")
+        raise ir.UsageError(
+            f"a page to restart from is no page of the graph, such as {ids(unknown['page'])[0]}"
+        )
     if not total["least"][0] >= 0:
         raise ir.InputError("the weight of a page to restart from is negative or no number")
     if not 0 < total["weight"][0] < np.inf:

@@ -50,7 +50,7 @@ def _looked_up(lowering: Lowering, node: Join, how: str) -> Made:
         MISSING[how],  # type: ignore[arg-type]
     )
     lowering.emit(place, stage)
-    keeps = how == "left" and lowering.facts.keeps_left(node)
+    keeps = how in ("left", "inner") and lowering.facts.keeps_left(node)
     return lowering.new(into, columns, left.lies, place, left.order if keeps else None)
 
 

@@ -40,7 +40,7 @@ def resident(lowering: Lowering, graph: Graph) -> Resident:
             tables = [lowering.name_of(graph.edges, f"keys of {end}") for end in graph.ends]
             keys = dict(zip(graph.ends, tables, strict=True))
             names = dict(zip(tables, graph.ends, strict=True))
-        lowering.emit(place, Index(rows.name, keys, into, names, also))
+        lowering.emit(place, Index(rows.name, keys, into, names, also, graph.symmetric))
         made = {t: lowering.new(t, (key,), (key,), place) for t, key in names.items()}
         graph.made = Resident(into, {end: made[table] for end, table in keys.items()})
         both = "of both ends are one table" if graph.one_table else "of each end are a table"

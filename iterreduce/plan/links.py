@@ -22,7 +22,7 @@ import numpy as np
 
 from iterreduce.columns.aggregators import Aggregator, count
 from iterreduce.columns.compute import typed
-from iterreduce.columns.expressions import Column, Expr
+from iterreduce.columns.expressions import Column, Expr, key_of
 from iterreduce.columns.linkfold import SCALAR
 from iterreduce.columns.schema import Field
 from iterreduce.columns.trees import columns_of, parameters_of, renamed, substitute
@@ -53,6 +53,7 @@ class Fused:
     right: Node | None = None
     right_key: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    symmetric: bool = False  # every row counts both ways round
 
 
 @dataclass(eq=False)
@@ -67,6 +68,7 @@ class Graph:
     one_table: bool = False
     key: str = ""
     also: Node | None = None
+    symmetric: bool = False
     made: Any = None
 
 
@@ -88,7 +90,11 @@ class Links:
 
     def graph_of(self, fused: Fused) -> Graph:
         """The indexed rows of a group."""
-        return next(g for g in self.graphs if self._same(g.edges, fused.edges) and fused.key in g.ends)
+        return next(
+            g
+            for g in self.graphs
+            if self._same(g.edges, fused.edges) and fused.key in g.ends and g.symmetric == fused.symmetric
+        )
 
     # ------------------------------------------------------------------ which groups
 
@@ -97,7 +103,7 @@ class Links:
         found = match_join(group, self.facts)
         if found is None:
             return
-        graph = self._graph(found.edges, found.on, found.key, make=True)
+        graph = self._graph(found)
         if graph is not None:
             self.fused[id(group)] = found
 
@@ -109,6 +115,8 @@ class Links:
         if found is None:
             return
         for graph in self.graphs:
+            if graph.symmetric:
+                continue
             if self._same(graph.edges, found.edges) and found.key in graph.ends:
                 other = graph.ends[1 - graph.ends.index(found.key)]
                 self.fused[id(group)] = replace(found, on=other)
@@ -137,13 +145,14 @@ class Links:
         same = self.facts.identity(part) is node and self._same(graph.edges, node)
         return column if same and column in graph.ends else ""
 
-    def _graph(self, edges: Node, first: str, second: str, make: bool) -> Graph | None:
+    def _graph(self, found: Fused) -> Graph | None:
+        ends = found.on, found.key
         for graph in self.graphs:
-            if self._same(graph.edges, edges) and set(graph.ends) == {first, second}:
-                return graph
-        if not make or any(self._same(graph.edges, edges) for graph in self.graphs):
-            return None  # the same rows by other ends: rows would be kept twice
-        made = Graph(edges, (first, second))
+            if self._same(graph.edges, found.edges) and graph.symmetric == found.symmetric:
+                if set(graph.ends) == set(ends):
+                    return graph
+                return None  # the same rows by other ends: rows would be kept twice
+        made = Graph(found.edges, ends, symmetric=found.symmetric)
         self.graphs.append(made)
         return made
 
@@ -194,12 +203,48 @@ def _as_sides(
         return None
     if key.name in hidden.values():
         return None
+    turned = both_ways(root, key.name, joined.name) if is_extreme(group) else None
+    if turned is not None:
+        root, made = turned
+        made |= {name: Column(name) for name in hidden.values()}
+        mixed = {name: substitute(tree, made) for name, tree in mixed.items()}
+        key, joined = _column(made[key.name]), _column(made[joined.name])
     fields = _fields(root, table, hidden, of_table)
     aggregates = _aggregates(group, mixed, fields)
     if aggregates is None or not _is_key(root, key.name) or not _is_key(root, joined.name):
         return None
     columns = {new: of_table[name] for name, new in hidden.items()}
-    return Fused(group, root, joined.name, key.name, aggregates, table, by, columns)
+    symmetric = turned is not None
+    return Fused(group, root, joined.name, key.name, aggregates, table, by, columns, symmetric)
+
+
+def is_extreme(group: Group) -> bool:
+    """Does it make no difference to count a row twice? (A loop counts once, where rows count both ways.)"""
+    return all(a.kind in ("min", "max", "any", "all") for _, a in group.aggregates)
+
+
+def both_ways(node: Node, one: str, other: str) -> tuple[Node, dict[str, Expr]] | None:
+    """Rows and their twins with two columns exchanged: the rows, and the columns in theirs; None: others."""
+    if not isinstance(node, Union) or len(node.rows) != 2 or node.names is None:
+        return None
+    (first, trees), (second, turned) = (_seen_through(part) for part in node.rows)
+    if first is not second or not all(isinstance(trees.get(end), Column) for end in (one, other)):
+        return None
+    wanted = {**trees, one: trees[other], other: trees[one]}
+    same = all(key_of(turned[name]) == key_of(wanted[name]) for name in node.names)
+    return (first, trees) if same else None
+
+
+def _seen_through(node: Node) -> tuple[Node, dict[str, Expr]]:
+    """The rows below a projection, and its columns in theirs."""
+    if isinstance(node, Project) and not node.rest:
+        return node.input, dict(node.columns)
+    return node, {name: Column(name) for name in node.names or ()}
+
+
+def _column(tree: Expr) -> Column:
+    assert isinstance(tree, Column)
+    return tree
 
 
 def match_rows(group: Group) -> Fused | None:
@@ -267,7 +312,7 @@ def of_edges(node: Node) -> bool:
 
 
 def _fields_of_rows(root: Node) -> dict[str, Field | None]:
-    """The types of the rows' columns; a weight of edges is a number, though not known which before it is read."""
+    """The types of the rows' columns; a weight of edges is a number, whichever it turns out to be."""
     out: dict[str, Field | None] = dict(root.fields or {})
     if of_edges(root) and out.get("weight", root) is None:
         out["weight"] = Field("fixed", np.dtype(np.float64))
