@@ -15,7 +15,6 @@ it, once per turn.
 import numpy as np
 
 import iterreduce as ir
-from iterreduce import col
 
 
 @ir.app

@@ -165,7 +165,7 @@ class Facts:
             return self.never_null(node.input, column)
         if isinstance(node, Filter | Sort | Repartition | Limit | Sample | Union):
             return all(self.never_null(part, column) for part in node.inputs)
-        return isinstance(node, Source) and node.edges
+        return isinstance(node, Source) and getattr(node.source, "of_edges", False)
 
     def origin(self, node: Node, column: str) -> tuple[Node, str]:
         """Where the values of a column come from, unchanged and row for row."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from iterreduce.columns.aggregators import count
+from iterreduce.columns.aggregators import Aggregator, count
 from iterreduce.columns.expressions import Column, Expr, col, lit, where
 from iterreduce.loop import Local, Lookup, Shuffle
 from iterreduce.plan import making
@@ -204,7 +204,7 @@ def onto(lowering: Lowering, node: Group, table: Made, place: Place, rows: bool)
         return shuffled(lowering, node, fused, graph, table, place, rows)
     flow, aggregates = prepared(lowering, lowering.flow(node.input), node, node.keys)
     keys = table.lies or ()
-    if flow.lies == () or any(a.kind == "collect" for _, a in aggregates):
+    if flow.lies == () or any(needs_rows(node, name, a) for name, a in aggregates):
         return None
     if keys != node.keys:  # under the names of the table's
         read = (*node.keys, *columns_read(aggregates))
@@ -225,6 +225,14 @@ def onto(lowering: Lowering, node: Group, table: Made, place: Place, rows: bool)
     lowering.emit(place, stage)
     columns = (*keys, *combine)
     return lowering.new(into, columns, table.lies, place, table.order)
+
+
+def needs_rows(node: Group, name: str, aggregator: Aggregator) -> bool:
+    """Might the aggregate need all rows of a key together? Collected ones do, and extremes of text."""
+    if aggregator.kind not in ("min", "max"):
+        return aggregator.kind == "collect"
+    field = (node.fields or {}).get(name)
+    return field is None or field.kind != "fixed"
 
 
 def _beside(

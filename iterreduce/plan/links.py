@@ -18,8 +18,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from iterreduce.columns.aggregators import Aggregator, count
 from iterreduce.columns.compute import typed
 from iterreduce.columns.expressions import Column, Expr, key_of
@@ -258,7 +256,7 @@ def match_rows(group: Group) -> Fused | None:
     key = trees.pop("\0key")
     if not isinstance(key, Column) or root.fields is None:
         return None
-    aggregates = _aggregates(group, trees, _fields_of_rows(root))
+    aggregates = _aggregates(group, trees, dict(root.fields))
     return None if aggregates is None else Fused(group, root, "", key.name, aggregates)
 
 
@@ -300,23 +298,15 @@ def _columns_of_sides(join: Join, edges_left: bool) -> tuple[dict[str, str], dic
 def _fields(
     root: Node, table: Node, hidden: Mapping[str, str], of_table: Mapping[str, str]
 ) -> dict[str, Field | None]:
-    out = _fields_of_rows(root)
+    out: dict[str, Field | None] = dict(root.fields or {})
     for name, new in hidden.items():
         out[new] = None if table.fields is None else table.fields[of_table[name]]
     return out
 
 
 def of_edges(node: Node) -> bool:
-    """Are these edges as a file has them: ids and perhaps weights, none of them null, whatever their types?"""
+    """Are these edges of a source: ids and perhaps weights, none of them null, whatever their types?"""
     return bool(getattr(getattr(node, "source", None), "of_edges", False))
-
-
-def _fields_of_rows(root: Node) -> dict[str, Field | None]:
-    """The types of the rows' columns; a weight of edges is a number, whichever it turns out to be."""
-    out: dict[str, Field | None] = dict(root.fields or {})
-    if of_edges(root) and out.get("weight", root) is None:
-        out["weight"] = Field("fixed", np.dtype(np.float64))
-    return out
 
 
 def _aggregates(
