@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from iterreduce.columns.expressions import Column
+from iterreduce.plan.kernels import RowNumber
 from iterreduce.plan.nodes import (
     Aggregate,
     Evolving,
@@ -31,6 +32,7 @@ from iterreduce.plan.nodes import (
     Rows,
     Sample,
     Sort,
+    Source,
     StateOf,
     StateRows,
     Union,
@@ -138,12 +140,32 @@ class Facts:
                 node = node.left
             elif isinstance(node, StateRows) and self.aligned(node):
                 node = node.initial
+            elif isinstance(node, MapBatches) and node.keeps:
+                node = node.rows[0]
             else:
                 return node
 
     def keeps_left(self, join: Join) -> bool:
         """Has the join exactly one row for each left row?"""
-        return join.how == "left" and self.is_unique(join.right, join.right_keys)
+        if join.how not in ("left", "inner") or not self.is_unique(join.right, join.right_keys):
+            return False
+        if join.how == "left":
+            return True
+        if len(join.on) > 1 or not self.never_null(join.left, join.left_keys[0]):
+            return False
+        return self.covers(join.right, join.right_keys[0], join.left, join.left_keys[0])
+
+    def never_null(self, node: Node, column: str) -> bool:
+        """Has the column surely no null?"""
+        node, column = self.origin(node, column)
+        field = (node.fields or {}).get(column)
+        if field is not None:
+            return not field.nullable
+        if isinstance(node, Group) and column in node.keys:
+            return self.never_null(node.input, column)
+        if isinstance(node, Filter | Sort | Repartition | Limit | Sample | Union):
+            return all(self.never_null(part, column) for part in node.inputs)
+        return isinstance(node, Source) and getattr(node.source, "of_edges", False)
 
     def origin(self, node: Node, column: str) -> tuple[Node, str]:
         """Where the values of a column come from, unchanged and row for row."""
@@ -157,6 +179,8 @@ class Facts:
                 node = node.left
             elif isinstance(node, StateRows) and self.aligned(node) and column in self.state_key(node):
                 node = node.initial
+            elif isinstance(node, MapBatches) and column in node.keeps:
+                node = node.rows[0]
             else:
                 return node, column
 
@@ -196,6 +220,9 @@ class Facts:
             state = next(s for s in loop.states if s.name == name)
             key = self.state_key(state.rows)
             return {frozenset(key)} if key else set()
+        if isinstance(node, MapBatches) and node.keeps:
+            numbers = {frozenset((node.function.name,))} if isinstance(node.function, RowNumber) else set()
+            return {key for key in self.unique(node.rows[0]) if key <= set(node.keeps)} | numbers
         if isinstance(node, Rows) and len(node.batch) <= 1:
             return {frozenset()}
         return set()
@@ -224,18 +251,24 @@ class Facts:
     def covers(self, keys: Node, column: str, rows: Node, by: str) -> bool:
         """Has every row of ``rows`` its value of ``by`` among those of ``column`` of ``keys``? (Or a null.)
 
-        So where ``keys`` are groups of the very rows, or of rows that these were taken from.
+        So where ``keys`` are all rows of a table that the values come from, or groups of such rows.
         """
-        while isinstance(keys, Project):
-            passed = keys.passed.get(column)
-            if passed is None:
-                return False
-            keys, column = keys.input, passed
+        keys, column = self._all_of(keys, column)
+        if self._from(rows, by, keys, column):
+            return True
         if not isinstance(keys, Group) or column not in keys.keys or len(keys.keys) != 1:
             return False
         source = keys.input
         parts = source.rows if isinstance(source, Union) else (source,)
         return any(self._from(rows, by, part, column) for part in parts)
+
+    def _all_of(self, node: Node, column: str) -> tuple[Node, str]:
+        """The node with the same values in a column, in whatever order."""
+        while True:
+            node, column = self.origin(node, column)
+            if not isinstance(node, Sort | Repartition):
+                return node, column
+            node = node.input
 
     def _from(self, rows: Node, by: str, part: Node, column: str) -> bool:
         """Do the rows' values come from that column of that node, rows perhaps left out or doubled?"""

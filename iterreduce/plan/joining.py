@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from iterreduce.columns.aggregators import count
+from iterreduce.columns.aggregators import Aggregator, count
 from iterreduce.columns.expressions import Column, Expr, col, lit, where
 from iterreduce.loop import Local, Lookup, Shuffle
 from iterreduce.plan import making
@@ -18,7 +18,7 @@ from iterreduce.plan.kernels import Columns, Compute, Concat, Keep, WithNulls
 from iterreduce.plan.linking import complete, finished, has_all_keys, shuffled
 from iterreduce.plan.lower import Flow, Lowering, Made, Place
 from iterreduce.plan.making import columns_read
-from iterreduce.plan.nodes import Group, Join, Node, Project
+from iterreduce.plan.nodes import Filter, Group, Join, MapBatches, Node, Project, Repartition, Union
 from iterreduce.plan.nulls import filled_everywhere, is_sum, others_than
 
 MISSING = {"inner": "drop", "left": "null", "semi": "drop", "anti": "only"}
@@ -50,7 +50,7 @@ def _looked_up(lowering: Lowering, node: Join, how: str) -> Made:
         MISSING[how],  # type: ignore[arg-type]
     )
     lowering.emit(place, stage)
-    keeps = how == "left" and lowering.facts.keeps_left(node)
+    keeps = how in ("left", "inner") and lowering.facts.keeps_left(node)
     return lowering.new(into, columns, left.lies, place, left.order if keeps else None)
 
 
@@ -79,8 +79,34 @@ def _laid(lowering: Lowering, node: Join, right: Node, place: Place) -> tuple[Ma
 
 
 def _stays(lowering: Lowering, node: Join, left: Made) -> bool:
-    """Should the left rows not move? Those on all ranks, and those that lie as what follows needs them."""
-    return left.lies == () or (bool(left.lies) and left.lies != node.left_keys and id(node) in lowering.pulls)
+    """Should the left rows not move? Those on all ranks, those that were laid out by a repartition, and those
+    that are not moved once for all iterations and that nobody wants by the key of the join.
+    """
+    if left.lies == () or left.lies == node.left_keys:
+        return left.lies == ()
+    if isinstance(node.left, Repartition):
+        return True
+    hoisted = lowering.facts.varies(node.left) != lowering.facts.varies(node)
+    return not hoisted and not wanted_by(lowering, node, node.left_keys)
+
+
+def wanted_by(lowering: Lowering, node: Node, keys: tuple[str, ...]) -> bool:
+    """Does whoever reads these rows bring those of equal keys together?"""
+    for reader in lowering.parents.get(id(node), []):
+        if isinstance(reader, Group | Repartition) and set(keys) <= set(reader.keys):
+            return True
+        if isinstance(reader, MapBatches) and keys == reader.by:
+            return True
+        if isinstance(reader, Join):
+            return keys == (reader.left_keys if reader.left is node else reader.right_keys)
+        if isinstance(reader, Project):
+            names = {old: new for new, old in reader.passed.items()}
+            renamed = tuple(names.get(key, "") for key in keys)
+            if all(renamed) and wanted_by(lowering, reader, renamed):
+                return True
+        elif isinstance(reader, Filter | Union) and wanted_by(lowering, reader, keys):
+            return True
+    return False
 
 
 def _dealt(lowering: Lowering, node: Join, made: Made, place: Place) -> Made:
@@ -178,7 +204,7 @@ def onto(lowering: Lowering, node: Group, table: Made, place: Place, rows: bool)
         return shuffled(lowering, node, fused, graph, table, place, rows)
     flow, aggregates = prepared(lowering, lowering.flow(node.input), node, node.keys)
     keys = table.lies or ()
-    if flow.lies == () or any(a.kind == "collect" for _, a in aggregates):
+    if flow.lies == () or any(needs_rows(node, name, a) for name, a in aggregates):
         return None
     if keys != node.keys:  # under the names of the table's
         read = (*node.keys, *columns_read(aggregates))
@@ -199,6 +225,14 @@ def onto(lowering: Lowering, node: Group, table: Made, place: Place, rows: bool)
     lowering.emit(place, stage)
     columns = (*keys, *combine)
     return lowering.new(into, columns, table.lies, place, table.order)
+
+
+def needs_rows(node: Group, name: str, aggregator: Aggregator) -> bool:
+    """Might the aggregate need all rows of a key together? Collected ones do, and extremes of text."""
+    if aggregator.kind not in ("min", "max"):
+        return aggregator.kind == "collect"
+    field = (node.fields or {}).get(name)
+    return field is None or field.kind != "fixed"
 
 
 def _beside(

@@ -366,6 +366,49 @@ class OfGroups:
 
 
 @dataclass(frozen=True)
+class RowByRow:
+    """A user's function that makes a row of each row; columns that it does not touch stand beside them."""
+
+    function: Callable[..., Batch]
+    columns: tuple[str, ...]
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.function, "__name__", "rows")
+
+    @property
+    def keeps(self) -> tuple[tuple[str, str], ...]:
+        """The columns that are passed on."""
+        return tuple((name, name) for name in self.columns)
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """The columns kept, then what the function makes."""
+        rows, made = batches[0], in_user_code(self.function, *batches)
+        if not isinstance(made, Batch):
+            raise SchemaError(f"{self.__name__} returned {type(made).__name__}: wanted an ir.Batch")
+        if len(made) != len(rows):
+            raise SchemaError(
+                f"{self.__name__} made {len(made)} rows of {len(rows)}: with keeps=... wanted one of each"
+            )
+        names = tuple((name, name) for name in made.names if name not in self.columns)
+        return side_by_side(rows.select(*self.columns), made, names)
+
+
+@dataclass(frozen=True)
+class RowNumber:
+    """Rows beside their number among all rows of all ranks, from 0."""
+
+    name: str
+    keeps: tuple[tuple[str, str], ...]
+    __name__ = "row number"
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """The same rows with one more column."""
+        (rows,) = batches
+        return rows.with_columns(**{self.name: context.first_row + np.arange(len(rows))})
+
+
+@dataclass(frozen=True)
 class PerRecord:
     """A function of one record, called for each: plain Python."""
 

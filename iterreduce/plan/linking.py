@@ -30,15 +30,17 @@ def resident(lowering: Lowering, graph: Graph) -> Resident:
         place, rows = Place(lowering.top, PREPARE), lowering.made(graph.edges)
         first, second = graph.ends
         into = lowering.name_of(graph.edges, "links")
+        also: dict[str, tuple[str, str]] = {}
         if graph.one_table:
-            key = next(name for found, name in lowering.links.vertices.values() if found is graph)
             table = lowering.name_of(graph.edges, "keys")
-            names, keys = {table: key}, {first: table, second: table}
+            names, keys = {table: graph.key}, {first: table, second: table}
+            if graph.also is not None:
+                also[table] = lowering.made(graph.also).name, graph.key
         else:
             tables = [lowering.name_of(graph.edges, f"keys of {end}") for end in graph.ends]
             keys = dict(zip(graph.ends, tables, strict=True))
             names = dict(zip(tables, graph.ends, strict=True))
-        lowering.emit(place, Index(rows.name, keys, into, names))
+        lowering.emit(place, Index(rows.name, keys, into, names, also, graph.symmetric))
         made = {t: lowering.new(t, (key,), (key,), place) for t, key in names.items()}
         graph.made = Resident(into, {end: made[table] for end, table in keys.items()})
         both = "of both ends are one table" if graph.one_table else "of each end are a table"

@@ -20,7 +20,7 @@ from typing import Any
 
 from iterreduce.columns.aggregators import Aggregator, count
 from iterreduce.columns.compute import typed
-from iterreduce.columns.expressions import Column, Expr
+from iterreduce.columns.expressions import Column, Expr, key_of
 from iterreduce.columns.linkfold import SCALAR
 from iterreduce.columns.schema import Field
 from iterreduce.columns.trees import columns_of, parameters_of, renamed, substitute
@@ -51,15 +51,22 @@ class Fused:
     right: Node | None = None
     right_key: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    symmetric: bool = False  # every row counts both ways round
 
 
 @dataclass(eq=False)
 class Graph:
-    """Rows that are indexed by two of their columns, and what they serve."""
+    """Rows that are indexed by two of their columns, and what they serve.
+
+    ``one_table``: both ends name keys of one table, which has those in column ``key`` of ``also`` as well.
+    """
 
     edges: Node
     ends: tuple[str, str]
     one_table: bool = False
+    key: str = ""
+    also: Node | None = None
+    symmetric: bool = False
     made: Any = None
 
 
@@ -81,7 +88,11 @@ class Links:
 
     def graph_of(self, fused: Fused) -> Graph:
         """The indexed rows of a group."""
-        return next(g for g in self.graphs if self._same(g.edges, fused.edges) and fused.key in g.ends)
+        return next(
+            g
+            for g in self.graphs
+            if self._same(g.edges, fused.edges) and fused.key in g.ends and g.symmetric == fused.symmetric
+        )
 
     # ------------------------------------------------------------------ which groups
 
@@ -90,7 +101,7 @@ class Links:
         found = match_join(group, self.facts)
         if found is None:
             return
-        graph = self._graph(found.edges, found.on, found.key, make=True)
+        graph = self._graph(found)
         if graph is not None:
             self.fused[id(group)] = found
 
@@ -102,37 +113,44 @@ class Links:
         if found is None:
             return
         for graph in self.graphs:
+            if graph.symmetric:
+                continue
             if self._same(graph.edges, found.edges) and found.key in graph.ends:
                 other = graph.ends[1 - graph.ends.index(found.key)]
                 self.fused[id(group)] = replace(found, on=other)
                 return
 
     def _both_ends(self, group: Group) -> bool:
-        """The distinct values of both ends together: the vertices of a graph."""
-        if len(group.keys) != 1 or not isinstance(group.input, Union) or len(group.input.rows) != 2:
+        """The distinct values of both ends together: the vertices of a graph; perhaps with others."""
+        if len(group.keys) != 1 or not isinstance(group.input, Union) or self.facts.varies(group):
             return False
-        ends = []
-        for part in group.input.rows:
-            node, column = self.facts.origin(part, group.keys[0])
-            if self.facts.identity(part) is not node:
-                return False
-            ends.append((node, column))
+        (key,) = group.keys
         for graph in self.graphs:
-            if {column for _, column in ends} == set(graph.ends) and all(
-                self._same(graph.edges, node) for node, _ in ends
-            ):
-                graph.one_table = True
-                self.vertices[id(group)] = graph, group.keys[0]
+            ends = {end: part for part in group.input.rows if (end := self._end_of(part, key, graph))}
+            others = [part for part in group.input.rows if not any(part is end for end in ends.values())]
+            also = others[0] if others else None
+            if graph.one_table and graph.also is not also:
+                continue
+            if set(ends) == set(graph.ends) and len(others) <= 1:
+                graph.one_table, graph.key, graph.also = True, key, also
+                self.vertices[id(group)] = graph, key
                 return True
         return False
 
-    def _graph(self, edges: Node, first: str, second: str, make: bool) -> Graph | None:
+    def _end_of(self, part: Node, key: str, graph: Graph) -> str:
+        """Which end of a graph's rows these rows are, one for one; none: empty."""
+        node, column = self.facts.origin(part, key)
+        same = self.facts.identity(part) is node and self._same(graph.edges, node)
+        return column if same and column in graph.ends else ""
+
+    def _graph(self, found: Fused) -> Graph | None:
+        ends = found.on, found.key
         for graph in self.graphs:
-            if self._same(graph.edges, edges) and set(graph.ends) == {first, second}:
-                return graph
-        if not make or any(self._same(graph.edges, edges) for graph in self.graphs):
-            return None  # the same rows by other ends: rows would be kept twice
-        made = Graph(edges, (first, second))
+            if self._same(graph.edges, found.edges) and graph.symmetric == found.symmetric:
+                if set(graph.ends) == set(ends):
+                    return graph
+                return None  # the same rows by other ends: rows would be kept twice
+        made = Graph(found.edges, ends, symmetric=found.symmetric)
         self.graphs.append(made)
         return made
 
@@ -183,12 +201,48 @@ def _as_sides(
         return None
     if key.name in hidden.values():
         return None
+    turned = both_ways(root, key.name, joined.name) if is_extreme(group) else None
+    if turned is not None:
+        root, made = turned
+        made |= {name: Column(name) for name in hidden.values()}
+        mixed = {name: substitute(tree, made) for name, tree in mixed.items()}
+        key, joined = _column(made[key.name]), _column(made[joined.name])
     fields = _fields(root, table, hidden, of_table)
     aggregates = _aggregates(group, mixed, fields)
     if aggregates is None or not _is_key(root, key.name) or not _is_key(root, joined.name):
         return None
     columns = {new: of_table[name] for name, new in hidden.items()}
-    return Fused(group, root, joined.name, key.name, aggregates, table, by, columns)
+    symmetric = turned is not None
+    return Fused(group, root, joined.name, key.name, aggregates, table, by, columns, symmetric)
+
+
+def is_extreme(group: Group) -> bool:
+    """Does it make no difference to count a row twice? (A loop counts once, where rows count both ways.)"""
+    return all(a.kind in ("min", "max", "any", "all") for _, a in group.aggregates)
+
+
+def both_ways(node: Node, one: str, other: str) -> tuple[Node, dict[str, Expr]] | None:
+    """Rows and their twins with two columns exchanged: the rows, and the columns in theirs; None: others."""
+    if not isinstance(node, Union) or len(node.rows) != 2 or node.names is None:
+        return None
+    (first, trees), (second, turned) = (_seen_through(part) for part in node.rows)
+    if first is not second or not all(isinstance(trees.get(end), Column) for end in (one, other)):
+        return None
+    wanted = {**trees, one: trees[other], other: trees[one]}
+    same = all(key_of(turned[name]) == key_of(wanted[name]) for name in node.names)
+    return (first, trees) if same else None
+
+
+def _seen_through(node: Node) -> tuple[Node, dict[str, Expr]]:
+    """The rows below a projection, and its columns in theirs."""
+    if isinstance(node, Project) and not node.rest:
+        return node.input, dict(node.columns)
+    return node, {name: Column(name) for name in node.names or ()}
+
+
+def _column(tree: Expr) -> Column:
+    assert isinstance(tree, Column)
+    return tree
 
 
 def match_rows(group: Group) -> Fused | None:
@@ -250,6 +304,11 @@ def _fields(
     return out
 
 
+def of_edges(node: Node) -> bool:
+    """Are these edges of a source: ids and perhaps weights, none of them null, whatever their types?"""
+    return bool(getattr(getattr(node, "source", None), "of_edges", False))
+
+
 def _aggregates(
     group: Group, trees: Mapping[str, Expr], fields: Mapping[str, Field | None]
 ) -> tuple[tuple[str, Aggregator], ...] | None:
@@ -294,7 +353,7 @@ def _is_key(root: Node, name: str) -> bool:
         return False
     of = root.fields[name]
     if of is None:
-        return bool(getattr(getattr(root, "source", None), "of_edges", False))
+        return of_edges(root)
     if of.nullable or of.shape:
         return False
     return of.kind in ("text", "bytes") or (of.kind == "fixed" and of.dtype.kind in KEY_KINDS)

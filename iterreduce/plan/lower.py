@@ -149,7 +149,6 @@ class Lowering:
         self.notes: list[tuple[Node, str]] = []
         self.extra: list[Node] = []  # ids of nodes are kept for as long as the nodes are
         self.on_all_ranks: set[int] = set()  # groups that every rank needs whole
-        self.pulls: set[int] = set()  # joins whose left rows stay where they lie
 
     # ------------------------------------------------------------------ which loop
 

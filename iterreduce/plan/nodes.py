@@ -190,13 +190,15 @@ class MapBatches(Node):
     """A Python function on batches of the first input, beside all rows of the others.
 
     ``by``: key columns: the function is given whole `Groups` of rows instead, one batch of groups for each
-    input. ``pure``: its result depends on its arguments alone.
+    input. ``pure``: its result depends on its arguments alone. ``keeps``: one row comes out for each of the
+    first input, in their order, with these columns as they were beside what the function makes.
     """
 
     rows: tuple[Node, ...]
     function: Callable[..., Any]
     pure: bool = False
     by: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
     body: object = None  # the iteration in whose body it was written, unless it is pure
 
     @property

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import numpy as np
+
 from iterreduce.columns.aggregators import Aggregator
 from iterreduce.columns.aggregators import count as count_of
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.expressions import Column, Expr
+from iterreduce.columns.schema import Field
 from iterreduce.errors import UsageError
 from iterreduce.plan import making
-from iterreduce.plan.kernels import PerRecord
+from iterreduce.plan.kernels import PerRecord, RowNumber
 from iterreduce.plan.nodes import MapBatches, Node, Sample
 from iterreduce.plan.tracing import Number, body_here
 
@@ -96,26 +99,34 @@ class Operations:
         *others: Any,
         columns: Mapping[str, Any] | None = None,
         pure: bool = False,
+        keeps: Any = (),
     ) -> Self:
         """The rows that a Python function makes of batches: ``function(batch, *others) -> ir.Batch``.
 
         It is called with some rows at a time and may return any number of rows; of each of ``others``
         (handles or `Batch`) it is given all rows. ``columns``: what it returns, name -> dtype, so that later
         operations can be checked and planned. ``pure``: the result depends on the arguments alone, so inside
-        an iteration it is computed once if they do not change.
+        an iteration it is computed once if they do not change. ``keeps``: it makes one row of each, in their
+        order, and these columns stand beside them as they were: keys that are known stay known.
         """
+        kept = making.names_of((keeps,) if isinstance(keeps, str) else keeps, "map_batches", least=0)
+        making.require(self.node.fields, kept, "map_batches")
         if not callable(function):
             raise UsageError(
                 f"map_batches: wanted a function of a Batch, got {function!r} ({making.user_line()})"
             )
         rows = (self.node, *(making.node_of(other, "map_batches") for other in others))
+        fields = making.fields_of(columns, "map_batches")
+        if fields is not None and self.node.fields is not None:
+            fields = {**{name: self.node.fields[name] for name in kept}, **fields}
         return self._of(
             MapBatches(
                 rows=rows,
                 function=function,
                 pure=pure,
+                keeps=kept,
                 body=None if pure else body_here(),
-                fields=making.fields_of(columns, "map_batches"),
+                fields=fields,
                 where=making.user_line(),
             ),
             *others,
@@ -130,6 +141,26 @@ class Operations:
         fast form.
         """
         return self.map_batches(PerRecord(function), columns=columns, pure=pure)
+
+    def with_row_number(self, name: str = "row") -> Self:
+        """All columns, and the row's number among all rows of all ranks from 0: of sorted rows its place.
+
+        >>> from iterreduce import Dataset
+        >>> import numpy as np
+        >>> rows = Dataset.from_local(None, x=np.array([3, 1, 2])).sort("x").with_row_number("place")
+        >>> rows.collect()["x"].tolist(), rows.collect()["place"].tolist()
+        ([1, 2, 3], [0, 1, 2])
+        """
+        names = self._known("with_row_number")
+        if name in names:
+            raise UsageError(f'with_row_number: there is a column "{name}" ({making.user_line()})')
+        fields = {**(self.node.fields or {}), name: Field("fixed", np.dtype(np.int64))}
+        kernel: Any = RowNumber(name, tuple((n, n) for n in names))
+        rows = (self.node,)
+        where = making.user_line()
+        return self._of(
+            MapBatches(rows=rows, function=kernel, pure=True, keeps=names, fields=fields, where=where)
+        )
 
     def union(self, *others: Any) -> Self:
         """All rows of both; columns must have the same names and types. Equal rows stay (see `distinct`)."""

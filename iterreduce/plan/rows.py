@@ -9,7 +9,7 @@ from iterreduce.columns.expressions import Column
 from iterreduce.columns.trees import substitute
 from iterreduce.errors import UsageError
 from iterreduce.loop import ChooseRows, Gather, Local, Shuffle, Splitters
-from iterreduce.plan.kernels import Columns, Concat, FirstRows, Keep, OfGroups
+from iterreduce.plan.kernels import Columns, Concat, FirstRows, Keep, OfGroups, RowByRow, RowNumber
 from iterreduce.plan.lower import PREPARE, Flow, Lowering, Made, Place
 from iterreduce.plan.nodes import (
     Filter,
@@ -123,8 +123,23 @@ def map_batches(lowering: Lowering, node: MapBatches) -> Flow:
     reads = [lowering.read(made, place)]
     reads += [lowering.read(lowering.everywhere(other), place) for other in others]
     into = lowering.name_of(node, "mapped")
+    if node.keeps:
+        return _row_by_row(lowering, node, made, tuple(reads), into)
     lowering.emit(place, Local(node.function, tuple(reads), into, cut="block", pure=node.pure))
     return Flow.of(lowering.new(into, node.names, () if made.lies == () else None, place))
+
+
+def _row_by_row(lowering: Lowering, node: MapBatches, made: Made, reads: tuple[str, ...], into: str) -> Flow:
+    """A function that makes a row of each: they lie as they lay, in the same order."""
+    place, kernel = lowering.place(node), node.function
+    whole = isinstance(kernel, RowNumber) or made.lies is not None
+    if not isinstance(kernel, RowNumber):
+        kernel = RowByRow(kernel, node.keeps)
+    cut: Any = "share" if whole else "block"
+    free = isinstance(kernel, RowNumber)
+    lowering.emit(place, Local(kernel, reads, into, cut=cut, pure=node.pure, rank_free=free))
+    lies = made.lies if set(made.lies or ()) <= set(node.keeps) else None
+    return Flow.of(lowering.new(into, node.names, lies, place, made.order))
 
 
 def _map_groups(lowering: Lowering, node: MapBatches, place: Place) -> Flow:

@@ -4,7 +4,7 @@ A rewrite takes a node that its pattern fits, whose inputs are rewritten already
 same rows and columns, or None. Rules change what is asked for; where and when it is made is lowering's.
 
     fold constants         expressions, and filters that are always true
-    merge                  projections of projections, filters of filters
+    merge                  projections of projections, filters of filters, distinct rows of distinct rows
     push filters down      below projections, joins, groups, unions and sorts, into readers
     outer to inner         a join whose padded rows the next filter drops
     dependent columns      what depends on a join key alone moves beside the table of that key
@@ -107,6 +107,23 @@ def merge_filters(node: Filter, facts: Facts) -> Node | None:
     if not isinstance(below, Filter):
         return None
     return replace(node, input=below.input, predicate=apply("and", below.predicate, node.predicate))
+
+
+def merge_distinct(node: Group, facts: Facts) -> Node | None:
+    """The different rows of a union of different rows are those of all rows together."""
+    union = node.input
+    if node.aggregates or not isinstance(union, Union):
+        return None
+    parts: list[Node] = []
+    for part in union.rows:
+        below = part.input if _is_distinct(part) and isinstance(part, Group) else part
+        parts += below.rows if isinstance(below, Union) and below is not part else (part,)
+    return replace(node, input=replace(union, rows=tuple(parts))) if len(parts) > len(union.rows) else None
+
+
+def _is_distinct(node: Node) -> bool:
+    """Are these the different rows of others, all columns of them?"""
+    return isinstance(node, Group) and not node.aggregates and node.input.names == node.keys
 
 
 # ---------------------------------------------------------------------- filters move down
@@ -313,6 +330,7 @@ RULES: tuple[Rule, ...] = (
     Rule("merge projections", Project, merge_projects),
     Rule("drop projections of all", Project, drop_identity),
     Rule("merge filters", Filter, merge_filters),
+    Rule("merge distinct", Group, merge_distinct),
     Rule("outer joins to inner", Filter, outer_to_inner),
     Rule("filters below projections", Filter, filter_below_project),
     Rule("filters below joins", Filter, filter_below_join),
