@@ -5,8 +5,9 @@ array per operation, no numbers of rows, no second look at a column. What it giv
 `iterreduce.columns.compute` gives, types and nulls included, so that whether it is used never shows.
 
 Machine code is made once per node and kind of program, and filed on disk. Making it takes longer than NumPy
-takes for one pass over millions of rows; so code that is not there yet is made only once NumPy has spent as
-much time on this program as compiling would cost. Who never gets there, never pays; who does, pays twice.
+takes for one pass over millions of rows, and loading it as long as for some pieces; so either is done only
+once NumPy has lost as much time on this program as it would cost. Who never gets there, never pays; who does,
+pays twice.
 
 What it declines: text, vectors, dates and most functions of floats are NumPy's, before the pass (as columns
 that it reads) or after it.
@@ -24,17 +25,20 @@ from iterreduce.columns.batch import Batch, Column
 from iterreduce.columns.compute import NOTHING_GIVEN, compute
 from iterreduce.columns.emitting import SIGNATURE, Program, compiled
 from iterreduce.columns.expressions import Expr
+from iterreduce.columns.instructions import Declined, Read, Ref, Scalar
 from iterreduce.columns.jit import on_disk
-from iterreduce.columns.lowering import Declined, Lowering, Read, Ref, Scalar, value_without_columns
-from iterreduce.columns.ragged import Array
+from iterreduce.columns.lowering import Lowering, value_without_columns
+from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.trees import parameters_of
 
 LEAST_ROWS = 4096
 """Below, an array per operation is as fast as the preparation of a call (20 us)."""
 LEAST_PASSES = 3
 """Passes over memory that one pass must replace."""
-SECONDS_PER_ROW = 0.5e-9
+SECONDS_PER_ROW = 1e-9
 """What a pass of NumPy's costs more than a step of the fused loop, for one row in cache."""
+LOAD_SECONDS = 0.01
+"""To find a loop on disk and load it."""
 COMPILE_SECONDS = 0.5
 
 
@@ -50,19 +54,24 @@ Step = Expr | Make  # an expression: the rows for which it is true
 
 
 class _Machine:
-    """The loop of a program: made when it is on disk, or when it has been missed for long enough."""
+    """The loop of a program: loaded, or made, when it has been missed for as long as that takes."""
 
     def __init__(self, program: Program):
-        self._loop = compiled(program)
-        self._ready = on_disk(self._loop, SIGNATURE)
-        self._missed = 0.0
+        self._program = program
+        self._made: Any = None
+        self._ready = False
+        self._missed, self._look_at = 0.0, LOAD_SECONDS
 
     def loop(self, rows: int, passes: int, eager: bool) -> Any:
         """The loop, or None: NumPy is cheaper."""
         if not self._ready:
             self._missed += rows * passes * SECONDS_PER_ROW
-            self._ready = eager or self._missed > COMPILE_SECONDS
-        return self._loop if self._ready else None
+            if not eager and self._missed < self._look_at:
+                return None
+            self._made = self._made or compiled(self._program)
+            self._ready = eager or self._missed >= COMPILE_SECONDS or on_disk(self._made, SIGNATURE)
+            self._look_at = COMPILE_SECONDS
+        return self._made if self._ready else None
 
 
 _MACHINES: dict[Program, _Machine] = {}
@@ -168,7 +177,9 @@ def _types(rows: Batch, values: Mapping[str, Any]) -> Any:
     masks = rows._valid
     columns = tuple(
         [
-            (n, c.dtype, c.ndim, n in masks) if type(c) is np.ndarray else (n, type(c), n in masks)
+            (n, c.kind, c.values.dtype, n in masks)
+            if isinstance(c, Ragged)
+            else (n, c.dtype, c.shape[1:], n in masks)
             for n, c in rows._columns.items()
         ]
     )

@@ -7,7 +7,8 @@ very object that the batch holds: whoever follows columns by identity sees that 
 `evaluate` is the same without nulls, on arrays alone, with NumPy's functions as they are (an integer divided
 by 0 is 0): what indexed rows are computed with, into memory that is used again.
 
-What it is not: compiled. It makes one array per operation; large batches come in pieces that stay in cache.
+What it is not: compiled (`iterreduce.columns.compile` does that, where it pays). It makes one array per
+operation; large batches come in pieces that stay in cache.
 """
 
 from __future__ import annotations

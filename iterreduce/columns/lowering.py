@@ -12,7 +12,7 @@ once. Constants and parameters are scalars, handed over in each call: programs d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,68 +21,14 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.compute import _Evaluation, typed
 from iterreduce.columns.emitting import Instruction, Program
 from iterreduce.columns.expressions import Apply, Column, Constant, Expr, key_of
-from iterreduce.columns.operations import COMPARISONS, DIVISIONS, LOGIC, as_ufunc
+from iterreduce.columns.instructions import FREE, Declined, Read, Ref, Scalar, as_number, operation_of, short
+from iterreduce.columns.operations import DIVISIONS, LOGIC, as_ufunc
 from iterreduce.columns.schema import Field
 from iterreduce.columns.trees import columns_of
 from iterreduce.errors import SchemaError
 
-NUMBERS = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"))
-FREE = ("load", "scalar", "literal", "row", "cast")  # instructions that NumPy would not make a pass of
 MOST = 400  # instructions of one program
 MOST_OPTIONS = 8  # of is_in, compared one by one
-
-
-class Declined(Exception):
-    """Not here: NumPy computes it, or says what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Ref:
-    """What an expression is: the instruction of its number and that of its mask (None: no nulls).
-
-    ``weak``: a Python number, written where its type is known; ``nothing``: a null of no type; ``nonzero``: a
-    constant that divides. ``whole``: no number, but the rows' own column of that name as it is, or a column
-    that NumPy makes.
-    """
-
-    at: int = -1
-    dtype: np.dtype[Any] | None = None
-    mask: int | None = None
-    weak: Any = None
-    nothing: bool = False
-    nonzero: bool = False
-    whole: str | Expr | None = None
-
-    @property
-    def kind(self) -> Any:
-        """What NumPy is told to find a type: a dtype, or a Python number that gives way."""
-        return self.weak if self.dtype is None else self.dtype
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """A scalar of a call: an expression without columns, or its mask, or a value, as this type."""
-
-    dtype: np.dtype[Any]
-    tree: Expr | None = None
-    value: Any = None
-    mask: bool = False
-
-
-@dataclass(frozen=True)
-class Read:
-    """A column that is read: by name, or an island; or its mask."""
-
-    of: str | Expr
-    mask: bool = False
-
-
-def short(dtype: np.dtype[Any]) -> str:
-    """The type as instructions say it: kind and bytes."""
-    name = f"{dtype.kind}{dtype.itemsize}"
-    if name not in NUMBERS or not dtype.isnative:
-        raise Declined
-    return name
 
 
 class Lowering:
@@ -248,11 +194,11 @@ class Lowering:
     def _number(self, value: Any, dtype: np.dtype[Any]) -> int:
         """A number of this type, if it holds it as NumPy demands."""
         short(dtype)
-        return self._scalar(Scalar(dtype, value=_as(value, dtype)), ("value", repr(value)))
+        return self._scalar(Scalar(dtype, value=as_number(value, dtype)), ("value", repr(value)))
 
     def _literal(self, value: int, dtype: np.dtype[Any]) -> int:
         """A number as part of the program: to divide by one that is known takes a multiplication."""
-        _as(value, dtype)
+        as_number(value, dtype)
         return self._write("literal", short(dtype), value)
 
     def _bool(self, value: bool) -> int:
@@ -288,7 +234,7 @@ class Lowering:
             if dtype.kind == "f" or name == "fmod":
                 raise Declined
             mask = self.both(mask, self._divides(arguments[1], dtype))
-        operation, of = _operation(name, inputs, dtype)
+        operation, of = operation_of(name, inputs, dtype)
         operands = [self.as_type(a, of) for a in arguments]
         if name in DIVISIONS and arguments[1].dtype is None:
             operands[1] = self._literal(arguments[1].weak, of)
@@ -350,14 +296,6 @@ class Lowering:
         return Ref(self._write("select", short(dtype), holds, *pair), dtype, mask)
 
 
-def _as(value: Any, dtype: np.dtype[Any]) -> Any:
-    try:
-        with np.errstate(all="ignore"):
-            return np.asarray(value, dtype)[()]
-    except (OverflowError, TypeError, ValueError):
-        raise Declined from None
-
-
 def value_without_columns(tree: Expr, values: Mapping[str, Any]) -> Any:
     """A tree of constants and parameters, as NumPy computes it."""
     try:
@@ -368,53 +306,6 @@ def value_without_columns(tree: Expr, values: Mapping[str, Any]) -> Any:
 
 
 ONE_ROW = Batch._trusted({}, {}, 1)
-
-
-def _operation(name: str, inputs: list[np.dtype[Any]], dtype: np.dtype[Any]) -> tuple[str, np.dtype[Any]]:
-    """The instruction, and the type of what it is given."""
-    if name in COMPARISONS:
-        if inputs[0] != inputs[1]:
-            raise Declined
-        return name, inputs[0]
-    if name in ("isnan", "isfinite", "isinf"):
-        if inputs[0].kind != "f":
-            raise Declined
-        return name, inputs[0]
-    if name == "divide":
-        if dtype.kind != "f":
-            raise Declined
-        return name, dtype
-    if any(i != dtype for i in inputs) or name not in SAME_TYPE:
-        raise Declined
-    if dtype.kind == "b":
-        name = BOOLS.get(name, "")
-    operation = SAME_TYPE.get(name)
-    if operation is None or (name in FLOATS_ALONE and dtype.kind != "f"):
-        raise Declined
-    return operation, dtype
-
-
-BOOLS = {"add": "or", "multiply": "and", "maximum": "or", "minimum": "and"}
-BOOLS |= {name: name for name in LOGIC}
-FLOATS_ALONE = ("sqrt", "floor", "ceil", "trunc", "rint")
-SAME_TYPE = {
-    name: name
-    for name in (
-        *(
-            "add",
-            "subtract",
-            "multiply",
-            "floor_divide",
-            "remainder",
-            "negative",
-            "absolute",
-            "minimum",
-            "maximum",
-        ),
-        *LOGIC,
-        *FLOATS_ALONE,
-    )
-}
 
 
 def _and(writer: Lowering, arguments: list[Ref], options: tuple[Any, ...]) -> Ref:

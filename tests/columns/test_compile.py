@@ -251,6 +251,15 @@ def test_columns_that_do_not_lie_in_one_piece_are_read_too() -> None:
     assert_same(by_loop(rows, made), by_numpy(rows, made))
 
 
+def test_one_chain_serves_columns_of_several_types() -> None:
+    chain, made = Fused([Make({"z": x + x * 2})], eager=True), {"z": x + x * 2}
+    for dtype in ("int8", "float32", "int8", "float64"):
+        rows = Batch(x=np.arange(9).astype(dtype))
+        done, got = chain.run(rows, NOTHING)
+        assert done == 1
+        assert_same(got, compute_columns(made, rows))
+
+
 def test_wrong_types_are_told_by_numpy_s_path() -> None:
     compute = Compute((Columns((("z", s + x + n * 2),)),))
     with pytest.raises(ir.SchemaError, match="in the expression"):
@@ -259,12 +268,16 @@ def test_wrong_types_are_told_by_numpy_s_path() -> None:
 
 def test_the_loop_is_made_only_when_numpy_has_cost_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"z": (x + 1.0) * (y + 2.0) - (x - 3.0) / (y * 7.0 + n)}
+    monkeypatch.setattr(door, "LOAD_SECONDS", 0.0)
     monkeypatch.setattr(door, "_MACHINES", {})
     monkeypatch.setattr(door, "on_disk", lambda loop, signature: False)
     chain, rows = Fused([Make(made)]), rows_of(5000)
     monkeypatch.setattr(door, "COMPILE_SECONDS", 15 * 5000 * door.SECONDS_PER_ROW)
     used = [chain.run(rows, NOTHING)[0] for _ in range(4)]
     assert used[0] == 0 and used[-1] == 1
+    monkeypatch.setattr(door, "on_disk", lambda loop, signature: True)
+    monkeypatch.setattr(door, "_MACHINES", {})
+    assert Fused([Make(made)]).run(rows, NOTHING)[0] == 1
     assert Fused([Make(made)]).run(rows_of(100), NOTHING)[0] == 0
 
 
@@ -287,6 +300,8 @@ def test_steps_of_a_plan_give_the_same_with_and_without_the_loop(
         Columns((("w", ir.col("z") - n), ("t", s.str.upper()), ("s", s))),
     )
     plain = Compute(steps).run(Context(0, 0, 1), rows)
+    monkeypatch.setattr(door, "_MACHINES", {})
     monkeypatch.setattr(door, "LEAST_ROWS", 0)
+    monkeypatch.setattr(door, "LOAD_SECONDS", -1.0)
     monkeypatch.setattr(door, "COMPILE_SECONDS", -1.0)
     assert_same(Compute(steps).run(Context(0, 0, 1), rows), plain)
