@@ -7,7 +7,8 @@ very object that the batch holds: whoever follows columns by identity sees that 
 `evaluate` is the same without nulls, on arrays alone, with NumPy's functions as they are (an integer divided
 by 0 is 0): what indexed rows are computed with, into memory that is used again.
 
-What it is not: compiled. It makes one array per operation; large batches come in pieces that stay in cache.
+What it is not: compiled (`iterreduce.columns.compile` does that, where it pays). It makes one array per
+operation; large batches come in pieces that stay in cache.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from iterreduce.columns.expressions import Column as Named
 from iterreduce.columns.operations import NUMPY, as_ufunc, condition_of, operate
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field, missing_column
-from iterreduce.columns.trees import walk
+from iterreduce.columns.trees import leaves, walk
 from iterreduce.columns.values import NO_VALUE, NULL, Value, zero_of
 from iterreduce.errors import SchemaError, UsageError, did_you_mean
 
@@ -200,7 +201,31 @@ def typed(tree: Expr, fields: Mapping[str, Field | None]) -> Field | None:
 
 def typed_columns(trees: Mapping[str, Expr], fields: Mapping[str, Field | None]) -> dict[str, Field | None]:
     """`typed` of several."""
-    known = {name: f for name, f in fields.items() if f is not None}
+    keys = {name: _typing_key(tree, fields) for name, tree in trees.items()}
+    new = {name: tree for name, tree in trees.items() if keys[name] is None or keys[name] not in _TYPED}
+    found = _typed(new, fields) if new else {}
+    if len(_TYPED) > MOST_TYPED:
+        _TYPED.clear()
+    _TYPED.update({keys[name]: field for name, field in found.items() if keys[name] is not None})
+    return {name: found[name] if name in found else _TYPED[key] for name, key in keys.items()}
+
+
+MOST_TYPED = 4096
+_TYPED: dict[Hashable, Field | None] = {}  # plans ask for the type of one tree again and again
+
+
+def _typing_key(tree: Expr, fields: Mapping[str, Field | None]) -> Hashable:
+    """What a type depends on; None where a column is missing."""
+    read = leaves(tree)
+    try:
+        return key_of(tree), tuple([r.field if isinstance(r, Parameter) else fields[r.name] for r in read])
+    except KeyError:
+        return None
+
+
+def _typed(trees: Mapping[str, Expr], fields: Mapping[str, Field | None]) -> dict[str, Field | None]:
+    read = {leaf.name for tree in trees.values() for leaf in leaves(tree)}
+    known = {name: f for name, f in fields.items() if f is not None and name in read}
     masks = {name: np.zeros(0, bool) for name, f in known.items() if f.nullable}
     rows = Batch._trusted({name: _empty_column(f) for name, f in known.items()}, masks, 0)
     work = _Evaluation(rows, NOTHING_GIVEN, frozenset(fields) - set(known), typing=True)

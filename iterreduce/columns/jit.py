@@ -71,7 +71,7 @@ def fingerprint(function: Any) -> str:
 
 
 def _pieces(thing: Any, seen: set[int]) -> Iterator[str]:
-    thing = getattr(thing, "py_func", thing)
+    thing = getattr(thing, "py_func", getattr(thing, "_defn", thing))  # compiled; emitted as LLVM code
     if isinstance(thing, FunctionType):
         if id(thing) in seen:
             return
@@ -219,6 +219,17 @@ def _compile_once_per_node(dispatcher: Any) -> None:
                 _turns.end(depth)
 
     dispatcher.compile = compile_in_turn
+
+
+def on_disk(compiled: Any, signature: tuple[Any, ...]) -> bool:
+    """Is the machine code of a kernel for arguments of these types in this process, or in its cache?"""
+    if signature in compiled.overloads:
+        return True
+    cache = compiled._cache
+    if not isinstance(cache, _SharedCache):
+        return False
+    key = cache._index_key(signature, compiled.targetctx.codegen())
+    return key in cache._cache_file._load_index()
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:

@@ -13,6 +13,7 @@ are null. Floats follow IEEE 754. Everything is typed by running it on no rows: 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,7 @@ NAME_OF = {function: name for name, function in NUMPY.items() if isinstance(func
 Function = Callable[[Sequence[Value], tuple[Any, ...], int], Value]
 
 
+@cache
 def as_ufunc(name: str) -> np.ufunc | None:
     """NumPy's function of one or two columns and one result that an operation is, if it is one."""
     function = NUMPY.get(name) or getattr(np, name, None)

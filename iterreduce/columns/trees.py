@@ -31,16 +31,26 @@ def columns_of(tree: Expr) -> tuple[str, ...]:
     >>> columns_of(col("b") + col("a") * col("b"))
     ('b', 'a')
     """
-    return tuple(dict.fromkeys(part.name for part in walk(tree) if isinstance(part, Column)))
+    return tuple(leaf.name for leaf in leaves(tree) if isinstance(leaf, Column))
 
 
 def parameters_of(tree: Expr) -> tuple[Parameter, ...]:
     """The parameters that it needs, each name once, in the order of their first use."""
-    found = (part for part in walk(tree) if isinstance(part, Parameter))
-    named: dict[str, Parameter] = {}
-    for parameter in found:
-        named.setdefault(parameter.name, parameter)
-    return tuple(named.values())
+    return tuple(leaf for leaf in leaves(tree) if isinstance(leaf, Parameter))
+
+
+def leaves(tree: Expr) -> tuple[Column | Parameter, ...]:
+    """Its columns and parameters, each name once, in the order of their first use; remembered by the tree."""
+    if isinstance(tree, Apply):
+        found: tuple[Column | Parameter, ...] | None = tree.__dict__.get("_leaves")
+        if found is None:
+            named: dict[tuple[type, str], Column | Parameter] = {}
+            for leaf in (leaf for part in tree.arguments for leaf in leaves(part)):
+                named.setdefault((type(leaf), leaf.name), leaf)
+            found = tuple(named.values())
+            object.__setattr__(tree, "_leaves", found)
+        return found
+    return (tree,) if isinstance(tree, Column | Parameter) else ()
 
 
 def substitute(tree: Expr, trees: Mapping[str, Expr]) -> Expr:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from iterreduce.columns.aggregators import Aggregator, bind_outputs
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.combiner import Fold
+from iterreduce.columns.compile import Fused, Make
 from iterreduce.columns.compute import compute_columns, select_rows
 from iterreduce.columns.expressions import Expr
 from iterreduce.columns.groups import group_rows
@@ -81,6 +83,12 @@ class Compute:
     keeps: tuple[tuple[str, str], ...] = ()
     __name__ = "select"
 
+    @cached_property
+    def _fused(self) -> Fused:
+        """The steps that one compiled pass does together, where there are rows enough."""
+        steps = [s.predicate if isinstance(s, Keep) else Make(dict(s.trees), s.rest) for s in self.steps]
+        return Fused(steps, [live_after(self.steps, i) for i in range(len(steps))])
+
     def run(self, context: Context, *batches: Batch) -> Batch:
         """The rows that come out."""
         rows, others = batches[0], batches[1:]
@@ -88,7 +96,8 @@ class Compute:
             rows = side_by_side(rows, other, columns)
         tables = others[len(self.beside) :]
         values = {n.parameter: n.of(table) for n, table in zip(self.numbers, tables, strict=True)}
-        for i, step in enumerate(self.steps):
+        done, rows = self._fused.run(rows, values)
+        for i, step in enumerate(self.steps[done:], done):
             if isinstance(step, Keep):
                 wanted = live_after(self.steps, i)
                 chosen = select_rows(step.predicate, rows, values)
