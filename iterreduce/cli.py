@@ -234,6 +234,9 @@ def _work(crew: Crew, request: Request, watch: Watch) -> Problem | None:
         raise
     if work is None:
         return _nothing_to_write(options, request, crew.group.rank == 0)
+    if options.explain:
+        _explain(crew, work)
+        return None
     return _run(crew, request, work, watch)
 
 
@@ -241,6 +244,15 @@ def _open(path: str) -> Any:
     from iterreduce.dataset import Dataset
 
     return Dataset.read(path)
+
+
+def _explain(crew: Crew, work: Any) -> None:
+    """All ranks plan, rank 0 prints."""
+    from iterreduce.dataset import explain_work
+
+    text = explain_work(work, crew.group)
+    if crew.group.rank == 0:
+        _print(text)
 
 
 def _run(crew: Crew, request: Request, work: Any, watch: Watch) -> Problem | None:

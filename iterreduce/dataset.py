@@ -22,6 +22,7 @@ from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.loop import ChooseRows, Gather, Local, Loop, Replace, Stage, State, Superstep, keys_of
 from iterreduce.options import Options
+from iterreduce.plan.explain import explain
 from iterreduce.plan.making import node_of, user_line
 from iterreduce.plan.nodes import LoopRows, Node, Sample, Source
 from iterreduce.plan.operations import Operations
@@ -131,6 +132,30 @@ class Dataset(Operations):
         if isinstance(self.node, LoopRows):
             return self.node.loop
         return to_loop(self.node, None if comm is None else group_for(comm))
+
+    def explain(self, comm: Any = None, run: bool = False, **options: Any) -> str:
+        """The plan as text: as written and as it runs, what is made once or in each iteration and why, what
+        moves between ranks. Collective.
+
+        Nothing runs, unless ``run=True``: then the text has the rows, bytes and seconds of each stage, too,
+        of all ranks (``options`` as for `run`).
+
+        >>> import numpy as np
+        >>> rows = Dataset.from_local(None, x=np.arange(4))
+        >>> print(rows.select("x").explain())
+        plan as written
+          select x
+          read local: x
+        <BLANKLINE>
+        rules applied
+          drop projections of all: select x
+        <BLANKLINE>
+        plan as it runs
+          read local: x  (4 rows, 32 B)
+        """
+        group = group_for(comm if comm is not None else self.comm)
+        work = self.node.loop if isinstance(self.node, LoopRows) else self.node
+        return explain(work, group, make_options(options) if run else None)
 
     def run(self, comm: Any = None, events: Events | None = None, **options: Any) -> Result:
         """Run it. Collective.
@@ -251,6 +276,11 @@ def make_options(given: Mapping[str, Any]) -> Options:
                 f'unknown option "{name}" (options: {", ".join(known)}){did_you_mean(name, known)}'
             )
     return replace(Options(), **given)
+
+
+def explain_work(work: Dataset | Loop, comm: Any = None) -> str:
+    """What `Dataset.explain` says, of a loop in nouns too. Collective."""
+    return explain(work, group_for(comm)) if isinstance(work, Loop) else work.explain(comm)
 
 
 def run(

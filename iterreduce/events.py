@@ -27,7 +27,10 @@ EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     ),
     "iteration.start": (("iteration", "path"), "numbered from 1; the path is that of its commit"),
     "stage.start": (("stage", "iteration"), "one stage of a superstep begins"),
-    "stage.end": (("stage", "iteration", "seconds", "bytes"), "the stage is done on this rank"),
+    "stage.end": (
+        ("stage", "iteration", "seconds", "bytes", "rows"),
+        "the stage is done on this rank, which has so many rows of its result",
+    ),
     "exchange.ready": (
         ("stage", "iteration"),
         "this rank has folded and packed what it sends; next it meets the others",

@@ -39,6 +39,7 @@ class Options:
     out: str | None = None
     summary: str | None = None
     events: str | None = None
+    explain: bool = False
     naive: bool = False
     check: bool = False
     reproducible: bool = False
@@ -208,6 +209,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("out", PATH, "write the result here, by suffix: .npy .npz .h5 .csv .tsv .parquet"),
     Setting("summary", PATH, "write what the run did as JSON"),
     Setting("events", PATH, "write what happens, as it happens, as JSON lines"),
+    Setting("explain", SWITCH, "print the plan: what is made when, and what moves; run nothing"),
     Setting("naive", SWITCH, "switch every cache off: re-read, re-shuffle and re-plan in each iteration"),
     Setting(
         "check", SWITCH, "slow checks: frozen arrays unchanged, all ranks in the same stage, rows conserved"

@@ -156,8 +156,8 @@ class Watched:
             self._began = time.perf_counter(), self.group.traffic.payload_bytes
             self.events.emit("stage.start", stage=self.label, iteration=iteration)
 
-    def end(self, iteration: int) -> None:
-        """It has ended."""
+    def end(self, iteration: int, rows: int) -> None:
+        """It has ended, and this rank has so many rows of its result."""
         if self._began is not None:
             started, before = self._began
             self.events.emit(
@@ -166,6 +166,7 @@ class Watched:
                 iteration=iteration,
                 seconds=time.perf_counter() - started,
                 bytes=self.group.traffic.payload_bytes - before,
+                rows=rows,
             )
 
 
@@ -182,8 +183,8 @@ class LocalStep(Watched):
 
     def _work(self, seen: dict[str, Table], iteration: int) -> None:
         self.begin(iteration)
-        seen[self.into] = local(self.work, seen, iteration)
-        self.end(iteration)
+        seen[self.into] = made = local(self.work, seen, iteration)
+        self.end(iteration, len(made))
 
 
 class ExchangeStep(Watched):
@@ -214,7 +215,7 @@ class ExchangeStep(Watched):
             seen.update(made)
         else:
             seen[self.into] = made
-        self.end(iteration)
+        self.end(iteration, len(seen[self.into]) if self.into in seen else 0)
 
 
 class SuperstepRun:

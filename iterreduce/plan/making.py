@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,12 +42,26 @@ from iterreduce.plan.nodes import (
 )
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_thread = threading.local()  # ranks may be threads
 _numbers = itertools.count()  # scalars of one plan have different names; lowering gives them others
 JOINS = ("inner", "left", "right", "full", "semi", "anti")
 
 
+@contextmanager
+def on_behalf(where: str) -> Iterator[None]:
+    """Nodes made inside were asked for at this line: a rewrite's are those of the node that it rewrites."""
+    before, _thread.where = getattr(_thread, "where", ""), where
+    try:
+        yield
+    finally:
+        _thread.where = before
+
+
 def user_line() -> str:
     """The line of the program outside of this package that is being run: ``app.py, line 12``."""
+    asked: str = getattr(_thread, "where", "")
+    if asked:
+        return asked
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back

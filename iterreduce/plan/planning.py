@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from iterreduce.group import Group as Ranks
 from iterreduce.loop import Loop
 from iterreduce.plan import grouping, joining, linking, rows, states
@@ -58,12 +61,32 @@ RULES = Rules(
 )
 
 
-def to_loop(root: Node, ranks: Ranks | None = None, name: str = "plan", optimize: bool = True) -> Loop:
-    """The loop that makes a node's rows. Collective on ``ranks``, which agree on what sources hold; None: as
-    far as this rank can tell alone.
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A plan on its way: as written (typed), as rewritten by which rules, and as a loop.
+
+    ``sizes``: the rows of sources, by id, where all ranks know them alike.
     """
-    root, rows = known(root, ranks) if ranks is not None else (root, {})
-    if optimize:
-        applied = Applied()
-        root = pruned(optimized(root, applied=applied), applied)
-    return Lowering(root, RULES, name, lambda node: rows_of(node, rows)).loop()
+
+    before: Node
+    after: Node
+    applied: list[tuple[str, str]]
+    sizes: Mapping[int, int]
+    lowering: Lowering
+    loop: Loop
+
+
+def planned(root: Node, ranks: Ranks | None = None, name: str = "plan", optimize: bool = True) -> Planned:
+    """A node as a loop, and how it came to be one. Collective on ``ranks``, which agree on what sources hold;
+    None: as far as this rank can tell alone.
+    """
+    before, rows = known(root, ranks) if ranks is not None else (root, {})
+    applied = Applied()
+    after = pruned(optimized(before, applied=applied), applied) if optimize else before
+    lowering = Lowering(after, RULES, name, lambda node: rows_of(node, rows))
+    return Planned(before, after, applied.rules, rows, lowering, lowering.loop())
+
+
+def to_loop(root: Node, ranks: Ranks | None = None, name: str = "plan", optimize: bool = True) -> Loop:
+    """The loop that makes a node's rows. Collective on ``ranks``, if given."""
+    return planned(root, ranks, name, optimize).loop

@@ -375,7 +375,8 @@ class Rewriter:
         node = self.rebuilt(node)
         for rule in self.by_pattern.get(type(node), ()):
             assert self.facts is not None
-            found = rule.rewrite(node, self.facts)
+            with making.on_behalf(node.where):
+                found = rule.rewrite(node, self.facts)
             if found is not None and found is not node:
                 self.changed = True
                 self.applied.rules.append((rule.name, node.label))
