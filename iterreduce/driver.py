@@ -187,9 +187,10 @@ class LoopRun(Whereabouts):
         the loop ended with it. If anything fails, on any rank, the iteration is rolled back and the same
         error is raised on all; ``tables`` are those of the last commit.
         """
-        outcome = self.outcome
-        if outcome is not None:
-            raise UsageError(f"the loop has ended ({outcome.value}); make a new LoopRun to run it again")
+        root = self.root
+        if root.standing is not None and root.standing.outcome is not None:
+            ended = root.standing.outcome.value
+            raise UsageError(f"the loop has ended ({ended}); make a new LoopRun to run it again")
         if not self._started:
             self.start()
             if self.outcome is not None:  # told to stop before anything was done
@@ -203,13 +204,14 @@ class LoopRun(Whereabouts):
                 if self._plain is None or feed:
                     level, heard = self._iterate(feed)
                 else:
-                    level, heard = self.root, self._iterate_plain(self._plain)
+                    level, heard = root, self._iterate_plain(self._plain)
         except BaseException as error:
             self._roll_back(error)
             raise
         self._commit(level, heard, time.perf_counter() - started, traffic.payload_bytes - sent)
-        outcome = self.outcome
-        return outcome if outcome is not None else self.position
+        standing = root.standing
+        assert standing is not None
+        return standing.outcome if standing.outcome is not None else self.position
 
     def _iterate_plain(self, now: Plain) -> Heard:
         """One iteration of a body of supersteps that all run: nothing to ask, to enter or to collect.
@@ -361,7 +363,7 @@ class LoopRun(Whereabouts):
                 seconds=seconds,
                 bytes=sent,
                 invariant_bytes=self.shop.cache.nbytes + self.invariant_bytes,
-                path=self.path,
+                path=(standing.iteration,) if level.parent is None else self.path,
             )
         if level.parent is not None and standing.outcome is not None:
             self._end_inner(level, standing)
@@ -377,8 +379,11 @@ class LoopRun(Whereabouts):
         self.clock.iterations.append(self._seconds + seconds)
         self.bytes_iterations.append(self._sent + sent)
         self._seconds, self._sent = 0.0, 0
-        if self.outcome is None and is_audited(self.iteration):
-            self._audit(f"after iteration {self.iteration}")
+        standing = level.standing
+        assert standing is not None
+        if self.options.memory_bytes is not None and standing.outcome is None:
+            if is_audited(standing.iteration):
+                self._audit(f"after iteration {standing.iteration}")
 
     def _end_inner(self, level: Level, standing: Standing) -> None:
         assert standing.outcome is not None

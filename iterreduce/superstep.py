@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from iterreduce.agreement import Guard, raise_agreed
@@ -176,37 +176,29 @@ class LocalStep(Watched):
         super().__init__(label, into, shop)
         self.work = work
 
-    def run(self, seen: dict[str, Table], guard: Guard) -> None:
+    def bind(self, seen: dict[str, Table], iteration: int) -> None:
         """Bind the map's result."""
-        guard.run(self._work, seen, guard.iteration)
-
-    def _work(self, seen: dict[str, Table], iteration: int) -> None:
         self.begin(iteration)
         seen[self.into] = local(self.work, seen, iteration)
         self.end(iteration)
 
 
 class ExchangeStep(Watched):
-    """A stage that communicates: all that a rank does alone is guarded, before the exchange and after it."""
+    """A stage that communicates: what a rank does alone, before the exchange and after it."""
 
     def __init__(self, label: str, into: str, shop: Workshop, work: Exchanger):
         super().__init__(label, into, shop)
         self.work = work
 
-    def run(self, seen: dict[str, Table], guard: Guard) -> None:
-        """Bind what the exchange brings; raises the same error on all ranks. Collective."""
-        guard.run(self._before, seen, guard.iteration)
-        if self.work.exchange(guard) & FAILED:
-            raise_agreed(self.group, guard.failure)
-        guard.run(self._after, seen, guard.iteration)
-
-    def _before(self, seen: dict[str, Table], iteration: int) -> None:
+    def make_ready(self, seen: dict[str, Table], iteration: int) -> None:
+        """All that comes before the exchange."""
         self.begin(iteration)
         self.work.prepare(seen, iteration)
         if self.events.places:
             self.events.emit("exchange.ready", stage=self.label, iteration=iteration)
 
-    def _after(self, seen: dict[str, Table], iteration: int) -> None:
+    def bind(self, seen: dict[str, Table], iteration: int) -> None:
+        """Bind what the exchange has brought."""
         if self.events.places:
             self.events.emit("exchange.done", stage=self.label, iteration=iteration)
         made: Table | dict[str, Table] = self.work.finish()
@@ -215,6 +207,23 @@ class ExchangeStep(Watched):
         else:
             seen[self.into] = made
         self.end(iteration)
+
+
+Work = Callable[[dict[str, Table], int], None]
+
+
+class Leg:
+    """What a rank does by itself from one exchange to the next, under one guard: named pieces of work."""
+
+    def __init__(self) -> None:
+        self.work: list[tuple[str, Work]] = []
+        self.towards: ExchangeStep | None = None  # the exchange behind it
+
+    def run(self, seen: dict[str, Table], guard: Guard) -> None:
+        """One piece after another; what fails, fails under the name of its piece."""
+        iteration = guard.iteration
+        for guard.stage, work in self.work:
+            work(seen, iteration)
 
 
 class SuperstepRun:
@@ -226,7 +235,7 @@ class SuperstepRun:
         """
         self.step, self.shop, self.within = step, shop, within
         first = len(shop.exchangers)
-        self.actions: list[LocalStep | ExchangeStep] = []
+        self._legs = [Leg()]
         fused = fused_maps(step.stages, {*kept, *(w.rows for w in step.writes)})
         maps: dict[str, BlockMap] = {}
         laid = dict(shop.laid)
@@ -235,7 +244,8 @@ class SuperstepRun:
             if isinstance(stage, Local):
                 maps[stage.into] = BlockMap(stage, reproducible=shop.reproducible)
                 if stage.into not in fused:
-                    self.actions.append(LocalStep(label, stage.into, shop, maps[stage.into]))
+                    alone = LocalStep(label, stage.into, shop, maps[stage.into])
+                    self._legs[-1].work.append((label, alone.bind))
             else:
                 source = RowSource(
                     stage.rows,
@@ -245,7 +255,7 @@ class SuperstepRun:
                     computed(stage),
                 )
                 work = shop.exchanger(stage, source, laid)
-                self.actions.append(ExchangeStep(label, stage.into, shop, work))
+                self._add_exchange(ExchangeStep(label, stage.into, shop, work))
             lay_out(stage, laid)
         made = enumerate(shop.exchangers[first:], first)
         self.works: dict[int, Exchanger | KeyedState] = dict(made)  # what a transaction commits
@@ -253,32 +263,48 @@ class SuperstepRun:
         self.accumulates = [w for w in step.writes if isinstance(w, Accumulate) and w.table in shop.carry]
         self.sunk: list[tuple[str, Table]] = []  # by the last run, in order
         self.accumulated: list[tuple[Accumulate, Table]] = []
-        self._writing = f"{within}{step.name}: writes"
         self._whole_rows = {s.into for s in step.stages if isinstance(s, Shuffle) and s.combine is None}
         replaces = [w for w in step.writes if isinstance(w, Replace)]
         self._replaces = replaces if len(replaces) == len(step.writes) else None
+        self._legs[-1].work.append((f"{within}{step.name}: writes", self._write))
+        self._written: dict[str, Table] = {}
+
+    def _add_exchange(self, step: ExchangeStep) -> None:
+        self._legs[-1].work.append((step.label, step.make_ready))
+        self._legs[-1].towards = step
+        self._legs.append(Leg())
+        self._legs[-1].work.append((step.label, step.bind))
 
     def run(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
         """Run the stages; returns the tables written. Collective. Raises the same error on all ranks."""
-        seen = self.results(tables, guard)
-        guard.stage = self._writing
-        return guard.run(self._writes, seen) or {}
+        self._written = {}
+        self.results(tables, guard)
+        return self._written
 
     def results(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
         """Run the stages; returns all tables, with their results. Collective."""
         seen = dict(tables)
-        for action in self.actions:
-            guard.stage = action.label
-            action.run(seen, guard)
+        for leg in self._legs:
+            guard.run(leg.run, seen, guard)
+            if leg.towards is not None:
+                guard.stage = leg.towards.label
+                if leg.towards.work.exchange(guard) & FAILED:
+                    raise_agreed(self.shop.group, guard.failure)
         return seen
 
-    def _writes(self, seen: Mapping[str, Table]) -> dict[str, Table]:
+    def _write(self, seen: Mapping[str, Table], iteration: int) -> None:
+        shop = self.shop
+        if self._replaces is None or shop.in_place:
+            self._written = self._write_any(seen)
+            return
+        out = {}  # nothing shares memory with what is written
+        for write in self._replaces:
+            whole = write.rows in self._whole_rows
+            out[write.table] = written(write, seen[write.table], seen[write.rows], shop, whole)
+        self._written = out
+
+    def _write_any(self, seen: Mapping[str, Table]) -> dict[str, Table]:
         known, shop, out = self.shop.states, self.shop, dict[str, Table]()
-        if self._replaces is not None and not shop.in_place:  # nothing shares memory with what is written
-            for write in self._replaces:
-                whole = write.rows in self._whole_rows
-                out[write.table] = written(write, seen[write.table], seen[write.rows], shop, whole)
-            return out
         rows = [detached(seen[w.rows], self.shop.in_place) for w in self.step.writes]
         if self.sinks:  # copied: rows of a table may be changed in place later
             self.sunk = [
