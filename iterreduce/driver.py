@@ -30,7 +30,7 @@ from iterreduce.control import Control, Heard, ask_conditions
 from iterreduce.cores import pool_for
 from iterreduce.errors import UsageError
 from iterreduce.events import Events, emit_iteration, emit_place
-from iterreduce.exchange import FAILED
+from iterreduce.exchange import FAILED, OK
 from iterreduce.fixpoint import Outcome
 from iterreduce.lasting import Lasting
 from iterreduce.levels import (
@@ -92,6 +92,7 @@ class LoopRun(Whereabouts):
         written, self.loop = loop, reproducible(loop) if self.options.reproducible else loop
         loop = self.loop
         self.pool = pool_for(group, self.options.threads)
+        self._on_pool = using(self.pool)
         self.clock = Clock()
         self.bytes_invariants = self.invariant_bytes = 0  # sent for them; held, where somebody watches
         self.bytes_iterations: list[int] = []
@@ -200,7 +201,7 @@ class LoopRun(Whereabouts):
         traffic, started = self.group.traffic, time.perf_counter()
         sent = traffic.payload_bytes
         try:
-            with using(self.pool):
+            with self._on_pool:
                 if self._plain is None or feed:
                     level, heard = self._iterate(feed)
                 else:
@@ -326,11 +327,13 @@ class LoopRun(Whereabouts):
         )
         if self.events.places:
             guard.run(emit_place, self.events, "control.ready", draft.iteration + 1, guard.path)
-        status = guard.status
+        status = OK if guard.failure is None else FAILED
         if self.lasting is not None:
             status |= self.lasting.says()
+        cache = self.shop.cache
+        wish = 0 if cache.budget_bytes is None else cache.wish()
         heard = self._controls[level.number].run(
-            draft.iteration + 1, status, self.shop.cache.wish(), self._open.changed(), found
+            draft.iteration + 1, status, wish, self._open.changed(), found
         )
         if heard.status & FAILED:
             raise_agreed(self.group, guard.failure)
@@ -348,9 +351,10 @@ class LoopRun(Whereabouts):
         standing.iteration, standing.at = standing.iteration + 1, 0
         if control.carries:
             control.commit_carry(standing)
-        for output, rows in now.sunk:
-            self.outputs[output].append(rows)
-        self.inner_values.update(now.values)
+        if now is not self._plain:
+            for output, rows in now.sunk:
+                self.outputs[output].append(rows)
+            self.inner_values.update(now.values)
         if heard.wishes:
             self._evict_agreed(heard)
         standing.outcome, standing.residual = control.verdict(standing)
@@ -381,9 +385,9 @@ class LoopRun(Whereabouts):
         self._seconds, self._sent = 0.0, 0
         standing = level.standing
         assert standing is not None
-        if self.options.memory_bytes is not None and standing.outcome is None:
-            if is_audited(standing.iteration):
-                self._audit(f"after iteration {standing.iteration}")
+        audited = self.options.memory_bytes is not None and is_audited(standing.iteration)
+        if audited and standing.outcome is None:
+            self._audit(f"after iteration {standing.iteration}")
 
     def _end_inner(self, level: Level, standing: Standing) -> None:
         assert standing.outcome is not None
@@ -442,6 +446,7 @@ class LoopRun(Whereabouts):
         with using(self.pool):
             self.loader.run_once(self.root, self.loop.finish, self.tables, "finish", self._guard)
         self.settle()
+        self.group.drop_shared()
 
     def close(self) -> None:
         """End the run's threads; it can go on without them."""

@@ -15,7 +15,7 @@ import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -128,6 +128,9 @@ class Group(ABC):
     def __init__(self, rank: int, size: int, epoch: int = 0) -> None:
         self.rank, self.size, self.epoch = rank, size, epoch
         self.traffic = Traffic()
+        self._shared: Window | None = None
+        self._shared_words = [0] * size
+        self._unshared = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} rank {self.rank} of {self.size}, {self.library}>"
@@ -341,6 +344,34 @@ class Group(ABC):
 
         Collective.
         """
+
+    def shared(self, words: Sequence[int]) -> Window | None:
+        """The group's own window, with at least ``words[r]`` words of rank r, a list that all ranks agree on.
+
+        Whoever asks next gets the same memory: nothing stays in it. None, on all ranks, as of `window`.
+
+        Collective.
+        """
+        if self._unshared:
+            return None
+        if any(n > m for n, m in zip(words, self._shared_words, strict=True)):
+            wanted = [max(n + n // 8, m) for n, m in zip(words, self._shared_words, strict=True)]
+            self.drop_shared()
+            self._shared = self.window(wanted[self.rank])
+            self._unshared = self._shared is None
+            self._shared_words = [0] * self.size if self._unshared else wanted
+        return self._shared
+
+    def drop_shared(self) -> None:
+        """Give the group's own window back, if there is one; who asks again gets another. Collective."""
+        if self._shared is not None:
+            self._shared.free()
+        self._shared, self._shared_words = None, [0] * self.size
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of this rank's area of the group's own window."""
+        return WORD_BYTES * self._shared_words[self.rank]
 
     @abstractmethod
     def abort(self, code: int) -> None:

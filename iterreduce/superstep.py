@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.collectives import Group
@@ -175,11 +176,12 @@ class LocalStep(Watched):
     def __init__(self, label: str, into: str, shop: Workshop, work: BlockMap):
         super().__init__(label, into, shop)
         self.work = work
+        self.make = work.share if work.stage.cut == "share" else partial(local, work)
 
     def bind(self, seen: dict[str, Table], iteration: int) -> None:
         """Bind the map's result."""
         self.begin(iteration)
-        seen[self.into] = local(self.work, seen, iteration)
+        seen[self.into] = self.make(seen, iteration)
         self.end(iteration)
 
 
@@ -329,7 +331,7 @@ def computed(stage: Stage) -> dict[str, Expr]:
 def local(work: BlockMap, tables: Mapping[str, Table], iteration: int) -> Table:
     """A map's whole result on this rank; a rank without rows asks the map what it makes of none."""
     first = tables[work.stage.reads[0]]
-    if work.stage.cut == "share" or first.everywhere:
+    if first.everywhere:
         return work.share(tables, iteration)
     made = work.whole(tables, iteration)
     if made is not None:
@@ -381,7 +383,11 @@ def written(write: Replace, old: Table, rows: Table, shop: Workshop, distinct: b
             f"lie {describe(rows)}; use Gather or Total first"
         )
     if kind == "key":
-        check_owned(write, old, rows, shop)
+        here, before = rows.batch._columns, old.batch._columns
+        for key in old.layout.keys:  # rows whose keys were passed on lie where they did
+            if key not in here or here[key] is not before.get(key):
+                check_owned(write, old, rows, shop)
+                break
         if write.table in shop.keyed and (distinct or shop.check):
             check_distinct(write, old, rows)
         return Table(rows.batch, old.layout, rows.tokens, None, 0, -1, old.version + 1)
@@ -400,13 +406,8 @@ def describe(table: Table) -> str:
 
 
 def check_owned(write: Replace, old: Table, rows: Table, shop: Workshop) -> None:
-    """Every row must lie with the owner of its key: known where its columns were passed on, else hashed."""
-    keys, here, before = old.layout.keys, rows.batch, old.batch
-    for key in keys:
-        if key not in here._columns or here._columns[key] is not before._columns.get(key):
-            break
-    else:
-        return
+    """Every row must lie with the owner of its key: known where keys kept their tokens, else hashed."""
+    keys, here = old.layout.keys, rows.batch
     for key in keys:
         here[key]  # or names what is missing
     if rows.layout == old.layout and all(k in rows.tokens for k in keys):

@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "slots",
         "lineage",
         "rowrounds",
+        "rowwindow",
         "rowplan",
         "total",
         "shuffle",
