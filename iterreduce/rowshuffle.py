@@ -213,7 +213,7 @@ class RowShuffle(RowSender, KeyLineage):
         KeyLineage.__init__(self, stage, number, group.epoch, cache, repeats)
         self.partitions, self.layout = partitions, by_key(*stage.key)
         self.scratch = Scratch()
-        if stage.route is None:
+        if repeats and stage.route is None:  # for one exchange, making shared memory costs more than it saves
             self.window = RowWindow(group, self.fresh)
         self.plan: RowPlan | None = None
         self._arrived_rows = np.zeros(group.size, np.int64)

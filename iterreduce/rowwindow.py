@@ -3,7 +3,8 @@
 Where all ranks share memory, one pass takes each row from its column to its place at the owner: there is no
 send buffer, no message, and nobody waits between two rounds. The areas belong to the group (`Group.shared`)
 and are used again by the next exchange, so what came must have left them by then: `RowShuffle.finish` brings
-it into the order of its keys and so copies it anyway.
+it into the order of its keys and so copies it anyway. Their first use costs more than rounds do, so only
+stages that run again and again come here.
 
 How it can go wrong: areas are replaced by larger ones on all ranks or on none, by counts that all have seen;
 what is local runs under a `Guard`. What it is not: it knows no keys; and where ranks stand on several nodes,

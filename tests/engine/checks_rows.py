@@ -17,6 +17,7 @@ from iterreduce.driver import LoopRun
 from iterreduce.errors import MemoryBudgetError, StageError
 from iterreduce.loop import Gather, Local, Loop, Shuffle, State
 from iterreduce.rowshuffle import RowShuffle
+from iterreduce.rowwindow import RowWindow
 from tests.engine.kit import (
     Check,
     Row,
@@ -96,7 +97,8 @@ def narrow(run: LoopRun, slot_words: int = 40, round_words: int = 1 << 20) -> No
 def through_memory(run: LoopRun, stride: int = 7) -> None:
     """As if any rows were many enough to go through memory that ranks share, so many at a time."""
     for work in run.shop.exchangers:
-        if isinstance(work, RowShuffle) and work.window is not None:
+        if isinstance(work, RowShuffle):
+            work.window = RowWindow(work.group, work.fresh)
             work.window.least_bytes, work.window.stride = 0, stride
 
 
