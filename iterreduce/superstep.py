@@ -268,7 +268,7 @@ class SuperstepRun:
         self._whole_rows = {s.into for s in step.stages if isinstance(s, Shuffle) and s.combine is None}
         replaces = [w for w in step.writes if isinstance(w, Replace)]
         self._replaces = replaces if len(replaces) == len(step.writes) else None
-        self._legs[-1].work.append((f"{within}{step.name}: writes", self._write))
+        self._writing = f"{within}{step.name}: writes"
         self._written: dict[str, Table] = {}
 
     def _add_exchange(self, step: ExchangeStep) -> None:
@@ -287,15 +287,19 @@ class SuperstepRun:
         """Run the stages; returns all tables, with their results. Collective."""
         seen = dict(tables)
         for leg in self._legs:
+            if leg.towards is None:
+                guard.run(self._end, leg, seen, guard)
+                break
             guard.run(leg.run, seen, guard)
-            if leg.towards is not None:
-                guard.stage = leg.towards.label
-                if leg.towards.work.exchange(guard) & FAILED:
-                    raise_agreed(self.shop.group, guard.failure)
+            guard.stage = leg.towards.label
+            if leg.towards.work.exchange(guard) & FAILED:
+                raise_agreed(self.shop.group, guard.failure)
         return seen
 
-    def _write(self, seen: Mapping[str, Table], iteration: int) -> None:
-        shop = self.shop
+    def _end(self, last: Leg, seen: dict[str, Table], guard: Guard) -> None:
+        """The last leg, and the writes, all or nothing."""
+        last.run(seen, guard)
+        guard.stage, shop = self._writing, self.shop
         if self._replaces is None or shop.in_place:
             self._written = self._write_any(seen)
             return
