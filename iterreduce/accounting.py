@@ -67,6 +67,7 @@ def account(root: Level, shop: Workshop, budget_bytes: int | None, copies: Any, 
     accounts.count("tables of the last iteration", *(vars(work).get("_tables") for work in works))
     for work in works:
         accounts.count(f"rows {_of(work)}", work)
+    accounts.set("shared memory of the node", shop.group.shared_bytes)
     accounts.count("checkpoint copies", copies)
     accounts.count("engine", *rest)
     return accounts

@@ -241,6 +241,7 @@ class MpiGroup(Group):
 
     def free(self) -> None:
         """Collective."""
+        self.drop_shared()
         for call in list(self._persistent):
             call.free()
         self._comm.Free()
@@ -256,7 +257,7 @@ class MpiGroup(Group):
         if node.Get_size() < self.size or not self._fits_node(checked_words(words)):  # both are agreed
             node.Free()
             return None
-        return _MpiWindow(node, words)
+        return _MpiWindow(node, words, self._patient)
 
     def _node(self) -> Any:
         node = self._comm.Split_type(_mpi().COMM_TYPE_SHARED, self.rank)
@@ -342,12 +343,12 @@ _PAGE_WORDS = 512  # each rank's area starts on a page of its own
 class _MpiWindow(Window):
     """Memory of MPI on one node; `node` is a communicator of the group's ranks in their order."""
 
-    def __init__(self, node: Any, words: int) -> None:
+    def __init__(self, node: Any, words: int, patient: bool = False) -> None:
         MPI = _mpi()
         info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # each area on pages of its rank
         self._win = MPI.Win.Allocate_shared(max(1, words) * WORD_BYTES, WORD_BYTES, info, node)
         info.Free()
-        self._node = node
+        self._node, self._call = node, _Patient(node) if patient else node
         self._win.Lock_all(MPI.MODE_NOCHECK)  # loads and stores need an epoch to synchronise in
         self._words = np.empty(node.Get_size(), np.int64)
         node.Allgather(np.array([words], np.int64), self._words)
@@ -363,7 +364,7 @@ class _MpiWindow(Window):
 
     def fence(self) -> None:
         self._win.Sync()
-        self._node.Barrier()
+        self._call.Barrier()
         self._win.Sync()
 
     def free(self) -> None:

@@ -22,6 +22,7 @@ from iterreduce.maps import in_user_code
 
 CONTROL_WORDS = 4  # stage and sequence, status, token to evict, stages whose result keys changed (bits)
 STAGE, STATUS, EVICT, CHANGED = range(CONTROL_WORDS)
+TELLS = 1 << 40  # a bit of the status: the two words behind it are not zero
 LAST_BIT = 61  # more stages than bits share the last one: a false alarm only makes a plan anew
 
 
@@ -70,7 +71,7 @@ class Control:
         self._gathered = self._recv.reshape(group.size, -1)
         self._words = self._send.data, self._recv.data  # read in a third of an array's time
         self._said = 0, 0, 0
-        self._starts = range(0, len(self._recv), len(self._send))
+        self._status_at = [at + STATUS for at in range(0, len(self._recv), len(self._send))]
         self._floats = self._gathered[:, first:].view(np.float64)
         self._partials = self._send[first:].view(np.float64)
         self._call = group.allgather_plan(self._send, self._recv, CONTROL_WORDS)
@@ -84,7 +85,8 @@ class Control:
             send[STAGE] = self.level.number << 40 | iteration
         said = status, evict, changed
         if said != self._said:
-            send[STATUS], send[EVICT], send[CHANGED] = self._said = said
+            self._said = said
+            send[STATUS], send[EVICT], send[CHANGED] = status | TELLS * bool(evict or changed), evict, changed
         if self.carries:
             self._put_gains()
         if partials:
@@ -94,13 +96,14 @@ class Control:
         if self.check:
             check_headers(self._gathered, True)
         status = changed = 0
-        wishes = []
-        for at in self._starts:
-            status |= came[at + STATUS]
-            changed |= came[at + CHANGED]
-            if came[at + EVICT]:
-                wishes.append(came[at + EVICT])
-        return Heard(status, changed, tuple(wishes))
+        for at in self._status_at:
+            status |= came[at]
+        if not status & TELLS:
+            return Heard(status, 0, ())
+        for at in self._status_at:
+            changed |= came[at + CHANGED - STATUS]
+        wishes = [came[at + EVICT - STATUS] for at in self._status_at]
+        return Heard(status & ~TELLS, changed, tuple(filter(None, wishes)))
 
     def _put_gains(self) -> None:
         for at, name, word in self.carries:

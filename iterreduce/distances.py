@@ -41,7 +41,9 @@ class Changes:
 def side_by_side(old: Table, new: Table, columns: tuple[str, ...]) -> tuple[Batch, Batch]:
     """Old and new rows paired: by position, or by key where the layout has one. A missing side is zeros."""
     layout, before, after = new.layout, old.batch, new.batch
-    if layout.kind != "key" or _same_keys(before, after, layout.keys):
+    ours, theirs = before._columns, after._columns
+    moved = [k for k in layout.keys if k not in ours or ours[k] is not theirs.get(k)]
+    if layout.kind != "key" or not moved or _same_keys(before, after, layout.keys):
         if before._length != after._length and columns:
             raise SchemaError(
                 f"the distance compares rows by position, but the state had {len(old)} rows and has "
@@ -53,12 +55,6 @@ def side_by_side(old: Table, new: Table, columns: tuple[str, ...]) -> tuple[Batc
 
 
 def _same_keys(old: Batch, new: Batch, keys: tuple[str, ...]) -> bool:
-    ours, theirs = old._columns, new._columns
-    for k in keys:
-        if k not in ours or ours[k] is not theirs.get(k):
-            break
-    else:
-        return True
     return len(old) == len(new) and old.select(*keys).equals(new.select(*keys))
 
 

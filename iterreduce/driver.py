@@ -30,7 +30,7 @@ from iterreduce.control import Control, Heard, ask_conditions
 from iterreduce.cores import pool_for
 from iterreduce.errors import UsageError
 from iterreduce.events import Events, emit_iteration, emit_place
-from iterreduce.exchange import FAILED
+from iterreduce.exchange import FAILED, OK
 from iterreduce.fixpoint import Outcome
 from iterreduce.lasting import Lasting
 from iterreduce.levels import (
@@ -92,6 +92,7 @@ class LoopRun(Whereabouts):
         written, self.loop = loop, reproducible(loop) if self.options.reproducible else loop
         loop = self.loop
         self.pool = pool_for(group, self.options.threads)
+        self._on_pool = using(self.pool)
         self.clock = Clock()
         self.bytes_invariants = self.invariant_bytes = 0  # sent for them; held, where somebody watches
         self.bytes_iterations: list[int] = []
@@ -187,9 +188,10 @@ class LoopRun(Whereabouts):
         the loop ended with it. If anything fails, on any rank, the iteration is rolled back and the same
         error is raised on all; ``tables`` are those of the last commit.
         """
-        outcome = self.outcome
-        if outcome is not None:
-            raise UsageError(f"the loop has ended ({outcome.value}); make a new LoopRun to run it again")
+        root = self.root
+        if root.standing is not None and root.standing.outcome is not None:
+            ended = root.standing.outcome.value
+            raise UsageError(f"the loop has ended ({ended}); make a new LoopRun to run it again")
         if not self._started:
             self.start()
             if self.outcome is not None:  # told to stop before anything was done
@@ -199,17 +201,18 @@ class LoopRun(Whereabouts):
         traffic, started = self.group.traffic, time.perf_counter()
         sent = traffic.payload_bytes
         try:
-            with using(self.pool):
+            with self._on_pool:
                 if self._plain is None or feed:
                     level, heard = self._iterate(feed)
                 else:
-                    level, heard = self.root, self._iterate_plain(self._plain)
+                    level, heard = root, self._iterate_plain(self._plain)
         except BaseException as error:
             self._roll_back(error)
             raise
         self._commit(level, heard, time.perf_counter() - started, traffic.payload_bytes - sent)
-        outcome = self.outcome
-        return outcome if outcome is not None else self.position
+        standing = root.standing
+        assert standing is not None
+        return standing.outcome if standing.outcome is not None else self.position
 
     def _iterate_plain(self, now: Plain) -> Heard:
         """One iteration of a body of supersteps that all run: nothing to ask, to enter or to collect.
@@ -324,11 +327,13 @@ class LoopRun(Whereabouts):
         )
         if self.events.places:
             guard.run(emit_place, self.events, "control.ready", draft.iteration + 1, guard.path)
-        status = guard.status
+        status = OK if guard.failure is None else FAILED
         if self.lasting is not None:
             status |= self.lasting.says()
+        cache = self.shop.cache
+        wish = 0 if cache.budget_bytes is None else cache.wish()
         heard = self._controls[level.number].run(
-            draft.iteration + 1, status, self.shop.cache.wish(), self._open.changed(), found
+            draft.iteration + 1, status, wish, self._open.changed(), found
         )
         if heard.status & FAILED:
             raise_agreed(self.group, guard.failure)
@@ -346,9 +351,10 @@ class LoopRun(Whereabouts):
         standing.iteration, standing.at = standing.iteration + 1, 0
         if control.carries:
             control.commit_carry(standing)
-        for output, rows in now.sunk:
-            self.outputs[output].append(rows)
-        self.inner_values.update(now.values)
+        if now is not self._plain:
+            for output, rows in now.sunk:
+                self.outputs[output].append(rows)
+            self.inner_values.update(now.values)
         if heard.wishes:
             self._evict_agreed(heard)
         standing.outcome, standing.residual = control.verdict(standing)
@@ -361,7 +367,7 @@ class LoopRun(Whereabouts):
                 seconds=seconds,
                 bytes=sent,
                 invariant_bytes=self.shop.cache.nbytes + self.invariant_bytes,
-                path=self.path,
+                path=(standing.iteration,) if level.parent is None else self.path,
             )
         if level.parent is not None and standing.outcome is not None:
             self._end_inner(level, standing)
@@ -377,8 +383,11 @@ class LoopRun(Whereabouts):
         self.clock.iterations.append(self._seconds + seconds)
         self.bytes_iterations.append(self._sent + sent)
         self._seconds, self._sent = 0.0, 0
-        if self.outcome is None and is_audited(self.iteration):
-            self._audit(f"after iteration {self.iteration}")
+        standing = level.standing
+        assert standing is not None
+        audited = self.options.memory_bytes is not None and is_audited(standing.iteration)
+        if audited and standing.outcome is None:
+            self._audit(f"after iteration {standing.iteration}")
 
     def _end_inner(self, level: Level, standing: Standing) -> None:
         assert standing.outcome is not None
@@ -437,6 +446,7 @@ class LoopRun(Whereabouts):
         with using(self.pool):
             self.loader.run_once(self.root, self.loop.finish, self.tables, "finish", self._guard)
         self.settle()
+        self.group.drop_shared()
 
     def close(self) -> None:
         """End the run's threads; it can go on without them."""

@@ -88,6 +88,11 @@ class Until:
         """The rules that look at tables."""
         return tuple(r for r in self.rules if not isinstance(r, WITHOUT_TABLE))
 
+    @cached_property
+    def kinds(self) -> tuple[tuple[Any, type], ...]:
+        """The rules, and what each is: to be asked in every iteration."""
+        return tuple((rule, type(rule)) for rule in self.rules)
+
 
 def _rule(rule: Any) -> Any:
     if isinstance(rule, CarryMeasure):
@@ -240,12 +245,12 @@ def verdict(
     """
     at, residual, outcome = 0, None, None
     ranks, width = gathered.tolist(), gathered.shape[1]
-    for rule in until.rules:
-        if isinstance(rule, MaxIterations):
+    for rule, kind in until.kinds:
+        if kind is MaxIterations:
             if outcome is None and iteration >= rule.n:
                 outcome = rule.outcome
             continue
-        if isinstance(rule, CarryRule):
+        if kind is CarryRule:
             value = float(carry[rule.carry])
         else:
             of_rule = ranks

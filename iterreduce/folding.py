@@ -181,6 +181,8 @@ class RowSource:
         computed: Mapping[str, Expr] = NO_COLUMNS,
     ):
         self.name, self.map, self.rank, self.size, self.computed = name, map_, rank, size, computed
+        self._by_block = map_ is not None and map_.stage.cut == "block"
+        self._reads = name if map_ is None else map_.stage.reads[0]
 
     @property
     def described(self) -> str:
@@ -190,12 +192,11 @@ class RowSource:
 
     def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
         """All rows of this rank in canonical order; a resident table is one piece, even without rows."""
-        if self.computed:
-            return self._computed_pieces(tables, iteration)
-        return self._pieces(tables, iteration)
+        bare = self._bare_pieces(tables, iteration)
+        return self._computed_pieces(bare) if self.computed else bare
 
-    def _computed_pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
-        for piece in self._pieces(tables, iteration):
+    def _computed_pieces(self, bare: Iterator[Piece]) -> Iterator[Piece]:
+        for piece in bare:
             yield piece._replace(batch=self._with_computed(piece.batch))
 
     def _with_computed(self, batch: Batch) -> Batch:
@@ -203,12 +204,9 @@ class RowSource:
         made = compute_columns(self.computed, batch)
         return batch.with_columns(**made._columns).with_valid(**made._valid)
 
-    def _pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
-        if (
-            self.map is not None
-            and not tables[self.map.stage.reads[0]].everywhere
-            and self.map.stage.cut == "block"
-        ):
+    def _bare_pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
+        if self._by_block and tables[self._reads].layout.kind != "everywhere":
+            assert self.map is not None
             return self.map.pieces(tables, iteration)
         table = self.map.share(tables, iteration) if self.map else tables[self.name]
         batch = table.batch

@@ -15,7 +15,7 @@ import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from iterreduce.errors import UsageError
+from iterreduce.windows import KeptWindow, SoloWindow
+from iterreduce.windows import Window as Window
 from iterreduce.words import (
     FLOAT64,
     OPERATIONS,
@@ -85,27 +87,6 @@ class Plan:
             self._free()
 
 
-class Window(ABC):
-    """Memory that all ranks of a group on one node see: an area of int64 words per rank.
-
-    Who reads an area that another rank writes puts a `fence` between the two.
-    """
-
-    mine: npt.NDArray[np.int64]
-
-    @abstractmethod
-    def of(self, rank: int) -> npt.NDArray[np.int64]:
-        """The area of `rank`: a view, not a copy."""
-
-    @abstractmethod
-    def fence(self) -> None:
-        """What any rank wrote before is seen by all ranks after. Collective."""
-
-    @abstractmethod
-    def free(self) -> None:
-        """Give the memory back; no view of it may be used afterwards. Collective."""
-
-
 class Group(ABC):
     """`size` ranks that communicate; this one is number `rank`.
 
@@ -128,6 +109,7 @@ class Group(ABC):
     def __init__(self, rank: int, size: int, epoch: int = 0) -> None:
         self.rank, self.size, self.epoch = rank, size, epoch
         self.traffic = Traffic()
+        self._kept = KeptWindow(size)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} rank {self.rank} of {self.size}, {self.library}>"
@@ -342,6 +324,24 @@ class Group(ABC):
         Collective.
         """
 
+    def shared(self, words: Sequence[int]) -> Window | None:
+        """The window that the group keeps, with at least ``words[r]`` words of rank r: an agreed list.
+
+        Whoever asks next gets the same memory: nothing stays in it. None, on all ranks, as of `window`.
+
+        Collective.
+        """
+        return self._kept.at_least(words, self.rank, self.window)
+
+    def drop_shared(self) -> None:
+        """Give that window back, if there is one; who asks again gets another. Collective."""
+        self._kept.drop()
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of this rank's area of it."""
+        return WORD_BYTES * self._kept.words[self.rank]
+
     @abstractmethod
     def abort(self, code: int) -> None:
         """End all ranks with this status. Only for the command line: a library never does."""
@@ -457,25 +457,9 @@ class SoloGroup(Group):
         return 1
 
     def window(self, words: int) -> Window | None:
-        return _SoloWindow(checked_words(words))
+        return SoloWindow(checked_words(words))
 
     def abort(self, code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-class _SoloWindow(Window):
-    def __init__(self, words: int) -> None:
-        self.mine = np.zeros(words, np.int64)
-
-    def of(self, rank: int) -> npt.NDArray[np.int64]:
-        if rank != 0:
-            raise UsageError(f"there is no rank {rank} in a group of one")
-        return self.mine
-
-    def fence(self) -> None:
-        pass
-
-    def free(self) -> None:
-        self.mine = np.zeros(0, np.int64)

@@ -20,7 +20,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.exchange import ABSTAIN, FAILED, REPLAN
 from iterreduce.loop import Shuffle
 from iterreduce.loop_cache import LoopCache
-from iterreduce.table import NO_TOKENS, Table, token
+from iterreduce.table import NO_TOKENS, token
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,24 @@ class KeyLineage(Planner):
         self._keys_next: Batch | None = None
         self._tokens_known: dict[tuple[int | None, ...], int] = {}
         self._version_tokens: dict[int, dict[str, int]] = {}
-        self._onto_known: tuple[int, ...] = ()
+        self._onto_seen: tuple[int | None, ...] = ()  # tokens of the keys that rows are shuffled onto
+        self._onto_known: tuple[int, ...] = ()  # the same, 0 for none
+        self._onto_tokens: Mapping[str, int] = NO_TOKENS  # those that there are, by name
+        self._onto_steady = True  # there are all
         self._plan_onto: tuple[int, ...] = ()
         self._onto_token = 1 if stage.onto is None else 0
 
     # ------------------------------------------------------------------ what is read
 
-    def _read_onto(self, tables: Mapping[str, Table]) -> None:
-        """Take the token of the keys of the table that rows are shuffled onto."""
-        if self.stage.onto is None:
-            return
-        tokens = tables[self.stage.onto].tokens
-        mine = tuple([tokens.get(k, 0) for k in self.stage.key])
-        if mine != self._onto_known:
-            self._onto_known, self._tokens_known = mine, {}
-            self._onto_token = 0 if 0 in mine else token("onto", mine)
+    def _read_onto(self, found: Mapping[str, int]) -> None:
+        """Take the tokens of the table that rows are shuffled onto: those of its keys."""
+        mine = tuple(map(found.get, self.stage.key))
+        if mine != self._onto_seen:
+            self._onto_seen, self._tokens_known = mine, {}
+            self._onto_tokens = {k: found[k] for k in self.stage.key if k in found}
+            self._onto_known = tuple(t or 0 for t in mine)
+            self._onto_token = 0 if 0 in self._onto_known else token("onto", self._onto_known)
+            self._onto_steady = 0 not in self._onto_known
 
     def _proposal_of(self, found: Mapping[str, int]) -> int:
         """The token under which a plan for rows with these column tokens may be kept; 0: none."""
@@ -182,7 +185,7 @@ class KeyLineage(Planner):
         """This rank's part of the plan; None where it is lost, or made for other keys of the table that rows
         are shuffled onto (a rank without rows proposes nothing, and would not see it).
         """
-        known = self._plan_onto == self._onto_known and 0 not in self._onto_known
+        known = self._onto_steady and self._plan_onto == self._onto_known
         return self.cache.get(self.plan_token) if known else None
 
     def _install(self) -> None:

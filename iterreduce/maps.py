@@ -37,6 +37,9 @@ class Piece(NamedTuple):
     tokens: Mapping[str, int]
 
 
+_piece = tuple.__new__  # Piece(...) itself costs twice as much
+
+
 class Handed:
     """A batch as handed to user code, and the way back from each view to the column behind it."""
 
@@ -198,12 +201,12 @@ class BlockMap:
         pieces = self.cutter.pieces(first)
         beside = self._all_beside(tables, first, pieces)
         function = self.stage.function
-        for i, handed in enumerate(pieces):
+        for handed, others in zip(pieces, beside, strict=True):
             lo, batch = handed.lo, handed.batch
             context = iteration, first.first_row + lo, first.rows_total
-            result = call(function, context, (batch, *beside[i]))
+            result = call(function, context, (batch, *others))
             made, tokens = take_back(result, handed.origin)
-            yield Piece(lo, lo + batch._length, made, tokens)
+            yield _piece(Piece, (lo, lo + batch._length, made, tokens))
 
     def _all_beside(
         self, tables: Mapping[str, Table], first: Table, pieces: list[Handed]
@@ -264,7 +267,14 @@ class BlockMap:
         batches: list[Batch] = []
         origin: dict[int, tuple[Any, int]] = {}
         for name in stage.reads:
-            handed = self._hand_beside(name, tables[name], first)
+            table, known = tables[name], self._whole.get(name)
+            if first.rows_of is not None:
+                handed = self._hand_beside(name, table, first)
+            elif known is not None and known[0] is table:
+                handed = known[1]
+            else:
+                handed = Handed(table.batch, table.tokens)
+                self._whole[name] = table, handed
             batches.append(handed.batch)
             origin.update(handed.origin)
         result = call(stage.function, (iteration, first.first_row, first.rows_total), batches)
@@ -290,7 +300,8 @@ class BlockMap:
                 if layout.keys:
                     layout = layout_after(stage_function, layout, batch)
                 if rows == like.batch._length:
-                    return Table(batch, layout, tokens, like.block_starts, rows_of=passed_on(like, batch))
+                    of = None if like.rows_of is None else passed_on(like, batch)
+                    return Table(batch, layout, tokens, like.block_starts, 0, -1, 0, of)
                 return Table(batch, layout, tokens, np.array([0, rows]))
         return Table(batch, EVERYWHERE, tokens, np.array([0, rows]), 0, rows)
 

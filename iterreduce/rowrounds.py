@@ -2,8 +2,8 @@
 
 `RowRounds` moves rows of fixed columns that did not fit the slots of a fresh exchange. Every round takes up
 to a megabyte for each destination, gathered into buffers that stay in cache, and what arrives goes straight
-to its final place; this rank's own rows never travel. No packed copy of all rows is made. (Staging in
-node-shared windows was measured beside it, and was no faster than these rounds.)
+to its final place; this rank's own rows never travel. No packed copy of all rows is made. (Within one node
+`iterreduce.rowwindow` goes without messages.)
 
 How it can go wrong: as in `FreshExchange`: rounds are counted from headers that all ranks have seen, and
 everything local runs under a `Guard`. What it is not: it knows no keys; who calls it says who gets what.
@@ -118,7 +118,7 @@ class RowRounds:
         on sending what it has, and throws away what it gets.
         """
         headers, schema, me = arrival.headers, rows.schema, self.group.rank
-        trip = _Trip(schema, headers[:, ROWS], self._round_rows(schema))
+        trip = Trip(schema, headers[:, ROWS], self._round_rows(schema))
         mine = trip.sent(order, starts, len(rows), me) if arrival.late[me] else np.zeros_like(starts)
         sending = Guard(guard.rank, guard.iteration)  # of its own: who cannot receive still sends
         sending.stage = guard.stage
@@ -150,7 +150,7 @@ class RowRounds:
         nbytes = min(nbytes, self.fresh.round_words * 8)
         return max(1, nbytes // row_bytes(schema) // 8) * 8
 
-    def _claim(self, trip: _Trip) -> None:
+    def _claim(self, trip: Trip) -> None:
         limit = self.fresh.limit_words
         if limit is not None and trip.nbytes > limit * 8:
             raise MemoryBudgetError(over_budget(trip.nbytes, limit * 8))
@@ -160,14 +160,14 @@ class RowRounds:
             self._send = np.zeros(self.group.size * slot_words, np.int64)
             self._recv = np.zeros(self.group.size * slot_words, np.int64)
 
-    def _swap(self, out: list[int], into: list[int], trip: _Trip, slots: list[int]) -> None:
+    def _swap(self, out: list[int], into: list[int], trip: Trip, slots: list[int]) -> None:
         sc, rc = [trip.words(n) for n in out], [trip.words(n) for n in into]
         bound = self.group.size * trip.slot_words
         self.group.alltoallv(self._send, sc, slots, self._recv, rc, slots, 0, bound)
 
 
-class _Trip:
-    """One use of `RowRounds`: columns and masks as pieces of unsigned integers, read here, filled there."""
+class Trip:
+    """One move of rows: columns and masks as pieces of unsigned integers, read here, filled there."""
 
     def __init__(self, schema: Schema, counts: Array, rows: int):
         self.schema, self.counts, self.rows = schema, counts, rows
@@ -205,6 +205,19 @@ class _Trip:
         self.valid = {n: np.empty(self.total, bool) for n, f in self.schema.items() if f.nullable}
         self.made = self._pieces(self.columns, self.valid)
 
+    def open_in(self, words: Array) -> None:
+        """All rows stand in this memory, piece after piece."""
+        self.made, self.columns, self.valid = self.slot(words, 0, self.total), {}, {}
+        pieces = iter(self.made)
+        for name, field in self.schema.items():
+            if self.total and field.row_bytes:
+                self.columns[name] = next(pieces).view(field.dtype).reshape(self.total, *field.shape)
+            else:
+                self.columns[name] = np.empty((self.total, *field.shape), field.dtype)
+        for name, field in self.schema.items():
+            if field.nullable:
+                self.valid[name] = next(pieces).view(bool) if self.total else np.empty(0, bool)
+
     def load(self, rows: Batch, order: Array | None) -> None:
         """The rows to send."""
         self.order, self.given = order, self._pieces(rows._columns, rows._valid)
@@ -229,26 +242,30 @@ class _Trip:
         else:
             gather(self.given[piece], self.order[lo:hi], out)
 
+    def move(self, lo: int, hi: int, there: list[Array], at: int, end: int) -> None:
+        """Rows ``lo`` to ``hi`` as they are sent into rows ``at`` to ``end`` of such pieces."""
+        for piece, out in enumerate(there):
+            self._move(piece, lo, hi, out[at:end])
+
     def stay(self, first: int, lo: int, hi: int, me: int) -> None:
         """Rows ``lo`` to ``hi`` of those that never leave this rank, which begin at ``first``."""
         if hi > lo:
             at = int(self.at[me])
-            for piece, made in enumerate(self.made):
-                self._move(piece, first + lo, first + hi, made[at + lo : at + hi])
+            self.move(first + lo, first + hi, self.made, at + lo, at + hi)
 
     def pack_round(self, send: Array, slots: list[int], counts: list[int], starts: Array) -> None:
         """The next rows for every destination into its slot, piece after piece."""
         for slot, n, lo in zip(slots, counts, starts.tolist(), strict=True):
-            for piece, part in enumerate(self._slot(send, slot, n)):
+            for piece, part in enumerate(self.slot(send, slot, n)):
                 self._move(piece, lo, lo + n, part)
 
     def unpack_round(self, received: Array, slots: list[int], counts: list[int], done: int) -> None:
         """Copy what a round brought to its final place."""
         for slot, n, at in zip(slots, counts, self.at.tolist(), strict=True):
-            for made, part in zip(self.made, self._slot(received, slot, n), strict=bool(n)):
+            for made, part in zip(self.made, self.slot(received, slot, n), strict=bool(n)):
                 made[at + done : at + done + n] = part
 
-    def _slot(self, words: Array, at: int, rows: int) -> list[Array]:
+    def slot(self, words: Array, at: int, rows: int) -> list[Array]:
         """The pieces of a message that begins at this word; none if it has no rows."""
         parts: list[Array] = []
         for (unit, per_row), nbytes in zip(self.units, self.piece_bytes, strict=True):

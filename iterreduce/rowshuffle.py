@@ -51,6 +51,7 @@ from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import Piece, joined
 from iterreduce.rowplan import RowPlan, RowPlanBody
 from iterreduce.rowrounds import RowRounds, Shelf, fixed, go_in_rounds, rows_extra
+from iterreduce.rowwindow import RowWindow
 from iterreduce.shuffle import require_keyed
 from iterreduce.table import EVERYWHERE, NO_TOKENS, Table, by_key
 
@@ -70,6 +71,8 @@ class RowSender:
         self.fresh = FreshExchange(group, number, check, limit_bytes=limit_bytes)
         self.shelf = Shelf()
         self.rounds = RowRounds(group, self.fresh, self.shelf)
+        self.window: RowWindow | None = None
+        self.borrowed = False  # do the rows received stand in memory that the next exchange uses again?
         self.rows: Batch | None = None
         self.received: Batch | None = None
         self.keys_changed = False
@@ -121,9 +124,17 @@ class RowSender:
         if not arrival.late.any():
             self.received = guard.run(self._receive, arrival)
         elif go_in_rounds(arrival.headers):
-            self.received = self.rounds.run(guard, rows, self._order, self._starts, arrival)
+            self._bring_in_bulk(guard, rows, out.rows, arrival)
         else:
             self.received = guard.run(self._receive, self.fresh.second(out, arrival))
+
+    def _bring_in_bulk(self, guard: Guard, rows: Batch, sent: Array, arrival: Arrival) -> None:
+        """Through shared memory, else in rounds. Collective."""
+        self.borrowed, order = False, self._order
+        if self.window is not None and self.window.serves(rows, arrival):
+            self.received, self.borrowed = self.window.run(guard, rows, sent, order, self._starts, arrival)
+        if not self.borrowed:
+            self.received = self.rounds.run(guard, rows, order, self._starts, arrival)
 
     def _agreed(self, headers: Array) -> None:
         """The schema is settled, and these are the headers."""
@@ -171,6 +182,7 @@ class RowSender:
 
     def _forget(self) -> None:
         self.rows = self.received = self._order = None
+        self.borrowed = False
         self.shelf.trim()
 
 
@@ -201,6 +213,8 @@ class RowShuffle(RowSender, KeyLineage):
         KeyLineage.__init__(self, stage, number, group.epoch, cache, repeats)
         self.partitions, self.layout = partitions, by_key(*stage.key)
         self.scratch = Scratch()
+        if repeats and stage.route is None:  # for one exchange, making shared memory costs more than it saves
+            self.window = RowWindow(group, self.fresh)
         self.plan: RowPlan | None = None
         self._arrived_rows = np.zeros(group.size, np.int64)
         self._begin()
@@ -216,7 +230,8 @@ class RowShuffle(RowSender, KeyLineage):
     def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
         """Write the values of this rank's rows into the send buffer; without a plan, bring rows together."""
         self._tables, self._iteration = tables, iteration
-        self._read_onto(tables)
+        if self.stage.onto is not None:
+            self._read_onto(tables[self.stage.onto].tokens)
         self._begin()
         body = self._start_plan()
         pieces: list[Piece] = []
@@ -339,7 +354,10 @@ class RowShuffle(RowSender, KeyLineage):
         assert self.received is not None
         rows = self.received
         order = self._final_order(rows.select(*self.stage.key))
-        made = rows if order is None else take_rows(rows, order, self.shelf.new)
+        if order is not None:
+            made = take_rows(rows, order, self.shelf.new)
+        else:
+            made = rows.copy() if self.borrowed else rows
         if not self.keeps:
             return made
         keys = self._stable(made.select(*self.stage.key))

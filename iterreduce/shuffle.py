@@ -51,7 +51,7 @@ from iterreduce.loop import Shuffle
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import Piece
 from iterreduce.slots import Slots
-from iterreduce.table import RowsOf, Table, by_key
+from iterreduce.table import Layout, RowsOf, Table, by_key
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,11 @@ class CombineShuffle(KeyLineage):
         self._records: Array | None = None
         self.marks = Marks()
         self._touched: Array | None = None
+        self._onto_name = stage.onto
         self._onto: Batch | None = None  # the key columns of the table that is shuffled onto
+        self._onto_layout: Layout | None = None  # of that table, once it is known to be by key
         self._relearned = False
+        self._worth = False  # is a plan made of this exchange?
         self._parts: list[Batch] = []
         self._begin()
 
@@ -139,9 +142,12 @@ class CombineShuffle(KeyLineage):
     def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
         """Fold this rank's rows."""
         self._tables, self._iteration = tables, iteration
-        if self.stage.onto is not None:
-            require_keyed(self.stage, tables[self.stage.onto])
-        self._read_onto(tables)
+        if self._onto_name is not None:
+            onto = tables[self._onto_name]
+            if onto.layout is not self._onto_layout:
+                require_keyed(self.stage, onto)
+                self._onto_layout = onto.layout
+            self._read_onto(onto.tokens)
         try:
             self._fold_all()
         except Relearn as found:
@@ -149,14 +155,17 @@ class CombineShuffle(KeyLineage):
             self._fold_all()
 
     def _fold_all(self) -> None:
-        self._begin()
-        self.combiner.clear()
-        body = self._start_plan()
         combiner = self.combiner
+        self._begin()
+        if combiner.dirty or combiner.provisional:
+            combiner.clear()
+        body = self._start_plan() if self.plan is not None else None
         for piece in self.source.pieces(self._tables, self._iteration):
             lo, hi, batch, tokens = piece
             if batch._length:  # no rows, no say: their columns may be those of an empty list
-                combiner.check(batch)
+                outputs = combiner.outputs
+                if outputs is None or not outputs.fits(batch):
+                    combiner.check(batch)
             proposal = self._propose(tokens)
             if body is not None and self.on_plan and proposal == self.plan_token:
                 assert self.plan is not None and combiner.outputs is not None
@@ -174,7 +183,7 @@ class CombineShuffle(KeyLineage):
             self._leave_plan(body)
 
     def _start_plan(self) -> PlanBody | None:
-        if self.plan is None or self._relearned:
+        if self._relearned:
             return None
         body: PlanBody | None = self._plan_body()
         self._body = body
@@ -215,12 +224,13 @@ class CombineShuffle(KeyLineage):
         """Send and receive; returns the status that all ranks agree on. Collective."""
         if self.plan is not None:
             status = self._run_plan(guard, self._recover)
-            if self.planned:
+            if self.planned and not self.slots.idle:
                 self.slots.on_plan()
             if self.planned or status & FAILED:
                 return status
         if self.group.size == 1:
             self._merged = guard.run(self._result_alone)
+            self._worth = self._worth_a_plan()
             return guard.status
         return self._exchange_fresh(guard)
 
@@ -254,7 +264,8 @@ class CombineShuffle(KeyLineage):
                     return FAILED
             self.proposal = agreed_proposal(arrival.headers)
             narrow = self.combiner.outputs is not None and self.combiner.outputs.narrow is not None
-            self.slots.heard(arrival.headers, max(digests), self._worth_a_plan(), narrow)
+            self._worth = self._worth_a_plan()
+            self.slots.heard(arrival.headers, max(digests), self._worth, narrow)
             self._merged = guard.run(self._merge, arrival)
             return OK  # a failure of this rank alone is told with the next exchange, or the control reduction
 
@@ -286,7 +297,7 @@ class CombineShuffle(KeyLineage):
         if found is not None:
             return found
         parts = self.slots.arrived(self.combiner, arrival)
-        self._parts = [self.slots.keys_of(part) for part in parts] if self._worth_a_plan() else []
+        self._parts = [self.slots.keys_of(part) for part in parts] if self._worth else []
         self.slots.remember(parts)
         if self.stage.onto is not None:
             return self._merge_onto(parts)
@@ -301,7 +312,7 @@ class CombineShuffle(KeyLineage):
         outputs = self.combiner.outputs
         if outputs is None or outputs.narrow is None or self.stage.onto is None or self.stage.touched:
             return None
-        if self._worth_a_plan() or arrival.some_late or self.slots.learns or self.slots.directory is not None:
+        if self._worth or arrival.some_late or self.slots.learns or self.slots.directory is not None:
             return None
         index, keys = self._onto_index(), self._onto
         assert keys is not None
@@ -359,19 +370,17 @@ class CombineShuffle(KeyLineage):
     def _finish_planned(self) -> Table:
         body = self._body
         assert body is not None and self.plan is not None and self.combiner.outputs is not None
-        self._touched = body.touched
+        self._touched, self.keys_changed = body.touched, False
         keys = body.keys if body.keys is not None else self._onto_keys()
         if self.group.size == 1 and self.stage.onto is None:
             records = self.plan.received[self.plan.gap :]
         else:
             made = self.combiner.outputs.summed(keys, body.slots, self.plan.received)
             if made is not None:
-                self.keys_changed = False
                 return self._table(made)
             records = self._room(len(keys))
             self.combiner.outputs.merge(records, body.slots, self.plan.received)
             records = records[:-1]
-        self.keys_changed = False
         return self._table(self.combiner.outputs.finish(keys, records))
 
     def _room(self, rows: int) -> Array:
@@ -389,7 +398,7 @@ class CombineShuffle(KeyLineage):
         if self.stage.onto is None:
             keys = self._stable(keys)
         batch = self._made if self._made is not None else self.combiner.outputs.finish(keys, records)
-        if self._worth_a_plan():
+        if self._worth:
             self._propose_plan(keys)
         return self._table(batch)
 
@@ -403,10 +412,10 @@ class CombineShuffle(KeyLineage):
         return made
 
     def _onto_keys(self) -> Batch:
-        assert self.stage.onto is not None
-        batch, known = self._tables[self.stage.onto].batch, self._onto
+        assert self._onto_name is not None
+        batch, known = self._tables[self._onto_name].batch, self._onto
         for key in self.stage.key:
-            if known is None or known._columns[key] is not batch[key]:
+            if known is None or known._columns[key] is not batch._columns.get(key):
                 self._onto = known = batch.select(*self.stage.key)
         assert known is not None
         return known
@@ -426,8 +435,7 @@ class CombineShuffle(KeyLineage):
             onto = self._tables[self.stage.onto]
             if self._touched is not None:
                 return Table(batch, onto.layout, rows_of=RowsOf(self._onto_keys(), self._touched))
-            tokens = {k: onto.tokens[k] for k in self.stage.key if k in onto.tokens}
-            return Table(batch, onto.layout if onto.layout.kind == "key" else self.layout, tokens)
+            return Table(batch, onto.layout, self._onto_tokens)
         return Table(batch, self.layout, self._made_tokens())
 
     def _propose_plan(self, keys: Batch) -> None:

@@ -247,7 +247,7 @@ class Slots:
         """A fresh exchange has ended: decide what is learnt. ``planned``: a plan of values is made of it;
         ``narrow``: its rows are one integer key and one sum. All ranks say the same.
         """
-        if digest not in (0, self._digest):
+        if digest not in (0, self._digest) and not self.idle:
             self.drop()  # other columns than those that were learnt: everything came by key
         told = headers[:, EXTRA].tolist()
         by_slot = by_key = 0

@@ -24,14 +24,18 @@ from iterreduce.version import __version__
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 CACHE_VARIABLE = "NUMBA_CACHE_DIR"
+#: Open MPI asks its UCX part for windows, which complains on standard error where there is no such network.
+OWN_DEFAULTS = {"OMPI_MCA_osc": "^ucx"}
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
 def prepare_environment(environment: MutableMapping[str, str] | None = None) -> None:
-    """Set what NumPy and Numba read when they are loaded; a user's own values stay."""
+    """Set what NumPy, Numba and Open MPI read when they are loaded; a user's own values stay."""
     environment = os.environ if environment is None else environment
     for variable in THREAD_VARIABLES:
         environment.setdefault(variable, "1")
+    for variable, value in OWN_DEFAULTS.items():
+        environment.setdefault(variable, value)
     if not environment.get(CACHE_VARIABLE):
         environment[CACHE_VARIABLE] = str(cache_directory())
 

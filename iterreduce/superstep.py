@@ -13,8 +13,9 @@ from __future__ import annotations
 import itertools
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.collectives import Group
@@ -156,8 +157,8 @@ class Watched:
             self._began = time.perf_counter(), self.group.traffic.payload_bytes
             self.events.emit("stage.start", stage=self.label, iteration=iteration)
 
-    def end(self, iteration: int, rows: int) -> None:
-        """It has ended, and this rank has so many rows of its result."""
+    def end(self, iteration: int, made: Table | None) -> None:
+        """It has ended, and made these rows of this rank."""
         if self._began is not None:
             started, before = self._began
             self.events.emit(
@@ -166,7 +167,7 @@ class Watched:
                 iteration=iteration,
                 seconds=time.perf_counter() - started,
                 bytes=self.group.traffic.payload_bytes - before,
-                rows=rows,
+                rows=0 if made is None else len(made),
             )
 
 
@@ -176,38 +177,31 @@ class LocalStep(Watched):
     def __init__(self, label: str, into: str, shop: Workshop, work: BlockMap):
         super().__init__(label, into, shop)
         self.work = work
+        self.make = work.share if work.stage.cut == "share" else partial(local, work)
 
-    def run(self, seen: dict[str, Table], guard: Guard) -> None:
+    def bind(self, seen: dict[str, Table], iteration: int) -> None:
         """Bind the map's result."""
-        guard.run(self._work, seen, guard.iteration)
-
-    def _work(self, seen: dict[str, Table], iteration: int) -> None:
         self.begin(iteration)
-        seen[self.into] = made = local(self.work, seen, iteration)
-        self.end(iteration, len(made))
+        seen[self.into] = made = self.make(seen, iteration)
+        self.end(iteration, made)
 
 
 class ExchangeStep(Watched):
-    """A stage that communicates: all that a rank does alone is guarded, before the exchange and after it."""
+    """A stage that communicates: what a rank does alone, before the exchange and after it."""
 
     def __init__(self, label: str, into: str, shop: Workshop, work: Exchanger):
         super().__init__(label, into, shop)
         self.work = work
 
-    def run(self, seen: dict[str, Table], guard: Guard) -> None:
-        """Bind what the exchange brings; raises the same error on all ranks. Collective."""
-        guard.run(self._before, seen, guard.iteration)
-        if self.work.exchange(guard) & FAILED:
-            raise_agreed(self.group, guard.failure)
-        guard.run(self._after, seen, guard.iteration)
-
-    def _before(self, seen: dict[str, Table], iteration: int) -> None:
+    def make_ready(self, seen: dict[str, Table], iteration: int) -> None:
+        """All that comes before the exchange."""
         self.begin(iteration)
         self.work.prepare(seen, iteration)
         if self.events.places:
             self.events.emit("exchange.ready", stage=self.label, iteration=iteration)
 
-    def _after(self, seen: dict[str, Table], iteration: int) -> None:
+    def bind(self, seen: dict[str, Table], iteration: int) -> None:
+        """Bind what the exchange has brought."""
         if self.events.places:
             self.events.emit("exchange.done", stage=self.label, iteration=iteration)
         made: Table | dict[str, Table] = self.work.finish()
@@ -215,7 +209,24 @@ class ExchangeStep(Watched):
             seen.update(made)
         else:
             seen[self.into] = made
-        self.end(iteration, len(seen[self.into]) if self.into in seen else 0)
+        self.end(iteration, seen.get(self.into))
+
+
+Work = Callable[[dict[str, Table], int], None]
+
+
+class Leg:
+    """What a rank does by itself from one exchange to the next, under one guard: named pieces of work."""
+
+    def __init__(self) -> None:
+        self.work: list[tuple[str, Work]] = []
+        self.towards: ExchangeStep | None = None  # the exchange behind it
+
+    def run(self, seen: dict[str, Table], guard: Guard) -> None:
+        """One piece after another; what fails, fails under the name of its piece."""
+        iteration = guard.iteration
+        for guard.stage, work in self.work:
+            work(seen, iteration)
 
 
 class SuperstepRun:
@@ -227,7 +238,7 @@ class SuperstepRun:
         """
         self.step, self.shop, self.within = step, shop, within
         first = len(shop.exchangers)
-        self.actions: list[LocalStep | ExchangeStep] = []
+        self._legs = [Leg()]
         fused = fused_maps(step.stages, {*kept, *(w.rows for w in step.writes)})
         maps: dict[str, BlockMap] = {}
         laid = dict(shop.laid)
@@ -236,7 +247,8 @@ class SuperstepRun:
             if isinstance(stage, Local):
                 maps[stage.into] = BlockMap(stage, reproducible=shop.reproducible)
                 if stage.into not in fused:
-                    self.actions.append(LocalStep(label, stage.into, shop, maps[stage.into]))
+                    alone = LocalStep(label, stage.into, shop, maps[stage.into])
+                    self._legs[-1].work.append((label, alone.bind))
             else:
                 source = RowSource(
                     stage.rows,
@@ -246,7 +258,7 @@ class SuperstepRun:
                     computed(stage),
                 )
                 work = shop.exchanger(stage, source, laid)
-                self.actions.append(ExchangeStep(label, stage.into, shop, work))
+                self._add_exchange(ExchangeStep(label, stage.into, shop, work))
             lay_out(stage, laid)
         made = enumerate(shop.exchangers[first:], first)
         self.works: dict[int, Exchanger | KeyedState] = dict(made)  # what a transaction commits
@@ -254,32 +266,52 @@ class SuperstepRun:
         self.accumulates = [w for w in step.writes if isinstance(w, Accumulate) and w.table in shop.carry]
         self.sunk: list[tuple[str, Table]] = []  # by the last run, in order
         self.accumulated: list[tuple[Accumulate, Table]] = []
-        self._writing = f"{within}{step.name}: writes"
         self._whole_rows = {s.into for s in step.stages if isinstance(s, Shuffle) and s.combine is None}
         replaces = [w for w in step.writes if isinstance(w, Replace)]
         self._replaces = replaces if len(replaces) == len(step.writes) else None
+        self._writing = f"{within}{step.name}: writes"
+        self._written: dict[str, Table] = {}
+
+    def _add_exchange(self, step: ExchangeStep) -> None:
+        self._legs[-1].work.append((step.label, step.make_ready))
+        self._legs[-1].towards = step
+        self._legs.append(Leg())
+        self._legs[-1].work.append((step.label, step.bind))
 
     def run(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
         """Run the stages; returns the tables written. Collective. Raises the same error on all ranks."""
-        seen = self.results(tables, guard)
-        guard.stage = self._writing
-        return guard.run(self._writes, seen) or {}
+        self._written = {}
+        self.results(tables, guard)
+        return self._written
 
     def results(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
         """Run the stages; returns all tables, with their results. Collective."""
         seen = dict(tables)
-        for action in self.actions:
-            guard.stage = action.label
-            action.run(seen, guard)
+        for leg in self._legs:
+            if leg.towards is None:
+                guard.run(self._end, leg, seen, guard)
+                break
+            guard.run(leg.run, seen, guard)
+            guard.stage = leg.towards.label
+            if leg.towards.work.exchange(guard) & FAILED:
+                raise_agreed(self.shop.group, guard.failure)
         return seen
 
-    def _writes(self, seen: Mapping[str, Table]) -> dict[str, Table]:
+    def _end(self, last: Leg, seen: dict[str, Table], guard: Guard) -> None:
+        """The last leg, and the writes, all or nothing."""
+        last.run(seen, guard)
+        guard.stage, shop = self._writing, self.shop
+        if self._replaces is None or shop.in_place:
+            self._written = self._write_any(seen)
+            return
+        out = {}  # nothing shares memory with what is written
+        for write in self._replaces:
+            whole = write.rows in self._whole_rows
+            out[write.table] = written(write, seen[write.table], seen[write.rows], shop, whole)
+        self._written = out
+
+    def _write_any(self, seen: Mapping[str, Table]) -> dict[str, Table]:
         known, shop, out = self.shop.states, self.shop, dict[str, Table]()
-        if self._replaces is not None and not shop.in_place:  # nothing shares memory with what is written
-            for write in self._replaces:
-                whole = write.rows in self._whole_rows
-                out[write.table] = written(write, seen[write.table], seen[write.rows], shop, whole)
-            return out
         rows = [detached(seen[w.rows], self.shop.in_place) for w in self.step.writes]
         if self.sinks:  # copied: rows of a table may be changed in place later
             self.sunk = [
@@ -304,7 +336,7 @@ def computed(stage: Stage) -> dict[str, Expr]:
 def local(work: BlockMap, tables: Mapping[str, Table], iteration: int) -> Table:
     """A map's whole result on this rank; a rank without rows asks the map what it makes of none."""
     first = tables[work.stage.reads[0]]
-    if work.stage.cut == "share" or first.everywhere:
+    if first.everywhere:
         return work.share(tables, iteration)
     made = work.whole(tables, iteration)
     if made is not None:
@@ -356,7 +388,11 @@ def written(write: Replace, old: Table, rows: Table, shop: Workshop, distinct: b
             f"lie {describe(rows)}; use Gather or Total first"
         )
     if kind == "key":
-        check_owned(write, old, rows, shop)
+        here, before = rows.batch._columns, old.batch._columns
+        for key in old.layout.keys:  # rows whose keys were passed on lie where they did
+            if key not in here or here[key] is not before.get(key):
+                check_owned(write, old, rows, shop)
+                break
         if write.table in shop.keyed and (distinct or shop.check):
             check_distinct(write, old, rows)
         return Table(rows.batch, old.layout, rows.tokens, None, 0, -1, old.version + 1)
@@ -375,13 +411,8 @@ def describe(table: Table) -> str:
 
 
 def check_owned(write: Replace, old: Table, rows: Table, shop: Workshop) -> None:
-    """Every row must lie with the owner of its key: known where its columns were passed on, else hashed."""
-    keys, here, before = old.layout.keys, rows.batch, old.batch
-    for key in keys:
-        if key not in here._columns or here._columns[key] is not before._columns.get(key):
-            break
-    else:
-        return
+    """Every row must lie with the owner of its key: known where keys kept their tokens, else hashed."""
+    keys, here = old.layout.keys, rows.batch
     for key in keys:
         here[key]  # or names what is missing
     if rows.layout == old.layout and all(k in rows.tokens for k in keys):

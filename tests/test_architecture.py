@@ -21,7 +21,7 @@ MOST_LINES = 500
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("version", "errors", "events", "options", "memory", "stopping"),
     ("columns",),
-    ("words", "group", "collectives", "cores"),
+    ("words", "windows", "group", "collectives", "cores"),
     ("storage", "sources"),
     ("saving",),
     ("table",),
@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "slots",
         "lineage",
         "rowrounds",
+        "rowwindow",
         "rowplan",
         "total",
         "shuffle",

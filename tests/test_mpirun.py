@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
@@ -63,6 +64,48 @@ def test_many_ranks_give_the_bits_of_one(tmp_path: Path) -> None:
         assert said["ranks"] == ranks and said["reproducible"]
         told.append([said[name] for name in ("result_sha256", "iterations", "residual", "values")])
     assert told[0] == told[1]
+
+
+ONE_OF_MANY = """
+import pathlib, time
+import numpy as np
+import iterreduce as ir
+
+@ir.app
+def one_of_many(raised: str, rank: int = 0, group: ir.Group = None):
+    calls = []
+
+    def spread(state: ir.Batch) -> ir.Batch:
+        calls.append(len(state))
+        if len(calls) == 2 and group.rank == rank:
+            pathlib.Path(raised).write_text(str(time.time()))
+            raise ValueError("this row is no good")
+        return ir.Batch(key=state["key"] * 7 % 300, value=state["value"])
+
+    def update(heard: ir.Batch, state: ir.Batch) -> ir.Batch:
+        return state.with_columns(value=heard["value"] + 1)
+
+    mine = np.arange(group.rank, 300, group.size)
+    start = ir.Dataset.from_local(group, key=mine, value=np.ones(len(mine)))
+    loop = ir.MapReduce(map=spread, reduce=ir.SUM, key="key")
+    return loop.iterate(state=start, state_key="key", update=update, max_iterations=5)
+"""
+
+
+@pytest.mark.timeout(700)
+def test_an_exception_on_one_of_many_ranks_ends_all_with_one_traceback(tmp_path: Path) -> None:
+    ranks, (app, raised) = many_ranks(), (tmp_path / "one_of_many.py", tmp_path / "raised")
+    app.write_text(ONE_OF_MANY)
+    bad = ranks // 2 + 1
+    result = mpirun(ranks, "-m", "iterreduce", str(app), str(raised), "--rank", str(bad), timeout=600)
+    took = time.time() - float(raised.read_text())
+    assert result.returncode == 1, result.stderr[-5000:]
+    told = result.stdout + result.stderr
+    assert told.count("Traceback") == told.count("ValueError: this row is no good") == 1, told[-5000:]
+    assert f"ValueError in user code on rank {bad} on " in told and "iteration 2, stage mapreduce" in told
+    assert '/one_of_many.py", line 14, in spread' in told
+    assert told.count("iterreduce: ") == 1 and "one_of_many.py" in told and "iterreduce/" not in told
+    assert took < 60  # far from any time that a watchdog waits, and room for a busy machine
 
 
 def test_a_run_that_hangs_is_ended_and_leaves_nothing_behind(tmp_path: Path) -> None:

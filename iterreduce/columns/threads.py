@@ -231,7 +231,10 @@ class Pool:
         >>> Pool(2).parts(100, grain=80)
         [(0, 100)]
         """
-        return even_parts(rows, max(1, min(self.threads, rows // max(1, grain))), multiple)
+        parts = min(self.threads, rows // max(1, grain))
+        if parts > 1:
+            return even_parts(rows, parts, multiple)
+        return [(0, rows)] if rows else []
 
     def close(self) -> None:
         """End the threads, and wait until they are gone; a closed pool runs everything on the caller's."""
@@ -270,7 +273,7 @@ def current() -> Pool:
 
 
 class using:
-    """For the time of a ``with`` statement, this pool is `current` on this thread.
+    """For the time of a ``with`` statement, this pool is `current` on this thread; may be used again.
 
     >>> with Pool(2) as pool, using(pool):
     ...     current().threads
@@ -283,7 +286,7 @@ class using:
         self._pool = pool
 
     def __enter__(self) -> Pool:
-        self._before = current()
+        self._before = getattr(_here, "pool", ALONE)
         _here.pool = self._pool
         return self._pool
 

@@ -221,7 +221,9 @@ class Facts:
             key = self.state_key(state.rows)
             return {frozenset(key)} if key else set()
         if isinstance(node, MapBatches) and node.keeps:
-            numbers = {frozenset((node.function.name,))} if isinstance(node.function, RowNumber) else set()
+            numbers: set[Key] = set()
+            if isinstance(node.function, RowNumber):
+                numbers.add(frozenset((node.function.name,)))
             return {key for key in self.unique(node.rows[0]) if key <= set(node.keeps)} | numbers
         if isinstance(node, Rows) and len(node.batch) <= 1:
             return {frozenset()}

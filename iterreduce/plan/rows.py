@@ -131,12 +131,9 @@ def map_batches(lowering: Lowering, node: MapBatches) -> Flow:
 
 def _row_by_row(lowering: Lowering, node: MapBatches, made: Made, reads: tuple[str, ...], into: str) -> Flow:
     """A function that makes a row of each: they lie as they lay, in the same order."""
-    place, kernel = lowering.place(node), node.function
-    whole = isinstance(kernel, RowNumber) or made.lies is not None
-    if not isinstance(kernel, RowNumber):
-        kernel = RowByRow(kernel, node.keeps)
-    cut: Any = "share" if whole else "block"
-    free = isinstance(kernel, RowNumber)
+    place, free = lowering.place(node), isinstance(node.function, RowNumber)
+    kernel = node.function if free else RowByRow(node.function, node.keeps)
+    cut: Any = "share" if free or made.lies is not None else "block"
     lowering.emit(place, Local(kernel, reads, into, cut=cut, pure=node.pure, rank_free=free))
     lies = made.lies if set(made.lies or ()) <= set(node.keeps) else None
     return Flow.of(lowering.new(into, node.names, lies, place, made.order))

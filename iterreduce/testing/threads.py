@@ -337,6 +337,7 @@ class ThreadGroup(Group):
         return ThreadGroup(meeting, ranks.index(self.rank), self.epoch)
 
     def free(self) -> None:
+        self.drop_shared()
         self._meet("free")
         self._freed = True
 

@@ -23,6 +23,7 @@ def test_users_own_values_stay_and_the_rest_is_set(tmp_path: Path, monkeypatch: 
         "OMP_NUM_THREADS": "4",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
+        "OMPI_MCA_osc": "^ucx",
         "NUMBA_CACHE_DIR": str(tmp_path),
     }
     own = {"NUMBA_CACHE_DIR": "/mine"}

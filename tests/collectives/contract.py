@@ -401,6 +401,32 @@ def check_a_window_shows_every_ranks_area(group: Group) -> None:
     window.free()
 
 
+def check_the_groups_own_window_grows_and_is_used_again(group: Group) -> None:
+    def needs(most: int) -> list[int]:
+        return [(rank * 5 + most) % (most + 1) for rank in range(group.size)]
+
+    first = group.shared(needs(6))
+    assert first is not None and group.shared(needs(6)) is first and group.shared([0] * group.size) is first
+    larger = group.shared([words + 2000 for words in needs(6)])
+    assert larger is not None and larger is not first
+    for rank, words in enumerate(needs(6)):
+        assert larger.of(rank).size >= words + 2000
+    assert group.shared_bytes == 8 * larger.mine.size
+    larger.mine[:] = group.rank
+    larger.fence()
+    assert all((larger.of(rank) == rank).all() for rank in range(group.size))
+    larger.fence()
+    group.drop_shared()
+    group.drop_shared()
+    assert group.shared_bytes == 0
+    again = group.shared([3] * group.size)
+    assert again is not None and not again.mine.any()
+    copy = group.duplicate()
+    assert copy.shared([3] * group.size) is not again
+    copy.free()
+    group.drop_shared()
+
+
 def check_all_ranks_are_on_one_node(group: Group) -> None:
     assert group.node_ranks() == group.size
 

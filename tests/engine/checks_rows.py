@@ -14,9 +14,10 @@ from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashing import FIRST, SECOND, hash_keys
 from iterreduce.driver import LoopRun
-from iterreduce.errors import MemoryBudgetError
+from iterreduce.errors import MemoryBudgetError, StageError
 from iterreduce.loop import Gather, Local, Loop, Shuffle, State
 from iterreduce.rowshuffle import RowShuffle
+from iterreduce.rowwindow import RowWindow
 from tests.engine.kit import (
     Check,
     Row,
@@ -93,6 +94,14 @@ def narrow(run: LoopRun, slot_words: int = 40, round_words: int = 1 << 20) -> No
         work.fresh._resize(slot_words)
 
 
+def through_memory(run: LoopRun, stride: int = 7) -> None:
+    """As if any rows were many enough to go through memory that ranks share, so many at a time."""
+    for work in run.shop.exchangers:
+        if isinstance(work, RowShuffle):
+            work.window = RowWindow(work.group, work.fresh)
+            work.window.least_bytes, work.window.stride = 0, stride
+
+
 def deals(group: Group, n: int) -> list[list[int] | None]:
     """Equal shares, all rows on the first rank, all on the last."""
     return [None, all_on(group, n, 0), all_on(group, n, group.size - 1)]
@@ -150,6 +159,87 @@ def check_one_key_takes_all_rows_to_one_rank(group: Group) -> None:
         narrow(run, slot_words)
         run.run()
         assert by_rank(group, run.tables["out"].batch) == expected(rows, ("k",), group.size)
+
+
+# ------------------------------------------------------------------ through shared memory
+
+
+def check_rows_through_shared_memory_are_those_of_rounds(group: Group) -> None:
+    whole = columns(N * 7, 40, 1)
+    few_and_many = [*(3 * (rank + 1) for rank in range(group.size - 1)), len(whole)]
+    for rows, key in (
+        (whole, ("k",)),
+        (whole.select("k"), ("k",)),
+        (whole.select("b", "k"), ("b", "k")),
+        (whole.select("m", "k"), ("m",)),
+    ):
+        for ends in (*deals(group, len(rows)), few_and_many):
+            loop = pipeline({"r": local(rows, group, ends)}, Shuffle("r", key, "t"))
+            run = started(loop, group, check=True)
+            narrow(run, 100)
+            through_memory(run)
+            run.run()
+            assert by_rank(group, run.tables["out"].batch) == expected(rows, key, group.size)
+    assert group.shared_bytes or group.size == 1
+    group.drop_shared()
+
+
+def check_what_came_through_shared_memory_does_not_stay_in_it(group: Group) -> None:
+    """Rows of few keys, so that some ranks need not sort theirs; their number changes in every iteration."""
+    rows = columns(N * 3, 3)
+
+    def fewer(r: Batch, i: int, g: Group) -> Batch:
+        few = times(r, i, g).slice(0, len(r) * (1 + i * 3 % 5) // 5)
+        return few.with_columns(k=few["k"] + i)
+
+    run = started(the_loop(group, rows, fewer), group)
+    narrow(run)
+    through_memory(run)
+    held: list[tuple[Batch, Batch]] = []
+    for _ in range(MOST):
+        advance(run, rows, fewer, group)
+        held.append((run.tables["s"].batch, run.tables["s"].batch.copy()))
+        if group.shared_bytes:
+            window = group.shared([0] * group.size)
+            assert window is not None
+            window.mine[:] = -1
+    assert all(batch.equals(then) for batch, then in held)
+    assert run.memory().report().get("shared memory of the node", 0) == group.shared_bytes
+    run.finish()
+    assert group.shared_bytes == 0
+
+
+def check_rows_go_in_rounds_where_ranks_share_no_memory(group: Group) -> None:
+    rows, asked, lonely = columns(N * 3, 12), list[int](), group.duplicate()
+    lonely.window = asked.append  # type: ignore[method-assign, assignment]
+    run = started(the_loop(lonely, rows, times), lonely, naive=True)
+    narrow(run)
+    through_memory(run)
+    for _ in range(3):
+        advance(run, rows, times, lonely)
+    assert len(asked) == (group.size > 1), "asked once"
+    lonely.free()
+
+
+def check_a_rank_that_fails_while_it_writes_fails_alone_and_all_raise(group: Group) -> None:
+    if group.size == 1:
+        return
+    rows = columns(N * 3, 12)
+    run = started(the_loop(group, rows, times), group, naive=True)
+    narrow(run)
+    through_memory(run)
+    advance(run, rows, times, group)
+    window = shuffle_of(run).window
+    assert window is not None
+    write = window._write
+    if group.rank == group.size - 1:
+        window._write = None  # type: ignore[method-assign, assignment]
+    error = raised(group, StageError, run.advance)
+    assert isinstance(error, StageError)
+    assert error.failure.rank == group.size - 1 and run.iteration == 1
+    window._write = write  # type: ignore[method-assign]
+    advance(run, rows, times, group)
+    group.drop_shared()
 
 
 # ------------------------------------------------------------------ plans

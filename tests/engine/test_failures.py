@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from iterreduce.collectives import Group
 from iterreduce.testing import run_ranks
 from tests.engine import checks_failures, checks_other_failures
+from tests.engine.checks_failures import BODY, KINDS, Fault, assert_tells, survive, undisturbed
 from tests.engine.kit import Check
 
 CHECKS = [*checks_failures.CHECKS, *checks_other_failures.CHECKS]
@@ -14,3 +16,15 @@ CHECKS = [*checks_failures.CHECKS, *checks_other_failures.CHECKS]
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_failures(check: Check, ranks: int) -> None:
     run_ranks(ranks, check)
+
+
+@pytest.mark.parametrize("place", [BODY[0], BODY[4], BODY[5]])
+def test_one_of_64_ranks_fails_and_all_raise_its_error(place: str) -> None:
+    """Many of them have no row; this one has. Afterwards all go on to the right end."""
+    final, raise_plainly = undisturbed(), next(iter(KINDS))
+
+    def check(group: Group) -> None:
+        fault = Fault(place, frozenset({38}), 2, raise_plainly)
+        assert_tells(survive(group, fault, final), fault, place, {38}, group)
+
+    run_ranks(64, check)
