@@ -11,7 +11,7 @@ operations (`iterreduce.plan.operations`) and the rewrites.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -195,7 +195,7 @@ class MapBatches(Node):
     """
 
     rows: tuple[Node, ...]
-    function: Callable[..., Any]
+    function: Any  # a function of batches, or a kernel
     pure: bool = False
     by: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
