@@ -8,7 +8,7 @@ every row of the result has taken over, under which name: so it knows where rows
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from iterreduce.columns.ragged import Ragged
 from iterreduce.columns.schema import Field, Schema
 from iterreduce.columns.sortkeys import sorted_order
 from iterreduce.columns.trees import columns_of
-from iterreduce.errors import SchemaError, UsageError
+from iterreduce.errors import SchemaError
 from iterreduce.loop import Context
 from iterreduce.maps import in_user_code
 
@@ -422,7 +422,7 @@ class PerRecord:
     """A function of one record, called for each: plain Python."""
 
     function: Callable[..., Iterable[Any]]
-    names: tuple[str, ...] = field(default=(), compare=False)
+    fields: tuple[tuple[str, Field | None], ...] = ()
 
     @property
     def __name__(self) -> str:
@@ -430,17 +430,21 @@ class PerRecord:
 
     def __call__(self, rows: Batch) -> Batch:
         found = [made for record in records(rows) for made in self.function(record)]
-        if not found:
-            raise UsageError(
-                f"flat_map by {self.__name__}: no record came out of {len(rows)} rows, so its columns are "
-                "not known: say columns={name: dtype}"
-            )
+        if not found and any(field is None for _, field in self.fields):
+            return Batch()  # no columns: other ranks and pieces say which there are
         for made in found:
             if not isinstance(made, dict):
                 raise SchemaError(
                     f"flat_map: {self.__name__} gave {made!r}; wanted a dict of column names and values"
                 )
-        return Batch(**{name: _column([made[name] for made in found]) for name in found[0]})
+        fields = dict(self.fields) or dict.fromkeys(found[0] if found else ())
+        columns, valid = {}, {}
+        for name, of in fields.items():
+            values = [made[name] for made in found]
+            columns[name] = _column(values, of)
+            if any(value is None for value in values):
+                valid[name] = np.array([value is not None for value in values], bool)
+        return Batch.from_dict(columns, valid)
 
 
 class Record:
@@ -480,5 +484,15 @@ def records(rows: Batch) -> Iterator[Record]:
         yield Record({name: values[i] for name, values in columns.items()})
 
 
-def _column(values: list[Any]) -> Any:
-    return values if isinstance(values[0], str | bytes) else np.array(values)
+def _column(values: list[Any], of: Field | None) -> Any:
+    """Python values as a column, of a type if one is declared; something stands for each null."""
+    some = next((value for value in values if value is not None), None)
+    if not values and of is not None:
+        return Batch.empty(Schema({"column": of}))["column"]
+    blank = type(some)() if isinstance(some, str | bytes | int | float) else 0
+    if some is None and of is not None and of.kind != "fixed":
+        blank = "" if of.kind == "text" else b""
+    filled = [blank if value is None else value for value in values]
+    if isinstance(filled[0], str | bytes):
+        return filled
+    return np.array(filled, of.dtype if of is not None else None)

@@ -140,7 +140,8 @@ class Operations:
         ``row`` has the columns as attributes. It runs as plain Python, record by record; `map_batches` is the
         fast form.
         """
-        return self.map_batches(PerRecord(function), columns=columns, pure=pure)
+        fields = making.fields_of(columns, "flat_map") or {}
+        return self.map_batches(PerRecord(function, tuple(fields.items())), columns=columns, pure=pure)
 
     def with_row_number(self, name: str = "row") -> Self:
         """All columns, and the row's number among all rows of all ranks from 0: of sorted rows its place.

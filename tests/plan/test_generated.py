@@ -131,7 +131,7 @@ Codes3 = tuple[int, int, int]
 
 
 def _select(data: Dataset, columns: list[str], pool: list[Dataset], code: Codes3) -> Dataset:
-    _a, b, c = code
+    _, b, c = code
     kept = columns[: 1 + b % len(columns)]
     return data.select(
         *kept, **{pick(["x", "k", "z"], c): number(data, b)} if pick(["x", "k", "z"], c) not in kept else {}
@@ -139,12 +139,12 @@ def _select(data: Dataset, columns: list[str], pool: list[Dataset], code: Codes3
 
 
 def _with(data: Dataset, columns: list[str], pool: list[Dataset], code: Codes3) -> Dataset:
-    _a, b, c = code
+    _, b, c = code
     return data.with_columns(**{pick(["x", "y", *names(data, "i")], c): number(data, b)})
 
 
 def _rename(data: Dataset, columns: list[str], pool: list[Dataset], code: Codes3) -> Dataset:
-    _a, b, c = code
+    _, b, c = code
     one, two = pick(columns, b), pick(columns, c)
     return (
         data.rename(**{one: two, two: one})
