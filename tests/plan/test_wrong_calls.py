@@ -50,7 +50,7 @@ AT_ONCE: list[tuple[Call, str]] = [
     (lambda a, b: a.limit(-1), "wanted a number of rows"),
     (lambda a, b: a.map_batches(lambda rows: rows).drop("k"), "not known before"),
     (lambda a, b: ir.iterate(lambda s: s.with_columns(x=col("x") / int(s.count())), a), "in the body"),
-    (lambda a, b: ir.iterate(lambda s: s if bool(s.count()) else s, a), "in the body"),
+    (lambda a, b: ir.iterate(lambda s: [bool(s.count()), s][1], a), "in the body"),
     (lambda a, b: ir.iterate(lambda s: None, a), "wanted a Dataset"),
 ]
 
