@@ -95,8 +95,8 @@ class KeyRows:
 def join_rows(
     left: Batch, right: Batch, *, keep_left: bool = False, nulls_match: bool = False
 ) -> tuple[Array, Array]:
-    """Pairs ``(left rows, right rows)``, int32 or int64 ``(pairs,)`` each, of equal keys, in left, then right
-    row order.
+    """Pairs ``(left rows, right rows)``, int64 ``(pairs,)`` each, of equal keys, in left, then right row
+    order.
 
     ``left`` and ``right`` hold the key columns only, matched by position. ``keep_left``: a left row without a
     match gives one pair with right row -1. Raises `SchemaError` for keys that can never be equal.
@@ -106,7 +106,8 @@ def join_rows(
     ([0, 0, 1], [1, 2, 0])
     """
     known = KeyRows(right)
-    return known.pairs(known.find(left, nulls_match), keep_left)
+    rows, partners = known.pairs(known.find(left, nulls_match), keep_left)
+    return rows.astype(np.int64, copy=False), partners.astype(np.int64, copy=False)
 
 
 def _without_nulls(codes: Array, keys: Batch) -> Array:
