@@ -56,6 +56,7 @@ from iterreduce.rowrounds import Shelf, fixed
 from iterreduce.table import NO_TOKENS, Table, token
 
 TOKENS_KEPT = 64  # digests take 3 us each
+CHECKED = 4096  # rows whose owner is looked at where rows are said to lie with their table
 
 
 @dataclass(frozen=True)
@@ -344,9 +345,11 @@ class LookupRows(Planner):
 
     def _check_here(self, asked: Batch, found: Array) -> None:
         """Rows that lie with their table lie with the owner of their key, even if it is not there."""
-        absent = np.flatnonzero(found < 0)
-        if self.table.everywhere or self.group.size == 1 or not len(absent):
+        if self.table.everywhere or self.group.size == 1 or not len(found) or found.min() >= 0:
             return
+        absent = np.flatnonzero(found < 0)
+        if not self.check:
+            absent = absent[:CHECKED]
         lost = self.partitions.owner_of_hashes(hash_keys(asked.take(absent))) != self.group.rank
         if lost.any():
             at = int(absent[int(np.argmax(lost))])

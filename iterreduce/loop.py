@@ -283,6 +283,8 @@ def _check_onto(stage: Shuffle, where: str) -> None:
         )
     if (stage.touched or stage.joined) and (stage.combine is None or stage.onto is None):
         raise UsageError(f"{where}: touched and joined go with combine and onto; give both")
+    if not stage.sorted and (stage.combine is not None or stage.onto or stage.route):
+        raise UsageError(f"{where}: sorted=False is for whole rows: leave out combine, onto and route")
     if stage.route and (stage.combine is not None or stage.onto):
         raise UsageError(f"{where}: splitters route whole rows: leave out combine and onto")
     if stage.route and not stage.route.sample >= 1:

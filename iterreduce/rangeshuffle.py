@@ -5,6 +5,9 @@
     send      rows go to their range as in `RowShuffle`: in rounds, by a plan where keys keep their lineage
     sort      each rank sorts what came, stably
 
+Numbers alone, of which equal ones cannot be told apart, are sorted before they are sent as well: the rows for
+a rank are then a slice.
+
 Sampled splitters are those of Frazer and McKellar, "Samplesort: a sampling approach to minimal storage tree
 sorting", JACM 1970. Since a cut names a row and not only a key, rows of one key may lie on several ranks, and
 a key that most rows have unbalances nothing; they keep their canonical order. So the rows of all ranks, one
@@ -34,6 +37,7 @@ from iterreduce.loop import Gather, Shuffle
 from iterreduce.rowshuffle import GatherRows, RowShuffle
 from iterreduce.table import Table, by_range
 
+FEW_RUNS = 2  # sorted stretches up to which merging them is faster than sorting anew
 RANK, ROW, WEIGHT = "\0rank", "\0row", "\0weight"
 
 
@@ -71,8 +75,8 @@ class RangeShuffle(RowShuffle):
         gather = Gather(stage.rows, stage.into)
         self.samples = Samples(gather, number, group, source, self.check, draw=self._draw)
         self.cuts: Batch | None = None
-        self._in_order = False
-        self._first = self._counts = np.zeros(0, np.int64)
+        self._in_order = self._ascending = False
+        self._first = np.zeros(0, np.int64)
         self._rows_of_ranks = np.zeros(group.size, np.int64)
 
     # ------------------------------------------------------------------ splitters
@@ -90,12 +94,24 @@ class RangeShuffle(RowShuffle):
 
     def _agree_route(self, guard: Guard) -> int:
         """Sample and cut. Collective."""
+        guard.run(self._sort_numbers)
         guard.run(self.samples.take, self.rows, self._discover)
         status = self.samples.exchange(guard)
         if status & FAILED:
             return status
         guard.run(self._cut)
         return OK  # a failure of this rank alone is told with the next exchange
+
+    def _sort_numbers(self) -> None:
+        """Numbers alone are sorted before they are sent: then a range of them is a slice."""
+        self._ascending = self.rows is not None and sorts_by_itself(self.rows, self.stage.key)
+        if self._ascending:
+            assert self.rows is not None
+            column = self.rows[self.stage.key[0]]
+            numbers = self.scratch.array("sorted", len(column), column.dtype)
+            numbers[...] = column
+            sort_numbers(numbers, any(self.descending))
+            self.rows = Batch(**{self.stage.key[0]: numbers})
 
     def _cut(self) -> None:
         """The rows at which the ranges of ranks 1, 2, ... begin."""
@@ -117,8 +133,16 @@ class RangeShuffle(RowShuffle):
         assert self.cuts is not None
         dest = self.scratch.array("owners", len(keys), range_dtype(len(self.cuts)))
         _, counts = ranges_of(keys, self.cuts, self._first, dest, self.descending)
-        self._counts = np.append(counts, np.zeros(self.group.size - len(counts), np.int64))
-        return dest, self._counts
+        return dest, np.append(counts, np.zeros(self.group.size - len(counts), np.int64))
+
+    def _send_order(self, keys: Batch) -> tuple[Array | None, Array]:
+        assert self.cuts is not None
+        name = self.stage.key[0] if self._ascending else ""
+        if not self._ascending or keys.valid(name) is not None or self.cuts.valid(name) is not None:
+            return super()._send_order(keys)
+        begins = slices_of(keys[name], self.cuts[name], self._first, any(self.descending))
+        ends = np.concatenate([[0], begins, np.full(self.group.size - len(begins), len(keys))])
+        return None, np.diff(ends)
 
     # ------------------------------------------------------------------ exchange
 
@@ -150,7 +174,7 @@ class RangeShuffle(RowShuffle):
             name, numbers = self.stage.key[0], self.received[self.stage.key[0]]
             if self.group.size == 1:
                 numbers = numbers.copy()  # what came from others is this rank's own
-            sort_numbers(numbers, any(self.descending))
+            sort_numbers(numbers, any(self.descending), 1 < self.group.size <= FEW_RUNS)
             self.received = Batch(**{name: numbers})
             self._in_order = True
         return super()._finish_fresh()
@@ -161,16 +185,14 @@ class RangeShuffle(RowShuffle):
     def _plan_order(self, keys: Batch) -> tuple[Array, Array]:
         if self.group.size == 1:
             return np.arange(len(keys)), np.array([len(keys)])
-        if self._order is None:  # this rank had no rows, and addressed none
-            return np.zeros(0, np.int64), np.zeros(self.group.size, np.int64)
-        return self._order, self._counts
+        return np.arange(len(keys)) if self._order is None else self._order, self._counts
 
     def _arrival_order(self, keys: Batch) -> Array:
         return np.arange(len(keys))
 
     def _forget(self) -> None:
         super()._forget()
-        self.cuts, self._in_order = None, False
+        self.cuts, self._in_order, self._ascending = None, False, False
         self.samples._forget()
 
 
@@ -182,10 +204,21 @@ def sorts_by_itself(rows: Batch, key: tuple[str, ...]) -> bool:
     return isinstance(column, np.ndarray) and column.ndim == 1 and column.dtype.kind in "biu"
 
 
-def sort_numbers(numbers: Array, descending: bool) -> None:
-    """Sort whole numbers or bools in place."""
+def slices_of(numbers: Array, cuts: Array, first: Array, descending: bool) -> Array:
+    """Where the ranges behind each cut begin among sorted numbers; of those that equal a cut, at ``first``.
+
+    >>> slices_of(np.array([1, 5, 5, 9]), np.array([5, 7]), np.array([2, 0]), False).tolist()
+    [2, 3]
+    """
+    up = numbers[::-1] if descending else numbers
+    lo, hi = np.searchsorted(up, cuts, "left"), np.searchsorted(up, cuts, "right")
+    return np.clip(first, len(up) - hi, len(up) - lo) if descending else np.clip(first, lo, hi)
+
+
+def sort_numbers(numbers: Array, descending: bool, runs: bool = False) -> None:
+    """Sort whole numbers or bools in place; ``runs``: they are a few sorted stretches."""
     if descending:
         np.invert(numbers, out=numbers)  # turns their order over
-    numbers.sort()
+    numbers.sort(kind="stable" if runs else None)
     if descending:
         np.invert(numbers, out=numbers)

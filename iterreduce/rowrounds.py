@@ -109,17 +109,17 @@ class RowRounds:
         return self._send.nbytes + self._recv.nbytes
 
     def run(
-        self, guard: Guard, rows: Batch, order: Array | None, starts: Array, arrival: Arrival
+        self, guard: Guard, rows: Batch, order: Array | None, starts: Array, counts: Array, arrival: Arrival
     ) -> Batch | None:
         """All rows for this rank, in rank order: those that came inline, and the late ones. Collective.
 
-        Destination ``d`` gets rows ``order[starts[d]:]`` (``order`` None: rows from ``starts[d]`` on), as
-        many as the headers say to each receiver. None where this rank failed, or was over its budget: it goes
+        Destination ``d`` gets the ``counts[d]`` rows ``order[starts[d]:]`` (``order`` None: rows from
+        ``starts[d]`` on). None where this rank failed, or was over its budget: it goes
         on sending what it has, and throws away what it gets.
         """
         headers, schema, me = arrival.headers, rows.schema, self.group.rank
         trip = Trip(schema, headers[:, ROWS], self._round_rows(schema))
-        mine = trip.sent(order, starts, len(rows), me) if arrival.late[me] else np.zeros_like(starts)
+        mine = counts.copy() if arrival.late[me] else np.zeros_like(counts)
         sending = Guard(guard.rank, guard.iteration)  # of its own: who cannot receive still sends
         sending.stage = guard.stage
         guard.run(self._claim, trip)
@@ -192,12 +192,6 @@ class Trip:
     def part(self, counts: list[int], done: int) -> list[int]:
         """Rows of the next round out of these counts."""
         return [min(max(n - done, 0), self.rows) for n in counts]
-
-    def sent(self, order: Array | None, starts: Array, rows: int, me: int) -> Array:
-        """Rows for each destination: up to where the next one's begin, or all."""
-        if order is None:
-            return np.full_like(starts, rows)
-        return np.diff(np.append(starts, rows))
 
     def open(self, shelf: Shelf) -> None:
         """Make room for all rows."""

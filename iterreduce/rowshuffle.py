@@ -78,6 +78,7 @@ class RowSender:
         self.keys_changed = False
         self._order: Array | None = None
         self._starts = np.zeros(group.size, np.int64)
+        self._counts = np.zeros(group.size, np.int64)  # rows for each rank
 
     def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
         """Bring this rank's rows together."""
@@ -134,7 +135,7 @@ class RowSender:
         if self.window is not None and self.window.serves(rows, arrival):
             self.received, self.borrowed = self.window.run(guard, rows, sent, order, self._starts, arrival)
         if not self.borrowed:
-            self.received = self.rounds.run(guard, rows, order, self._starts, arrival)
+            self.received = self.rounds.run(guard, rows, order, self._starts, sent, arrival)
 
     def _agreed(self, headers: Array) -> None:
         """The schema is settled, and these are the headers."""
@@ -183,6 +184,7 @@ class RowSender:
     def _forget(self) -> None:
         self.rows = self.received = self._order = None
         self.borrowed = False
+        self._counts = np.zeros(self.group.size, np.int64)
         self.shelf.trim()
 
 
@@ -277,8 +279,7 @@ class RowShuffle(RowSender, KeyLineage):
 
     def _addressed(self, rows: Batch) -> Outgoing:
         rows.schema.require(*self.stage.key)
-        dest, counts = self._destinations(rows.select(*self.stage.key))
-        order = self._order = send_order(dest, counts, self.scratch)
+        order, counts = self._order, self._counts = self._send_order(rows.select(*self.stage.key))
         self._starts = exclusive(counts)
         bounds = np.append(self._starts, len(rows))
         words = packed_words(rows, order, bounds)
@@ -289,6 +290,11 @@ class RowShuffle(RowSender, KeyLineage):
 
         extra = rows_extra(rows.schema, counts, self.group.rank)
         return Outgoing(words, counts, fill, rows.schema.digest(), self.proposal, extra)
+
+    def _send_order(self, keys: Batch) -> tuple[Array | None, Array]:
+        """Rows by rank (None: they stand so), and the rows for each rank."""
+        dest, counts = self._destinations(keys)
+        return send_order(dest, counts, self.scratch), counts
 
     def _destinations(self, keys: Batch) -> tuple[Array, Array]:
         """The rank of each row, and the rows for each rank."""
@@ -339,7 +345,7 @@ class RowShuffle(RowSender, KeyLineage):
     # ------------------------------------------------------------------ local work, after the exchange
 
     def finish(self) -> Table:
-        """All rows of this rank's keys, sorted by key."""
+        """All rows of this rank's keys, sorted by key or as they came."""
         rows = self._finish_planned() if self.planned else self._finish_fresh()
         return Table(rows, self.layout, self._made_tokens())
 
@@ -366,7 +372,9 @@ class RowShuffle(RowSender, KeyLineage):
         return Batch._trusted({**made._columns, **keys._columns}, {**made._valid, **keys._valid}, len(made))
 
     def _final_order(self, keys: Batch) -> Array | None:
-        """The rows as they came, sorted by key; None if they are."""
+        """The rows as they came, sorted by key; None if they are, or need not be."""
+        if not self.stage.sorted:
+            return None
         if self.stage.onto is not None:
             return self._onto_order(keys)
         order = grouping_order(keys)

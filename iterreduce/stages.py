@@ -102,7 +102,8 @@ class Shuffle:
 
     ``combine`` maps output columns to aggregators (or is one aggregator for all value columns); rows are
     combined before sending and again at the owner. Without it ``into`` holds all rows, sorted by key (in
-    hash order), rows of one key in canonical order (source block, position).
+    hash order), rows of one key in canonical order (source block, position); or, with ``sorted=False``, rows
+    of all keys in that order, which is half the work and enough for a `Lookup`.
     ``onto`` names a table by key: ``into`` then has exactly its rows, in its order, and a key that the table
     does not have is an error, or its rows are dropped (``missing``). ``touched``: only those of its rows
     whose key had a row, in an order of the engine's choice.
@@ -119,6 +120,7 @@ class Shuffle:
     touched: bool = False
     joined: Joined | None = None
     route: Splitters | None = None
+    sorted: bool = True
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.jit import kernel
-from iterreduce.columns.numbering import arrivals
+from iterreduce.columns.numbering import arrivals, code_dtype
 from iterreduce.columns.ordering import group_order
 from iterreduce.columns.ragged import Array
 
@@ -66,7 +66,9 @@ class KeyRows:
         self._order: Array = np.empty(0, np.int64)
         self._offsets: Array = self._order
         if not self.unique:
-            self._order, self._offsets = group_order(codes, len(self.index))
+            order, offsets = group_order(codes, len(self.index))
+            narrow = code_dtype(len(keys))  # half the memory: they are read at random
+            self._order, self._offsets = order.astype(narrow), offsets.astype(narrow)
 
     @property
     def nbytes(self) -> int:
@@ -74,16 +76,18 @@ class KeyRows:
         return self.index.nbytes + self._order.nbytes + self._offsets.nbytes
 
     def find(self, keys: Batch, nulls_match: bool = False) -> Array:
-        """The number of each row's key, int64, -1 where it is absent."""
-        found = self.index.lookup(keys)
+        """The number of each row's key, int32 where numbers allow it, -1 where it is absent."""
+        found = self.index.lookup(keys, code_dtype(len(self.index)))
         return found if nulls_match else _without_nulls(found, keys)
 
     def pairs(self, found: Array, keep_left: bool = False) -> tuple[Array, Array]:
-        """``(rows asked, rows here)`` of equal keys, as `join_rows` gives them, in time for each pair."""
+        """``(rows asked, rows here)`` of equal keys, as `join_rows` gives them, in time for each pair; int32
+        where numbers allow it.
+        """
         if self.unique:  # every key stands once, so its number is its row
             return _join_unique(found, keep_left)
         pairs = _count_pairs(found, self._offsets, int(keep_left))
-        rows, partners = np.empty(pairs, np.int64), np.empty(pairs, np.int64)
+        rows, partners = np.empty(pairs, code_dtype(len(found))), np.empty(pairs, self._order.dtype)
         _write_pairs(found, self._offsets, self._order, keep_left, rows, partners)
         return rows, partners
 
@@ -102,7 +106,8 @@ def join_rows(
     ([0, 0, 1], [1, 2, 0])
     """
     known = KeyRows(right)
-    return known.pairs(known.find(left, nulls_match), keep_left)
+    rows, partners = known.pairs(known.find(left, nulls_match), keep_left)
+    return rows.astype(np.int64, copy=False), partners.astype(np.int64, copy=False)
 
 
 def _without_nulls(codes: Array, keys: Batch) -> Array:
@@ -116,6 +121,6 @@ def _without_nulls(codes: Array, keys: Batch) -> Array:
 def _join_unique(matches: Array, keep_left: bool) -> tuple[Array, Array]:
     if keep_left:
         return np.arange(len(matches)), matches
-    left, right = np.empty(len(matches), np.int64), np.empty(len(matches), np.int64)
+    left, right = np.empty(len(matches), code_dtype(len(matches))), np.empty(len(matches), matches.dtype)
     pairs = _write_matches(matches, left, right)
     return left[:pairs], right[:pairs]

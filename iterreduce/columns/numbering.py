@@ -264,8 +264,8 @@ class KeyIndex:
         """Bytes held."""
         return self.finder.nbytes
 
-    def lookup(self, keys: Batch) -> Array:
-        """The slot, int64 ``(n,)``, of each row's key, -1 where it is absent. Columns are matched by
+    def lookup(self, keys: Batch, dtype: type[np.signedinteger[Any]] = np.int64) -> Array:
+        """The slot, of this dtype ``(n,)``, of each row's key, -1 where it is absent. Columns are matched by
         position.
 
         Raises `SchemaError` where these keys can never equal those of the index (text against numbers, floats
@@ -273,7 +273,7 @@ class KeyIndex:
         """
         if keys.names != tuple(self.schema) or keys.schema != self.schema:
             check_comparable(self.schema, keys.schema)
-        slots = np.empty(len(keys), np.int64)
+        slots = np.empty(len(keys), dtype)
         self.finder.find(keys, slots)
         return slots
 

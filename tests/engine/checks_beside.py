@@ -17,10 +17,24 @@ from iterreduce.columns.batch import Batch
 from iterreduce.driver import LoopRun
 from iterreduce.laid import lay_out, lies_beside
 from iterreduce.lookup import LookupRows
-from iterreduce.loop import Context, Kernel, Local, Lookup, Shuffle, State
+from iterreduce.loop import Context, Kernel, Local, Lookup, Shuffle, Splitters, State
+from iterreduce.rowshuffle import RowShuffle
 from iterreduce.shuffle import CombineShuffle
 from tests.engine.checks_lookup import MISSING, Missing
-from tests.engine.kit import Check, Row, all_on, local, looping, once, rows_here, rows_of, started
+from tests.engine.kit import (
+    Check,
+    Row,
+    all_on,
+    by_rank,
+    local,
+    looping,
+    once,
+    pipeline,
+    raised,
+    rows_here,
+    rows_of,
+    started,
+)
 
 N = 80
 WORDS = ["", "a", "ab", "a longer word than eight bytes", "é", "zz", "b"]
@@ -213,6 +227,49 @@ def check_keys_that_change_are_matched_again(group: Group) -> None:
         run.advance()
         wanted = [(k * i % 11, k, k * i % 11 * 1.0 if k * i % 11 < 9 else None) for k in range(6)]
         assert rows_here(run.tables["got"].batch) == wanted
+
+
+def check_rows_that_need_no_order_stand_as_they_came(group: Group) -> None:
+    """Their keys are beside each other as ever; also by a plan, that moves values alone."""
+    rows, table = left(), right()
+    sources = {"r": local(rows, group), "s": local(table, group)}
+    for key in KEYS:
+        plain, order = Shuffle("r", key, "rk", sorted=False), Shuffle("r", key, "rk")
+        made, wanted = once(group, sources, plain), once(group, sources, order)
+        assert made.layout == wanted.layout
+        for mine, theirs in zip(by_rank(group, made.batch), by_rank(group, wanted.batch), strict=True):
+            assert mine == sorted(theirs, key=lambda row: row[0])
+        both = plain, Shuffle("s", key, "sk", sorted=False)
+        got = once(group, sources, *both, Lookup("rk", key, "sk", ("y", "s"), "looked", "null"))
+        asked = rows_of(group, made)
+        assert rows_of(group, got) == joined(asked, rows.names, table, key, "null", ("y", "s"))
+    numbers = rows.select("id", "j")
+    aged = Local(lambda r, s: r.with_columns(id=r["id"] + s["i"][0]), ("r", "s"), "aged")
+    later = Local(lambda s: s.with_columns(i=s["i"] + 1), ("s",), "next", cut="share")
+    stages = aged, Shuffle("aged", ("j",), "rk", sorted=False), later
+    loop = looping(
+        {"r": local(numbers, group), "start": Batch(i=np.zeros(1, np.int64))},
+        {"s": State("start"), "out": State("")},
+        stages,
+        {"s": "next", "out": "rk"},
+    )
+    run = started(loop, group, check=True)
+    for i in range(4):
+        run.advance()
+        got_rows = rows_of(group, run.tables["out"])
+        assert sorted(got_rows) == [(a + i, b) for a, b in rows_here(numbers)]
+        here = run.tables["out"].batch["id"]
+        assert (here[1:] > here[:-1]).all()
+        moved = next(w for w in run.shop.exchangers if isinstance(w, RowShuffle))
+        assert moved.planned is (i > 0)
+
+
+def check_an_order_that_others_need_cannot_be_left_out(group: Group) -> None:
+    for more in ({"combine": {}}, {"onto": "s"}, {"route": Splitters()}):
+        stage = Shuffle("r", ("j",), "rk", sorted=False, **more)  # type: ignore[arg-type]
+        sources = {"r": left(), "s": right()}
+        error = raised(group, ir.UsageError, lambda sources=sources, stage=stage: pipeline(sources, stage))
+        assert "sorted=False" in str(error)
 
 
 def the_lookup(run: LoopRun) -> LookupRows:
