@@ -27,10 +27,12 @@ from iterreduce.saving.layout import Image, Stream, index_of
 from iterreduce.saving.manifest import INDEX, MANIFEST, File, to_bytes
 from iterreduce.saving.planning import Plan, Saved, manifest_of, planned
 from iterreduce.saving.sealing import MOST_BYTES
-from iterreduce.storage import pwrite_all, sync_directory
+from iterreduce.storage import pwrite_all, start_writeback, sync_directory
 
 # Summed up and written while they are in the second-level cache; a multiple of 8.
 CHUNK_BYTES = 1 << 20
+# The disk begins with so many bytes while the next are summed; fewer make it write in small pieces.
+STRETCH_BYTES = 32 << 20
 
 At = Callable[[str], None]
 
@@ -179,13 +181,16 @@ class Writing:
 
     def _write_stream(self, handle: int, k: int, stream: Stream) -> None:
         plan = self._plan
-        start, at, total = plan.offset(plan.group.rank, k), 0, 0
+        start, at, total, begun = plan.offset(plan.group.rank, k), 0, 0, 0
         for chunk in _chunks(plan.tables[stream.table], stream):
             if self._stop:
                 raise _Abandoned
             total += partial(chunk, at)
             pwrite_all(handle, chunk, start + at)
             at += len(chunk)
+            if at - begun >= STRETCH_BYTES:
+                start_writeback(handle, start + begun, at - begun)
+                begun = at
             self._done += len(chunk)
             if 2 * self._done >= self.nbytes:
                 self._tell_half()
