@@ -1,9 +1,9 @@
 """Writing one checkpoint, by all ranks at once, behind whatever the ranks do meanwhile.
 
 `begin` and `Writing.gather` are collective and short: sizes, and later checksums, become known. Between them
-every rank's thread writes its own rows to its node's file with `os.pwrite`, summing them up on the way while
-they are in cache; a thread never communicates and never raises. Rank 0 then writes the index and the
-manifest, and renames the directory: before that there is no checkpoint, after it there is a whole one.
+every rank's thread writes its own rows to its node's file with `os.pwrite`, summing them up on the way; a
+thread never communicates and never raises. Rank 0 then writes the index and the manifest, and renames the
+directory: before that there is no checkpoint, after it there is a whole one.
 
 HDF5 never sees the disk here (`layout.image`), so a full one is an OSError like any other.
 """
@@ -29,10 +29,9 @@ from iterreduce.saving.planning import Plan, Saved, manifest_of, planned
 from iterreduce.saving.sealing import MOST_BYTES
 from iterreduce.storage import pwrite_all, start_writeback, sync_directory
 
-# Summed up and written while they are in the second-level cache; a multiple of 8.
-CHUNK_BYTES = 1 << 20
-# The disk begins with so many bytes while the next are summed; fewer make it write in small pieces.
-STRETCH_BYTES = 32 << 20
+# Summed up, written, and begun to be put on the disk, one after the other; a multiple of 8. Small writes take
+# small pages, and are slower by half and more.
+CHUNK_BYTES = 32 << 20
 
 At = Callable[[str], None]
 
@@ -181,16 +180,15 @@ class Writing:
 
     def _write_stream(self, handle: int, k: int, stream: Stream) -> None:
         plan = self._plan
-        start, at, total, begun = plan.offset(plan.group.rank, k), 0, 0, 0
+        start, at, total = plan.offset(plan.group.rank, k), 0, 0
         for chunk in _chunks(plan.tables[stream.table], stream):
             if self._stop:
                 raise _Abandoned
             total += partial(chunk, at)
             pwrite_all(handle, chunk, start + at)
+            if 2 * len(chunk) >= CHUNK_BYTES:  # what is less is soon there
+                start_writeback(handle, start + at, len(chunk))
             at += len(chunk)
-            if at - begun >= STRETCH_BYTES:
-                start_writeback(handle, start + begun, at - begun)
-                begun = at
             self._done += len(chunk)
             if 2 * self._done >= self.nbytes:
                 self._tell_half()
