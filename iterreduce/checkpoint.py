@@ -261,6 +261,11 @@ class Checkpointer:
         if self._last_failed == self._number:
             raise OutputError(f"the state could not be saved: {self._why}")
 
+    def settle(self) -> None:
+        """Finish what is being written, whose iteration is committed, though a later one failed. Collective."""
+        with contextlib.suppress(CheckpointError):  # taken over; the failure before is what is to be raised
+            self._finish_writing()
+
     def _go_on(self, status: int) -> None:
         """The next step of the write under way. Collective."""
         assert self._writing is not None
