@@ -262,7 +262,7 @@ class Checkpointer:
             raise OutputError(f"the state could not be saved: {self._why}")
 
     def settle(self) -> None:
-        """Finish what is being written, whose iteration is committed, though a later one failed. Collective."""
+        """Finish what is being written: its iteration is committed, though a later one failed. Collective."""
         with contextlib.suppress(CheckpointError):  # taken over; the failure before is what is to be raised
             self._finish_writing()
 

@@ -75,7 +75,7 @@ class History:
 
     @property
     def interrupts(self) -> int:
-        """Attempts that were cut off: not those that finished, stopped, failed, or were alive all the time."""
+        """Attempts that were cut off: not those that finished, stopped, failed, or were taken over alive."""
         return sum(entry.end == "interrupted" for entry in self.entries)
 
     @property

@@ -23,8 +23,8 @@ from iterreduce.run import Result, run_loop
 from iterreduce.saving.directory import Attempt
 from iterreduce.stopping import StopRequest
 from iterreduce.testing import (
-    DeleteFile,
     Delay,
+    DeleteFile,
     Died,
     FailCall,
     FailRename,
