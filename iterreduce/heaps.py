@@ -13,12 +13,12 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
+from iterreduce.columns.heapwalk import ALIGNMENT, BEFORE_SIZE, first_bad
 from iterreduce.errors import InputError
 
 MAGIC = b"GCOL\x01"
-ALIGNMENT = 8
-# A number, a count of references and four bytes of nothing stand before an object's size.
-BEFORE_SIZE = 8
 
 
 class HeapError(OSError):
@@ -37,19 +37,10 @@ def check_heap(heap: bytes, length_bytes: int = 8) -> None:
       ...
     iterreduce.heaps.HeapError: a heap of its values is damaged at byte 40
     """
-    header = _aligned(BEFORE_SIZE + length_bytes)
-    at, end = header, len(heap)
-    while at + header <= end:  # less than a header is left over
-        size = int.from_bytes(heap[at + BEFORE_SIZE : at + BEFORE_SIZE + length_bytes], "little")
-        is_free = heap[at] == heap[at + 1] == 0  # its size is that of all that is left, header included
-        step = size if is_free else header + _aligned(size)
-        if not 0 < step <= end - at:
-            raise HeapError(f"a heap of its values is damaged at byte {at}")
-        at += step
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    header = -(-(BEFORE_SIZE + length_bytes) // ALIGNMENT) * ALIGNMENT
+    at = int(first_bad(np.frombuffer(heap, np.uint8), header, length_bytes))
+    if at >= 0:
+        raise HeapError(f"a heap of its values is damaged at byte {at}")
 
 
 class CheckedFile:
