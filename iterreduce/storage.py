@@ -353,16 +353,6 @@ def pwrite_all(handle: int, data: Array, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def start_writeback(handle: int, offset: int, nbytes: int) -> None:
-    """Let the system put these bytes on the disk now, while more are made, and not only at `fsync`.
-
-    Advice: where it is not known, or not taken, nothing but time is lost.
-    """
-    if hasattr(os, "posix_fadvise"):  # Linux begins to write what is not needed in memory any more
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(handle, offset, nbytes, os.POSIX_FADV_DONTNEED)
-
-
 def hdf5_dtype(field: Field, width: int = 0) -> Any:
     """The HDF5 type of a column's rows: h5py's, and dates as tagged opaque bytes.
 

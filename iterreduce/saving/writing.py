@@ -10,6 +10,7 @@ HDF5 never sees the disk here (`layout.image`), so a full one is an OSError like
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -27,7 +28,7 @@ from iterreduce.saving.layout import Image, Stream, index_of
 from iterreduce.saving.manifest import INDEX, MANIFEST, File, to_bytes
 from iterreduce.saving.planning import Plan, Saved, manifest_of, planned
 from iterreduce.saving.sealing import MOST_BYTES
-from iterreduce.storage import pwrite_all, start_writeback, sync_directory
+from iterreduce.storage import pwrite_all, sync_directory
 
 # Summed up, written, and begun to be put on the disk, one after the other; a multiple of 8. Small writes take
 # small pages, and are slower by half and more.
@@ -97,6 +98,16 @@ def _chunks_of_lengths(offsets: Array) -> Iterator[Array]:
     for lo in range(0, len(offsets) - 1, rows):
         hi = min(lo + rows, len(offsets) - 1)
         yield np.subtract(offsets[lo + 1 : hi + 1], offsets[lo:hi], out=buffer[: hi - lo]).view(np.uint8)
+
+
+def _start_writeback(handle: int, offset: int, nbytes: int) -> None:
+    """Let the system put these bytes on the disk now, while more are made, and not only at `fsync`.
+
+    Advice: where it is not known, or not taken, nothing but time is lost.
+    """
+    if hasattr(os, "posix_fadvise"):  # Linux begins to write what is not needed in memory any more
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(handle, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def _readable(name: str, raw: bytes) -> bytes:
@@ -187,7 +198,7 @@ class Writing:
             total += partial(chunk, at)
             pwrite_all(handle, chunk, start + at)
             if 2 * len(chunk) >= CHUNK_BYTES:  # what is less is soon there
-                start_writeback(handle, start + at, len(chunk))
+                _start_writeback(handle, start + at, len(chunk))
             at += len(chunk)
             self._done += len(chunk)
             if 2 * self._done >= self.nbytes:
