@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from iterreduce.columns.heapwalk import ALIGNMENT, BEFORE_SIZE, first_bad
 from iterreduce.errors import InputError
 
 MAGIC = b"GCOL\x01"
+# A number, a count of references and four bytes of nothing stand before an object's size.
+BEFORE_SIZE, ALIGNMENT = 8, 8
 
 
 class HeapError(OSError):
@@ -37,8 +38,10 @@ def check_heap(heap: bytes, length_bytes: int = 8) -> None:
       ...
     iterreduce.heaps.HeapError: a heap of its values is damaged at byte 40
     """
+    from iterreduce.columns.heapwalk import first_bad  # the compiler, for those who need it
+
     header = -(-(BEFORE_SIZE + length_bytes) // ALIGNMENT) * ALIGNMENT
-    at = int(first_bad(np.frombuffer(heap, np.uint8), header, length_bytes))
+    at = int(first_bad(np.frombuffer(heap, np.uint8), header, BEFORE_SIZE, length_bytes, ALIGNMENT))
     if at >= 0:
         raise HeapError(f"a heap of its values is damaged at byte {at}")
 
