@@ -270,11 +270,11 @@ def one_run(
     events = Events()
     events.subscribe(watch, may_raise=True)
     edges = ir.Dataset.from_local(COMM, copy=False, src=src, dst=dst)
-    work = pagerank(edges, tolerance=-1.0, max_iterations=iterations)  # it never ends before
+    loop = pagerank(edges).to_loop()
     options = Options(checkpoint_dir=f"{place}/saved", checkpoint_every=1) if saving else Options()
-    loop = work.to_loop()
     steps = tuple(replace(step, name=f"{step.name} {n}") for n in range(inner) for step in loop.body)
-    return run_loop(replace(loop, body=steps), group_for(COMM), options, events), place
+    loop = replace(loop, body=steps, until=ir.Until.of([], iterations))  # it never ends before
+    return run_loop(loop, group_for(COMM), options, events), place
 
 
 def main() -> None:
