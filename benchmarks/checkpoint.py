@@ -9,9 +9,11 @@
 its rename, with checksums, HDF5 structure, index and manifest. Naive: all rows to rank 0, which writes them
 with h5py. All are made in turn, in every repeat; medians, and the median of each repeat's ratio to raw.
 
-`run`: PageRank of a random graph (R-MAT), whole runs in turn without checkpoints and with one started in
-every iteration that finds none under way. Medians of the iterations behind the second; how long iterations
-waited for a copy, beside one memcpy of as many bytes made right then.
+`run`: PageRank of a random graph (R-MAT), whole runs in turn without checkpoints and with one in every
+iteration (of short ones: in every one that finds none under way). `--inner N` makes an iteration of N steps,
+so that it takes longer. Medians of the iterations behind the second, from commit to commit with what is saved
+between them; how long iterations waited (for the copy, and for the publication of the checkpoint before),
+beside one memcpy of as many bytes made right then.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +136,7 @@ def write_benchmark(mib: int, repeats: int, where: str | None) -> dict[str, Any]
             took = timed(ways[name])
             if repeat:
                 seconds[name].append(took)
-            clear(place)
+            clear(place, 3 * mib << 20)
     if COMM.rank == 0:
         shutil.rmtree(place)
     return {
@@ -151,8 +154,12 @@ def write_benchmark(mib: int, repeats: int, where: str | None) -> dict[str, Any]
     }
 
 
-def clear(place: str) -> None:
-    """Nothing of one write is left to slow down the next: files are new each time, and the disk is idle."""
+def clear(place: str, nbytes: int) -> None:
+    """Nothing of one write is left to slow down the next: files are new each time, and the disk is idle.
+
+    So many free bytes are touched, too: what a virtual machine has given back to its host comes slowly, and
+    whoever writes next would pay for it.
+    """
     COMM.Barrier()
     if COMM.rank == 0:
         for name in os.listdir(place):
@@ -161,6 +168,7 @@ def clear(place: str) -> None:
         for found in Path(place, "saved").glob("attempt-*/0*"):
             shutil.rmtree(found)
         os.sync()
+    np.ones(nbytes, np.uint8)
     COMM.Barrier()
 
 
@@ -181,17 +189,17 @@ def rmat(scale: int, edges: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_benchmark(
-    scale: int, degree: int, iterations: int, repeats: int, where: str | None
+    scale: int, degree: int, inner: int, iterations: int, repeats: int, where: str | None
 ) -> dict[str, Any]:
     """Seconds of iterations with and without checkpoints, and of the copies."""
     src, dst = rmat(scale, (degree << scale) // COMM.size, COMM.rank)
     iterated: dict[bool, list[float]] = {False: [], True: []}
-    copies: list[tuple[float, float]] = []
+    copies: list[tuple[float, float, float]] = []
     written, nbytes = 0, 0
     for repeat in range(repeats + 1):
         for saving in (False, True) if repeat % 2 else (True, False):
             watch = Watch()
-            found, place = one_run(src, dst, iterations, saving, watch, where)
+            found, place = one_run(src, dst, inner, iterations, saving, watch, where)
             if COMM.rank == 0:
                 shutil.rmtree(place)
                 os.sync()
@@ -205,13 +213,15 @@ def run_benchmark(
         "ranks": COMM.size,
         "scale": scale,
         "state_mib_of_rank_0": round(nbytes / (1 << 20), 1),
-        "checkpoints": written,
+        "checkpoints_of_iterations": round(written / (repeats * iterations), 2),
         "iteration_seconds": round(plain, 4),
         "beside_checkpoints": round(beside, 4),
         "slowdown": round(beside / plain, 3),
-        "copy_seconds": round(statistics.median(copy for copy, _ in copies), 4),
-        "memcpy_seconds": round(statistics.median(memcpy for _, memcpy in copies), 4),
-        "copy_to_memcpy": round(statistics.median(copy / memcpy for copy, memcpy in copies), 2),
+        "copy_seconds": round(statistics.median(copy for copy, _, _ in copies), 4),
+        "blocked_seconds": round(statistics.median(blocked for _, blocked, _ in copies), 4),
+        "memcpy_seconds": round(statistics.median(memcpy for _, _, memcpy in copies), 4),
+        "copy_to_memcpy": round(statistics.median(copy / memcpy for copy, _, memcpy in copies), 2),
+        "blocked_to_memcpy": round(statistics.median(blocked / memcpy for _, blocked, memcpy in copies), 2),
     }
 
 
@@ -220,42 +230,51 @@ class Watch:
 
     def __init__(self) -> None:
         self.iterations: list[float] = []
-        self.copies: list[tuple[float, float]] = []
+        self.copies: list[tuple[float, float, float]] = []
         self.nbytes = 0
-        self._last = 0.0
+        self._last = self._committed = 0.0
         self._areas: tuple[np.ndarray, np.ndarray] | None = None
 
     def __call__(self, event: Event) -> None:
         """Count one event."""
         if event.name == "iteration.commit":
             self.iterations.append(event.seconds - self._last)
-            self._last = event.seconds
+            self._last = self._committed = event.seconds
         elif event.name == "checkpoint.copy":
             began = time.perf_counter()
-            self._copied(event.fields["bytes"], event.fields["seconds"])
+            blocked = event.seconds - self._committed
+            self._copied(event.fields["bytes"], event.fields["seconds"], blocked)
             self._last += time.perf_counter() - began  # this is our own doing
 
-    def _copied(self, nbytes: int, seconds: float) -> None:
+    def _copied(self, nbytes: int, seconds: float, blocked: float) -> None:
         self.nbytes = nbytes
         if self._areas is None:
             self._areas = np.ones(nbytes, np.uint8), np.ones(nbytes, np.uint8)
             return  # the first copy makes its buffers
         began = time.perf_counter()
         np.copyto(*self._areas)
-        self.copies.append((seconds, time.perf_counter() - began))
+        self.copies.append((seconds, blocked, time.perf_counter() - began))
 
 
 def one_run(
-    src: np.ndarray, dst: np.ndarray, iterations: int, saving: bool, watch: Watch, where: str | None
+    src: np.ndarray,
+    dst: np.ndarray,
+    inner: int,
+    iterations: int,
+    saving: bool,
+    watch: Watch,
+    where: str | None,
 ) -> tuple[Any, str]:
     """One whole run and its directory."""
     place = shared_place(where)
     events = Events()
     events.subscribe(watch, may_raise=True)
     edges = ir.Dataset.from_local(COMM, copy=False, src=src, dst=dst)
-    work = pagerank(edges, tolerance=0.0, max_iterations=iterations)
+    loop = pagerank(edges).to_loop()
     options = Options(checkpoint_dir=f"{place}/saved", checkpoint_every=1) if saving else Options()
-    return run_loop(work.to_loop(), group_for(COMM), options, events), place
+    steps = tuple(replace(step, name=f"{step.name} {n}") for n in range(inner) for step in loop.body)
+    loop = replace(loop, body=steps, until=ir.Until.of([], iterations))  # it never ends before
+    return run_loop(loop, group_for(COMM), options, events), place
 
 
 def main() -> None:
@@ -265,6 +284,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=256, help="of each rank, for `write`")
     parser.add_argument("--scale", type=int, default=20, help="the graph has 2^scale pages, for `run`")
     parser.add_argument("--degree", type=int, default=16, help="links of a page")
+    parser.add_argument("--inner", type=int, default=1, help="steps along links in an iteration")
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dir", help="where files are made")
@@ -272,7 +292,9 @@ def main() -> None:
     if given.what == "write":
         told = write_benchmark(given.mib, given.repeats, given.dir)
     else:
-        told = run_benchmark(given.scale, given.degree, given.iterations, given.repeats, given.dir)
+        told = run_benchmark(
+            given.scale, given.degree, given.inner, given.iterations, given.repeats, given.dir
+        )
     if COMM.rank == 0:
         print(json.dumps(told, indent=1))
 

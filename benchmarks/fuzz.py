@@ -15,8 +15,7 @@ a gigabyte and so many seconds, so a crash of a library is counted like anything
 
 Right rows of .npy, .npz and .h5 are those that NumPy and h5py read by themselves; of text, a file must give
 the same rows, or an error, in one block and in many. Data that are changed and still well formed are
-other rows, of which nobody can say more. Known: HDF5 itself never comes back from text of variable length
-whose heap holds an object of no bytes, which is counted as a hang of .h5.
+other rows, of which nobody can say more.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def kill(job: Job, rank: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--kills", type=int, default=5)

@@ -77,7 +77,9 @@ def raise_agreed(group: Group, mine: Caught | None) -> NoReturn:
     failures = [Failure(**json.loads(s)) for s in said if s]
     first = dataclasses.replace(failures[0], ranks_failed=len(failures))
     here = mine.original if mine is not None and mine.failure.rank == first.rank else None
-    raise error_of(first) from here
+    error = error_of(first)
+    error.agreed = True
+    raise error from here
 
 
 def error_of(failure: Failure) -> IterReduceError:

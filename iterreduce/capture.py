@@ -199,8 +199,7 @@ class Restorer:
         written, parts = (self.saved.tables[entry[what]] for what in ("stored", "parts"))
         ranks = len(written.rank_rows)
         first, last = (ranks * rank // self.group.size for rank in (self.group.rank, self.group.rank + 1))
-        lo, hi = sum(written.rank_rows[:first]), sum(written.rank_rows[:last])
-        batch = self._agreed(self.saved.read, entry["stored"], lo, hi)
+        batch = self._agreed(self.saved.read, entry["stored"], *written.written_by(first, last))
         rows = self._agreed(self.saved.read, entry["parts"], 0, parts.rows)["rows"].reshape(ranks, -1)
         cut = self.guard.run(_by_part, batch, rows[first:last])
         self._agreed(lambda: batch)
@@ -240,8 +239,8 @@ class Restorer:
         """Which of the saved rows this rank reads."""
         info, rank, size = self.saved.tables[stored], self.group.rank, self.group.size
         if self._same_ranks(stored):
-            lo = sum(info.rank_rows[:rank])
-            return lo, lo + info.rank_rows[rank]
+            own: tuple[int, int] = info.written_by(rank, rank + 1)
+            return own
         if like is not None and like.rows_total == info.rows:  # cut as its source is
             return like.first_row, like.first_row + len(like)
         blocks = Blocks.of_rows(info.rows)

@@ -53,7 +53,7 @@ from iterreduce.version import __version__
 #: Bits of the status word of a control reduction, beside those of `iterreduce.exchange`.
 DUE, BUSY, LOST, PUBLISHED, UNPUBLISHED = (1 << bit for bit in range(8, 13))
 FIRST_RATE = 200e6  # bytes per second that a write is expected to reach before one was seen
-LONG_ITERATION = 5.0  # seconds: to wait for a publication costs less than to go on unsaved for another
+LONG_ITERATION = 0.5  # seconds: to wait for a publication costs less than to go on unsaved for another
 NOTE_SECONDS = 60.0  # between entries in the history: what a run that is interrupted ran, to a minute
 STOP_SECONDS = 0.5  # kept free before a time limit, beside an iteration and a write
 
@@ -94,8 +94,9 @@ class Checkpointer:
         self._publishing = self._behind = False
         self.copies: dict[str, Batch] = {}
         self._began = self._blocked = 0.0
+        self._waits_since = 0.0  # that a write which is behind is waited for; 0: it is not
         self._saving: tuple[int, tuple[int, ...], int] = (0, (), 0)  # iteration, path, bytes
-        self._longest = 0.0
+        self._longest = self._lasted = 0.0  # iterations, in seconds
         self._noted = time.perf_counter()
         self._started = time.perf_counter()
 
@@ -222,7 +223,7 @@ class Checkpointer:
         if self._publishing:
             if writing.published is not None:
                 bits |= PUBLISHED if writing.published else UNPUBLISHED
-        elif writing.state == "written" and (self.pacing.iteration_seconds or 0.0) >= LONG_ITERATION:
+        elif writing.state == "written" and self._lasted >= LONG_ITERATION:
             bits |= DUE if self.pacing.due(finishing=True) else 0
         return bits
 
@@ -237,7 +238,7 @@ class Checkpointer:
 
         Returns whether the run stops here, saved.
         """
-        self._longest = max(self._longest, seconds)
+        self._longest, self._lasted = max(self._longest, seconds), seconds
         if self.pacing is not None:
             self.pacing.iteration_done(seconds, self._writing is not None)
             if time.perf_counter() - self._noted > NOTE_SECONDS:
@@ -261,6 +262,11 @@ class Checkpointer:
         if self._last_failed == self._number:
             raise OutputError(f"the state could not be saved: {self._why}")
 
+    def settle(self) -> None:
+        """Finish what is being written: its iteration is committed, though a later one failed. Collective."""
+        with contextlib.suppress(CheckpointError):  # taken over; the failure before is what is to be raised
+            self._finish_writing()
+
     def _go_on(self, status: int) -> None:
         """The next step of the write under way. Collective."""
         assert self._writing is not None
@@ -270,6 +276,7 @@ class Checkpointer:
         elif status & LOST:
             self._give_up()
         elif not status & BUSY and status & DUE:  # long iterations: the next one begins at once
+            self._waits_since = time.perf_counter()
             self._finish_writing()
         elif not status & BUSY:
             self._publishing = True
@@ -323,7 +330,7 @@ class Checkpointer:
         except (OutputError, DisagreementError) as problem:  # the same on all ranks
             self._failed(str(problem))
             return
-        self._behind = not blocking
+        self._behind, self._waits_since = not blocking, 0.0
         if self._behind:
             self._writing.start()
         self._blocked = time.perf_counter() - self._began
@@ -402,10 +409,12 @@ class Checkpointer:
             self._failed(told[0])
             return
         iteration, _, nbytes = self._saving
-        latency = time.perf_counter() - self._began
+        now = time.perf_counter()
+        latency, waits_since = now - self._began, self._waits_since
+        waited = latency - self._blocked if not self._behind else now - waits_since if waits_since else 0.0
         self.written += 1
         if self.pacing is not None:
-            self.pacing.written(latency, 0.0 if self._behind else latency - self._blocked)
+            self.pacing.written(latency, waited)
             self._note(iteration, "running")
         self.tell(
             "checkpoint.published", number=self._number, iteration=iteration, seconds=latency, bytes=nbytes

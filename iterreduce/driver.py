@@ -28,7 +28,7 @@ from iterreduce.collectives import Group, group_for
 from iterreduce.columns.threads import current, using
 from iterreduce.control import Control, Heard, ask_conditions
 from iterreduce.cores import pool_for
-from iterreduce.errors import UsageError
+from iterreduce.errors import IterReduceError, UsageError
 from iterreduce.events import Events, emit_iteration, emit_place
 from iterreduce.exchange import FAILED, OK
 from iterreduce.fixpoint import Outcome
@@ -208,6 +208,8 @@ class LoopRun(Whereabouts):
                     level, heard = root, self._iterate_plain(self._plain)
         except BaseException as error:
             self._roll_back(error)
+            if self.lasting is not None and isinstance(error, IterReduceError) and error.agreed:
+                self.lasting.settle()
             raise
         self._commit(level, heard, time.perf_counter() - started, traffic.payload_bytes - sent)
         standing = root.standing

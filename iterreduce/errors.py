@@ -29,7 +29,12 @@ from typing import Any
 
 
 class IterReduceError(Exception):
-    """The root of this package's own errors."""
+    """The root of this package's own errors.
+
+    ``agreed``: all ranks raise it at the same place, with nothing under way between them.
+    """
+
+    agreed = False
 
 
 class UsageError(IterReduceError, ValueError):

@@ -148,11 +148,10 @@ class Lasting:
         rank, size = self.run.group.rank, self.run.group.size
         if table not in kept.tables:
             raise CheckpointError(f'{kept.path} holds no rows of "{table}"; --fresh begins anew')
-        rows, written = kept.tables[table].rows, kept.tables[table].rank_rows
-        lo, hi = rows * rank // size, rows * (rank + 1) // size
-        if len(written) == size:
-            lo, hi = sum(written[:rank]), sum(written[: rank + 1])
-        local.give(kept.read(table, lo, hi))
+        info = kept.tables[table]
+        share = info.rows * rank // size, info.rows * (rank + 1) // size
+        own = info.written_by(rank, rank + 1) if kept.ranks == size else share
+        local.give(kept.read(table, *own))
 
     @cached_property
     def _job(self) -> dict[str, Any]:
@@ -224,6 +223,10 @@ class Lasting:
             self._journal.append([at.iteration, _told(at.residual), list(at.path), list(at.loops)])
         else:
             self._forgotten += 1
+
+    def settle(self) -> None:
+        """All ranks leave with the same error: what is being written is finished first. Collective."""
+        self.checkpoints.settle()
 
     def save(self) -> None:
         """Write a checkpoint now. Collective."""

@@ -21,6 +21,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.schema import FIXED_KINDS, Field, Schema
 from iterreduce.errors import InputError, OutputError, did_you_mean
+from iterreduce.heaps import CheckedFile, checked, own_rows
 
 # ---------------------------------------------------------------- files that appear whole or not at all
 
@@ -150,11 +151,11 @@ class Hdf5Column:
 
 
 @contextlib.contextmanager
-def _hdf5_to_read(path: str) -> Iterator[Any]:
+def _hdf5_to_read(path: str, through: CheckedFile | None = None) -> Iterator[Any]:
     import h5py
 
     try:
-        file = h5py.File(path, "r", locking=LOCKING)
+        file = h5py.File(through or path, "r", locking=LOCKING)
     except OSError as error:
         if "truncated" in str(error) or "eof" in str(error):
             raise InputError(
@@ -270,13 +271,14 @@ def hdf5_rows(path: str, columns: Sequence[Hdf5Column], lo: int, hi: int) -> tup
         records = _hdf5_records(path, file, columns, lo, hi)
         nbytes = sum((hi - lo) * file[name].dtype.itemsize for name in records)
         for column in columns:
-            dataset = file[column.dataset]
             try:
-                found[column.name] = _hdf5_slab(dataset, column, records.get(column.dataset), lo, hi)
-                nbytes += 0 if column.member else _slab_bytes(dataset, found[column.name])
-                if column.field.nullable:
-                    valid[column.name] = file[dataset.attrs[VALID_ATTRIBUTE]][lo:hi].astype(bool)
-                    nbytes += hi - lo
+                with checked(path, file[column.dataset], column.field.nullable, _hdf5_to_read) as dataset:
+                    found[column.name] = _hdf5_slab(dataset, column, records.get(column.dataset), lo, hi)
+                    nbytes += 0 if column.member else _slab_bytes(dataset, found[column.name])
+                    if column.field.nullable:
+                        mask = own_rows(path, dataset.file[dataset.attrs[VALID_ATTRIBUTE]])
+                        valid[column.name] = mask[lo:hi].astype(bool)
+                        nbytes += hi - lo
             except (OSError, KeyError) as error:
                 raise _unreadable(path, column.dataset, lo, hi, error) from error
         return Batch.from_dict(found, valid), nbytes
@@ -291,7 +293,8 @@ def _hdf5_records(path: str, file: Any, columns: Sequence[Hdf5Column], lo: int, 
     found = {}
     for name, wanted in members.items():
         try:
-            found[name] = file[name].fields(wanted)[lo:hi]
+            with checked(path, file[name], False, _hdf5_to_read) as dataset:
+                found[name] = dataset.fields(wanted)[lo:hi]
         except (OSError, KeyError) as error:
             raise _unreadable(path, name, lo, hi, error) from error
     return found

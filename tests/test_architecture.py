@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("version", "errors", "events", "options", "memory", "stopping"),
     ("columns",),
     ("words", "windows", "group", "collectives", "cores"),
-    ("storage", "sources"),
+    ("heaps", "storage", "sources"),
     ("saving",),
     ("table",),
     ("exchange",),

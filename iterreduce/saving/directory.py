@@ -34,6 +34,7 @@ T = TypeVar("T")
 FORMAT = 1
 MARKER, HISTORY, FINISHED = "iterreduce.json", "attempts.json", "finished.json"
 WRITING, FIRST = ".writing-", ".first-"
+TAKEN = ".taken-over-"  # beside the attempt's directory: its run was alive when another one came
 GOING = "fresh"  # stands there while all that was published is removed
 _ATTEMPT = re.compile(r"attempt-(\d{6,18})\Z")
 _CHECKPOINT = re.compile(r"(\d{12,18})\Z")
@@ -41,7 +42,7 @@ _CHECKPOINT = re.compile(r"(\d{12,18})\Z")
 MOST_ENTRIES = 10_000
 # How often a takeover is tried when others take over at the same moment.
 MOST_TRIES = 100
-ENDS = ("running", "interrupted", "ended", "finished", "stopped", "failed")
+ENDS = ("running", "interrupted", "taken over", "ended", "finished", "stopped", "failed")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Entry:
     """One attempt: when it began (Unix time), how long it ran, how far it came, and how it ended.
 
     ``end``: "running", "stopped", "failed", "ended" (the iterations, the results are still to be written),
-    "finished", or "interrupted", which its successor writes when it finds "running".
+    "finished", "interrupted", which its successor writes when it finds "running", or "taken over", once the
+    run that was taken for dead has said that it is not.
     """
 
     number: int
@@ -73,7 +75,7 @@ class History:
 
     @property
     def interrupts(self) -> int:
-        """Attempts that were cut off: not those that finished, stopped, or failed by themselves."""
+        """Attempts that were cut off: not those that finished, stopped, failed, or were taken over alive."""
         return sum(entry.end == "interrupted" for entry in self.entries)
 
     @property
@@ -152,7 +154,18 @@ class Attempt:
         assert end in ENDS, end
         own = replace(self.history.entries[-1], iteration=iteration, seconds=seconds, end=end)
         self.history = History((*self.history.entries[:-1], own))
-        self.guarded(lambda: _write_history(self.path, self.history))
+        try:
+            self.guarded(lambda: _write_history(self.path, self.history))
+        except CheckpointError:
+            self._say_taken_over()
+            raise
+
+    def _say_taken_over(self) -> None:
+        """For the history, which is the successor's by now: this run was not cut off."""
+        with contextlib.suppress(OSError):
+            if max(attempts_in(self.directory), default=0) > self.number:  # else all of it was removed
+                flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+                os.close(os.open(taken_mark(self.directory, self.number), flags, 0o666))
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Write the completion marker. Rank 0. Raises as `note` does."""
@@ -232,6 +245,9 @@ def _settled(attempt: Attempt, fresh: bool, ranks: int) -> None:
     own = Entry(attempt.number, socket.gethostname(), ranks, time.time())
     attempt.history = History((*read_history(attempt.path).entries[1 - MOST_ENTRIES :], own))
     _write_history(attempt.path, attempt.history)
+    for entry in attempt.history.entries:
+        if entry.end == "taken over":
+            remove(taken_mark(attempt.directory, entry.number))
     attempt.finished = read_finished(attempt.path)
 
 
@@ -386,7 +402,9 @@ def _write_history(path: str, history: History) -> None:
 
 
 def read_history(path: str) -> History:
-    """The history in an attempt directory: those found running were interrupted. Damaged: none."""
+    """The history in an attempt directory: those found running were interrupted, or taken over. Damaged:
+    none.
+    """
     try:
         found = entries_in(path)
     except Damaged:
@@ -394,13 +412,27 @@ def read_history(path: str) -> History:
     return History(tuple(replace(e, end="interrupted") if e.end == "running" else e for e in found))
 
 
+def taken_mark(directory: str, number: int) -> str:
+    """The file that says of an attempt that it was taken over."""
+    return os.path.join(directory, f"{TAKEN}{number:06d}")
+
+
+def _marked(entry: Entry, directory: str) -> Entry:
+    """The entry, of a run that has said since that it was taken over and not cut off."""
+    cut_off = entry.end in ("running", "interrupted")
+    taken = cut_off and os.path.lexists(taken_mark(directory, entry.number))
+    return replace(entry, end="taken over") if taken else entry
+
+
 def entries_in(path: str) -> list[Entry]:
-    """The entries of the history in an attempt directory, as they stand there. Raises `Damaged`."""
+    """The entries of the history in an attempt directory, as they stand there and as runs that were taken
+    over have said since. Raises `Damaged`.
+    """
     entries = _of_kind("iterreduce attempts", os.path.join(path, HISTORY)).get("attempts")
     if not isinstance(entries, list):
         raise Damaged("it is no history")
     try:
-        return [_entry(e) for e in entries[-MOST_ENTRIES:]]
+        return [_marked(_entry(e), os.path.dirname(path)) for e in entries[-MOST_ENTRIES:]]
     except (TypeError, ValueError) as error:
         raise Damaged(f"it is no history: {error}") from None
 

@@ -187,7 +187,11 @@ class _Found:
 
 
 def _attempt_line(entry: Entry, last: bool) -> str:
-    ends = {"interrupted": "cut off", "ended": "ended, its results not yet marked as written"}
+    ends = {
+        "interrupted": "cut off",
+        "ended": "ended, its results not yet marked as written",
+        "taken over": f"taken over by attempt {entry.number + 1} while it ran",
+    }
     end = ends.get(entry.end, entry.end)
     if entry.end == "running":
         end = "running, or cut off since" if last else "cut off"

@@ -68,6 +68,14 @@ class TableInfo:
         """Of all ranks."""
         return sum(self.rank_rows)
 
+    def written_by(self, first: int, last: int) -> tuple[int, int]:
+        """The rows ``[lo, hi)`` that ranks ``[first, last)`` wrote, counted over all ranks.
+
+        >>> TableInfo("t", Schema({}), False, (3, 0, 4), {}).written_by(1, 3)
+        (3, 7)
+        """
+        return sum(self.rank_rows[:first]), sum(self.rank_rows[:last])
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -86,6 +86,31 @@ def test_an_attempt_that_runs_may_be_cut_off_and_a_job_without_checkpoints_begin
     assert ("running, or cut off since" if ended == "a" else "reached iteration 4, ended") in text
 
 
+def test_a_run_that_was_taken_over_while_it_ran_says_so_and_counts_as_no_interrupt(tmp_path: Path) -> None:
+    old = Attempt.open(SoloGroup(), tmp_path)
+    new = Attempt.open(SoloGroup(), tmp_path)
+    assert "attempt 1" in describe(tmp_path)[0] and ", cut off\n" in describe(tmp_path)[0]
+    assert new.history.interrupts == 1  # nobody can know yet
+    for _ in range(2):
+        with pytest.raises(ir.CheckpointError, match="another run has taken over"):
+            old.note(iteration=3, seconds=2.0, end="failed")
+        text, good = describe(tmp_path)
+        assert good and ", taken over by attempt 2 while it ran\n" in text and ", cut off\n" not in text
+    last = Attempt.open(SoloGroup(), tmp_path)
+    assert [entry.end for entry in last.history.entries] == ["taken over", "interrupted", "running"]
+    assert names_in(tmp_path) == ["attempt-000003", "iterreduce.json"]
+    assert "taken over by attempt 2" in describe(tmp_path)[0]
+
+
+def test_a_run_whose_directory_was_emptied_leaves_nothing_there(tmp_path: Path) -> None:
+    old = Attempt.open(SoloGroup(), tmp_path)
+    for entry in list(tmp_path.iterdir()):
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    with pytest.raises(ir.CheckpointError, match="has vanished"):
+        old.note(iteration=3, seconds=2.0, end="failed")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_damaged_is_named_with_the_reason_and_the_one_before_is_next(tmp_path: Path) -> None:
     path = saved(tmp_path, 2, ROWS, range(1, 3))
     (first,) = load(str(path / "000000000002")).tables["rows"].pieces["f8", "rows"][:1]

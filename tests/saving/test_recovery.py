@@ -16,13 +16,14 @@ import pytest
 
 from iterreduce import Outcome
 from iterreduce.collectives import Group, SoloGroup
-from iterreduce.errors import CheckpointError, OutputError
+from iterreduce.errors import CheckpointError, InputError, OutputError
 from iterreduce.events import Event, Events
 from iterreduce.options import Options
 from iterreduce.run import Result, run_loop
 from iterreduce.saving.directory import Attempt
 from iterreduce.stopping import StopRequest
 from iterreduce.testing import (
+    Delay,
     DeleteFile,
     Died,
     FailCall,
@@ -336,6 +337,34 @@ def test_a_write_that_fails_somehow_is_given_up(step: str, saved: Path) -> None:
     result = go("count", 3, saved, fault, told=told)
     assert set(told) == {"checkpoint 2 is given up, the job goes on: somehow"}
     assert facts(result) == undisturbed("count", 3) and result.checkpoints["failed"] in (1, 2)
+
+
+# ---------------------------------------------------------------------- a program that fails
+
+
+@pytest.mark.parametrize(("step", "iteration"), [("write", 5), ("sync", 5), ("publish", 6), ("rename", 6)])
+@pytest.mark.parametrize("ranks", SIZES)
+def test_what_is_being_written_when_a_program_fails_is_finished(
+    ranks: int, step: str, iteration: int, saved: Path
+) -> None:
+    late = Delay(0.3, at=f"checkpoint.step:{step}", nth=2)
+    fails = Raise("InputError", "a bad row", at="iteration.start", iteration=iteration, rank=ranks - 1)
+    with pytest.raises(InputError, match="a bad row"):
+        go("count", ranks, saved, late, fails)
+    assert published(saved)[-1] == "000000000002"
+    again = go("count", ranks, saved)
+    assert came_from(again) == 4 and facts(again) == undisturbed("count", ranks)
+
+
+def test_a_write_that_fails_beside_a_program_that_fails_leaves_the_one_before(saved: Path) -> None:
+    told: list[str] = []
+    full = Raise("RuntimeError", "somehow", at="checkpoint.step:sync", nth=2)
+    late = Delay(0.3, at="checkpoint.step:write", nth=2)
+    fails = Raise("InputError", "a bad row", at="iteration.start", iteration=5, rank=1)
+    with pytest.raises(InputError, match="a bad row"):
+        go("count", 3, saved, late, full, fails, told=told)
+    assert set(told) == {"checkpoint 2 is given up, the job goes on: somehow"}
+    assert published(saved) == ["000000000001"]
 
 
 # ---------------------------------------------------------------------- stopped
