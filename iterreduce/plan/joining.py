@@ -64,18 +64,18 @@ def _right(lowering: Lowering, node: Join, how: str) -> Node:
 def _laid(lowering: Lowering, node: Join, right: Node, place: Place) -> tuple[Made, Made]:
     """Both sides where they can meet."""
     left_rows, right_rows = lowering.made(node.left), lowering.made(right)
-    if right_rows.lies == () or lowering.is_small(right):
+    if right_rows.lies == () or lowering.is_small(right, node.left):
         if right_rows.lies != ():
             lowering.note(node, "the right side is small: it is brought to every rank")
         return left_rows, lowering.gathered(right_rows, lowering.place(right), right)
     if lowering.facts.is_unique(right, node.right_keys) and _stays(lowering, node, left_rows):
         lowering.note(node, "the left rows stay, values of the right ones come to them")
-        return left_rows, lowering.laid(right, node.right_keys, place)
+        return left_rows, lowering.laid(right, node.right_keys, place, ordered=False)
     if left_rows.lies == ():
         left_rows = _dealt(lowering, node, left_rows, place)
     else:
-        left_rows = lowering.laid(node.left, node.left_keys, place)
-    return left_rows, lowering.laid(right, node.right_keys, place)
+        left_rows = lowering.laid(node.left, node.left_keys, place, ordered=False)
+    return left_rows, lowering.laid(right, node.right_keys, place, ordered=False)
 
 
 def _stays(lowering: Lowering, node: Join, left: Made) -> bool:

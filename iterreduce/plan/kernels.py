@@ -26,7 +26,7 @@ from iterreduce.columns.schema import Field, Schema
 from iterreduce.columns.sortkeys import sorted_order
 from iterreduce.columns.trees import columns_of
 from iterreduce.errors import SchemaError
-from iterreduce.loop import Context
+from iterreduce.loop import Context, Kernel
 from iterreduce.maps import in_user_code
 
 Beside = tuple[tuple[str, str], ...]  # columns of a table that stands beside: (its name, name in the rows)
@@ -372,6 +372,46 @@ class OfGroups:
         if not isinstance(made, Batch):
             raise SchemaError(f"{self.__name__} returned {type(made).__name__}: wanted an ir.Batch")
         return made
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A user's function whose result's columns were told beforehand: name and type (None: not told).
+
+    What comes back must be that, or plans that were made for it would be wrong. Other columns are dropped.
+    """
+
+    function: Any
+    fields: tuple[tuple[str, Field | None], ...]
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """The columns that were told, in their order."""
+        if isinstance(self.function, Kernel):
+            made = self.function.run(context, *batches)
+        else:
+            made = in_user_code(self.function, *batches)
+        if not isinstance(made, Batch):
+            raise SchemaError(f"{self.__name__} returned {type(made).__name__}: wanted an ir.Batch")
+        if not made.names:
+            return made  # nothing came of these rows
+        for name, of in self.fields:
+            got = made.schema[name]
+            alike = of is None or (got.kind, got.dtype, got.shape) == (of.kind, of.dtype, of.shape)
+            if of is not None and not alike and len(made):
+                raise SchemaError(
+                    f'{self.__name__} returned column "{name}" as {got.describe()}; its columns=... say '
+                    f"{of.describe()}: return that, or say the other"
+                )
+            if of is not None and got.nullable and not of.nullable:
+                raise SchemaError(
+                    f'{self.__name__} returned nulls in column "{name}", of which columns=... say '
+                    f"{of.describe()}: fill them, or say Field(..., nullable=True)"
+                )
+        return made.select(*(name for name, _ in self.fields))
 
 
 @dataclass(frozen=True)

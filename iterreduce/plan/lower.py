@@ -29,6 +29,8 @@ from iterreduce.plan.nodes import Group, Iterate, Node, Scalar, reads, walk
 
 PREPARE, BODY, FINISH = "prepare", "body", "finish"
 SMALL_ROWS = 1 << 16  # rows that are brought to every rank rather than shuffled: some MB
+MOST_ROWS = 1 << 22  # that are brought to every rank where the other side is so many times larger:
+SMALLER = 8
 Sizes = Callable[[Node], int | None]
 
 
@@ -138,7 +140,7 @@ class Lowering:
         self.uses = Counter(id(part) for node in walk(root) for part in reads(node))
         self.parents = parents_of(root)
         self.top = Scope(self.main)
-        self.scopes = [self.top]
+        self.scopes: list[Scope] = []  # whose bodies are being lowered, the outermost first
         self.flows: dict[int, Flow] = {}
         self.tables: dict[int, Made] = {}
         self.totals: dict[int, tuple[Made, dict[str, int | None]]] = {}
@@ -191,7 +193,9 @@ class Lowering:
         """The whole plan as a loop."""
         if self.main is None:
             return self._once()
+        self.scopes = [self.top]
         self.rules.states(self, self.main, self.top)
+        self.scopes = []  # the body is complete
         given = next(state for state in self.main.states if state.name == self.main.gives)
         made = replace(self.tables[id(given.rows)], place=Place(self.top, FINISH))
         self.flows[id(self.main)] = Flow.of(made)
@@ -376,19 +380,22 @@ class Lowering:
 
     # ------------------------------------------------------------------ where rows lie
 
-    def laid(self, node: Node, keys: tuple[str, ...], place: Place) -> Made:
+    def laid(self, node: Node, keys: tuple[str, ...], place: Place, ordered: bool = True) -> Made:
         """A node's rows as a table that lies by these keys, made where the rows are made. ``place``: who
-        asks.
+        asks. ``ordered``: rows of a key stand together; a join needs only that they lie on one rank.
         """
         made, home = self.made(node), self.place(node)
         if made.lies in (keys, ()):
             self.note(node, f"rows lie by {', '.join(keys)} already: nothing travels")
             return made
         found = self.shuffled.get((made.name, keys))
+        if found is None and not ordered:
+            found = self.shuffled.get((made.name, ("\0anyhow", *keys)))
         if found is None:
             into = self.name_of(node, f"{made.name} by {', '.join(keys)}")
-            self.emit(home, Shuffle(self.read(made, home), keys, into))
-            found = self.shuffled[made.name, keys] = self.new(into, made.columns, keys, home)
+            self.emit(home, Shuffle(self.read(made, home), keys, into, sorted=ordered))
+            known = keys if ordered else ("\0anyhow", *keys)
+            found = self.shuffled[made.name, known] = self.new(into, made.columns, keys, home)
         if not home.same(place):
             self.note(node, f"shuffled by {', '.join(keys)} once, before the first iteration")
         return found
@@ -429,9 +436,15 @@ class Lowering:
         self.extra.append(node)
         return self.made(node)
 
-    def is_small(self, node: Node) -> bool:
-        """Are these rows so few that every rank may have them? By sizes that all ranks know alike."""
+    def is_small(self, node: Node, beside: Node | None = None) -> bool:
+        """Are these rows so few that every rank may have them, or so much fewer than those ``beside`` them?
+        By sizes that all ranks know alike; not by how many ranks there are, or a restart on others would
+        find another plan.
+        """
         rows = self.sizes(node) if not self.facts.varies(node) else None
+        if rows is not None and beside is not None and SMALL_ROWS < rows <= MOST_ROWS:
+            others = self.sizes(beside)
+            return others is not None and others >= SMALLER * rows
         return rows is not None and rows <= SMALL_ROWS
 
     def note(self, node: Node, text: str) -> None:

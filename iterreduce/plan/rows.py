@@ -9,7 +9,7 @@ from iterreduce.columns.expressions import Column
 from iterreduce.columns.trees import substitute
 from iterreduce.errors import UsageError
 from iterreduce.loop import ChooseRows, Gather, Local, Shuffle, Splitters
-from iterreduce.plan.kernels import Columns, Concat, FirstRows, Keep, OfGroups, RowByRow, RowNumber
+from iterreduce.plan.kernels import Columns, Concat, Declared, FirstRows, Keep, OfGroups, RowByRow, RowNumber
 from iterreduce.plan.lower import PREPARE, Flow, Lowering, Made, Place
 from iterreduce.plan.nodes import (
     Filter,
@@ -125,7 +125,8 @@ def map_batches(lowering: Lowering, node: MapBatches) -> Flow:
     into = lowering.name_of(node, "mapped")
     if node.keeps:
         return _row_by_row(lowering, node, made, tuple(reads), into)
-    lowering.emit(place, Local(node.function, tuple(reads), into, cut="block", pure=node.pure))
+    function = node.function if node.fields is None else Declared(node.function, tuple(node.fields.items()))
+    lowering.emit(place, Local(function, tuple(reads), into, cut="block", pure=node.pure))
     return Flow.of(lowering.new(into, node.names, () if made.lies == () else None, place))
 
 

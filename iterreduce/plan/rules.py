@@ -151,6 +151,7 @@ def _filtered(node: Node, predicate: Expr, like: Filter) -> Filter:
 def conjuncts(tree: Expr) -> list[Expr]:
     """The parts of a condition that must all hold.
 
+    >>> from iterreduce.columns.expressions import col
     >>> conjuncts((col("a") > 1) & (col("b") > 2) & (col("c") > 3))
     [(a > 1), (b > 2), (c > 3)]
     """
@@ -240,6 +241,7 @@ def filter_into_reader(node: Filter, facts: Facts) -> Node | None:
 def bound_of(tree: Expr) -> tuple[str, str, Any] | None:
     """A comparison of a column with a constant.
 
+    >>> from iterreduce.columns.expressions import col
     >>> bound_of(col("x") <= 3), bound_of(3 < col("x"))
     (('x', '<=', 3), ('x', '>', 3))
     """
