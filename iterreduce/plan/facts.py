@@ -221,8 +221,9 @@ class Facts:
             key = self.state_key(state.rows)
             return {frozenset(key)} if key else set()
         if isinstance(node, MapBatches) and node.keeps:
-            numbers = {frozenset((node.function.name,))} if isinstance(node.function, RowNumber) else set()
-            return {key for key in self.unique(node.rows[0]) if key <= set(node.keeps)} | numbers
+            keys = {key for key in self.unique(node.rows[0]) if key <= set(node.keeps)}
+            number = node.function
+            return keys | {frozenset((number.name,))} if isinstance(number, RowNumber) else keys
         if isinstance(node, Rows) and len(node.batch) <= 1:
             return {frozenset()}
         return set()

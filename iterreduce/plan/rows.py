@@ -131,7 +131,8 @@ def map_batches(lowering: Lowering, node: MapBatches) -> Flow:
 
 def _row_by_row(lowering: Lowering, node: MapBatches, made: Made, reads: tuple[str, ...], into: str) -> Flow:
     """A function that makes a row of each: they lie as they lay, in the same order."""
-    place, kernel = lowering.place(node), node.function
+    place = lowering.place(node)
+    kernel: Any = node.function
     whole = isinstance(kernel, RowNumber) or made.lies is not None
     if not isinstance(kernel, RowNumber):
         kernel = RowByRow(kernel, node.keeps)
