@@ -8,7 +8,9 @@ same rows and columns, or None. Rules change what is asked for; where and when i
     push filters down      below projections, joins, groups, unions and sorts, into readers
     outer to inner         a join whose padded rows the next filter drops
     dependent columns      what depends on a join key alone moves beside the table of that key
-    prune columns          columns that nobody reads are not made, moved or read
+    move below             totals before groups, invariant columns below joins (`below`)
+
+Equal parts are made once (`sharing`) before, columns that nobody reads are pruned (`pruning`) behind.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from iterreduce.columns.expressions import Apply, Column, Constant, Expr, apply,
 from iterreduce.columns.simplify import fold_constants, null_on_null
 from iterreduce.columns.trees import columns_of, parameters_of, renamed, substitute
 from iterreduce.plan import making
+from iterreduce.plan.below import invariant_columns, table_to_the_right, total_of_groups
 from iterreduce.plan.facts import Facts
 from iterreduce.plan.nodes import (
+    Aggregate,
     Evolving,
     Filter,
     Group,
@@ -340,7 +344,10 @@ RULES: tuple[Rule, ...] = (
     Rule("filters below unions", Filter, filter_below_union),
     Rule("filters below sorts", Filter, filter_below_sort),
     Rule("filters into readers", Filter, filter_into_reader),
+    Rule("table to the right", Join, table_to_the_right),
     Rule("dependent columns beside their key", Join, dependent_columns),
+    Rule("invariant columns below joins", Project, invariant_columns),
+    Rule("totals before groups", Aggregate, total_of_groups),
 )
 
 
