@@ -15,6 +15,7 @@ Equal parts are made once (`sharing`) before, columns that nobody reads are prun
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ import numpy as np
 from iterreduce.columns.expressions import Apply, Column, Constant, Expr, apply, expression
 from iterreduce.columns.simplify import fold_constants, null_on_null
 from iterreduce.columns.trees import columns_of, parameters_of, renamed, substitute
+from iterreduce.columns.trees import walk as parts_of
 from iterreduce.plan import making
 from iterreduce.plan.below import invariant_columns, table_to_the_right, total_of_groups
 from iterreduce.plan.facts import Facts
@@ -70,7 +72,7 @@ def fold_project(node: Project, facts: Facts) -> Node | None:
 def fold_filter(node: Filter, facts: Facts) -> Node | None:
     """Constants in conditions are computed now; a filter that all rows pass goes."""
     tree = fold_constants(node.predicate, node.input.fields or {})
-    if isinstance(tree, Constant) and tree.value is True:
+    if isinstance(tree, Constant) and tree.value is not None and bool(tree.value):
         return node.input
     return replace(node, predicate=tree) if tree is not node.predicate else None
 
@@ -84,8 +86,8 @@ def merge_projects(node: Project, facts: Facts) -> Node | None:
     if not isinstance(below, Project) or below.rest or node.rest:
         return None
     made = {name: as_column(tree) for name, tree in below.columns}
-    used = [name for tree in node.expressions for name in columns_of(tree)]
-    if any(used.count(n) > 1 and not isinstance(made[n], Column | Constant) for n in set(used)):
+    used = Counter(p.name for tree in node.expressions for p in parts_of(tree) if isinstance(p, Column))
+    if any(n > 1 and not isinstance(made[name], Column | Constant) for name, n in used.items()):
         return None
     trees = tuple((name, substitute(tree, made)) for name, tree in node.columns)
     return replace(node, input=below.input, columns=trees)
