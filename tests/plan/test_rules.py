@@ -278,6 +278,50 @@ def test_a_state_key_that_the_body_changes_is_dropped_and_told() -> None:
     assert answers(data, True) == answers(data, False)
 
 
+def stages_of(data: Dataset) -> tuple[list[Any], list[Any]]:
+    """The stages before the first iteration, and those of the body."""
+    made = to_loop(data.node)
+    return list(made.prepare), [
+        s for step in made.body if isinstance(step, ir.Superstep) for s in step.stages
+    ]
+
+
+def test_what_does_not_depend_on_a_state_goes_before_the_first_iteration() -> None:
+    def body(ranks: Dataset, links: Dataset) -> Dataset:
+        wide = links.filter(col("w") > 1).group_by(page="dst").agg(h=ir.sum("w"))
+        return ranks.left_join(wide, on="page").select("page", rank=col("rank") + col("h").fill_null(0))
+
+    once, again = stages_of(loop(body))
+    assert any(isinstance(s, ir.Shuffle) and s.combine for s in once)
+    assert [type(s) for s in again] == [ir.Local]  # row identity: the groups stand beside the state's rows
+
+
+def test_groups_of_indexed_rows_are_one_index_and_one_shuffle_onto_the_state() -> None:
+    def body(ranks: Dataset, links: Dataset) -> Dataset:
+        return told(ranks, links.join(ranks, src="page").group_by(page="dst").agg(h=ir.sum("rank")))
+
+    once, again = stages_of(loop(body))
+    assert [type(s) for s in once if not isinstance(s, ir.Local | ir.Shuffle)] == [ir.Index]
+    (sums,) = (s for s in again if not isinstance(s, ir.Local))
+    assert isinstance(sums, ir.Shuffle) and sums.joined is not None and sums.onto is not None
+
+
+def test_a_join_in_the_body_with_rows_that_lie_with_the_state_is_beside_it() -> None:
+    def body(ranks: Dataset, links: Dataset) -> Dataset:
+        best = (
+            links.join(ranks, src="page")
+            .filter(col("rank") > col("w"))
+            .group_by(page="src")
+            .agg(h=ir.max("w"))
+        )
+        return told(ranks, best)
+
+    once, again = stages_of(loop(body))
+    assert any(isinstance(s, ir.Shuffle) and s.combine is None for s in once)  # the links, by src, once
+    assert not any(isinstance(s, ir.Shuffle) and s.combine is None for s in again)
+    assert answers(loop(body), True) == answers(loop(body), False)
+
+
 NAMES = st.permutations(["site", "who", "n", "town", "far", "z"])
 
 
