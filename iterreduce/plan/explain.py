@@ -149,7 +149,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 def _of_loop(loop: Iterate, lowering: Lowering) -> Iterator[Section]:
     facts, named = lowering.facts, f'in the body of "{loop.name}"'
-    once = [plain(f"{node.label}{_at(node)}") for node in hoisted(loop, facts)]
+    once = [plain(f"{_down_to_work(node)}{_at(node)}") for node in hoisted(loop, facts)]
     yield f"made once, for nothing {named} changes it", once
     lines = []
     for node, why in anew(loop, facts):
@@ -159,6 +159,15 @@ def _of_loop(loop: Iterate, lowering: Lowering) -> Iterator[Section]:
             lines += [plain(f"  no shuffle of indexed rows: {reason}")] if reason else []
     yield f"made anew {named}", lines
     yield f'states of "{loop.name}"', [_state(state.rows, lowering) for state in loop.states]
+
+
+def _down_to_work(node: Node) -> str:
+    """A node's label, and behind a projection what it is of."""
+    labels = [node.label]
+    while isinstance(node, Project):
+        node = node.input
+        labels.append(node.label)
+    return " of ".join(labels)
 
 
 def _state(rows: StateRows, lowering: Lowering) -> str:

@@ -13,6 +13,7 @@ keep it. Nothing here runs or reads.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from iterreduce.columns.expressions import Column
@@ -54,9 +55,15 @@ class Facts:
         self._aligned: set[int] = set()  # states whose rows are those that they begin with
         self._keys: dict[int, tuple[str, ...]] = {}
         self.notes: dict[int, str] = {}  # why a state's rows are not invariant
+        self._readers: Counter[int] = Counter()
         for node in walk(*roots):
+            self._readers.update(id(part) for part in reads(node))
             if isinstance(node, Iterate):
                 self._settle(node)
+
+    def read_once(self, node: Node) -> bool:
+        """Does one node of the plan read it, and no other? (Of a node that is no part of it: no.)"""
+        return self._readers[id(node)] == 1
 
     # ------------------------------------------------------------------ invariance
 

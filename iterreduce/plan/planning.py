@@ -31,7 +31,8 @@ from iterreduce.plan.nodes import (
     Union,
 )
 from iterreduce.plan.pruning import pruned
-from iterreduce.plan.rules import Applied, optimized
+from iterreduce.plan.rules import Applied, optimized, own_states
+from iterreduce.plan.sharing import shared
 
 RULES = Rules(
     {
@@ -82,9 +83,14 @@ def planned(root: Node, ranks: Ranks | None = None, name: str = "plan", optimize
     """
     before, rows = known(root, ranks) if ranks is not None else (root, {})
     applied = Applied()
-    after = pruned(optimized(before, applied=applied), applied) if optimize else before
+    after = rewritten(before, applied) if optimize else before
     lowering = Lowering(after, RULES, name, lambda node: rows_of(node, rows))
     return Planned(before, after, applied.rules, rows, lowering, lowering.loop())
+
+
+def rewritten(root: Node, applied: Applied) -> Node:
+    """The better plan: equal parts once, all rules, and no column that nobody reads."""
+    return pruned(optimized(shared(own_states(root), applied), applied=applied), applied)
 
 
 def to_loop(root: Node, ranks: Ranks | None = None, name: str = "plan", optimize: bool = True) -> Loop:

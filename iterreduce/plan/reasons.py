@@ -140,6 +140,8 @@ def _of_key(group: Group, join: Join, facts: Facts) -> str:
     if column in (*join.left_keys, on):
         return "it groups by the column that is joined"
     root, name = facts.origin(edges, column)
+    if isinstance(root, Project):
+        return f'its key "{group.keys[0]}" is computed'
     field = None if root.fields is None else root.fields.get(name)
     if field is not None and (field.nullable or field.shape or (
         field.kind == "fixed" and field.dtype.kind not in KEY_KINDS

@@ -8,11 +8,14 @@ same rows and columns, or None. Rules change what is asked for; where and when i
     push filters down      below projections, joins, groups, unions and sorts, into readers
     outer to inner         a join whose padded rows the next filter drops
     dependent columns      what depends on a join key alone moves beside the table of that key
-    prune columns          columns that nobody reads are not made, moved or read
+    move below             totals before groups, invariant columns below joins (`below`)
+
+Equal parts are made once (`sharing`) before, columns that nobody reads are pruned (`pruning`) behind.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -22,9 +25,12 @@ import numpy as np
 from iterreduce.columns.expressions import Apply, Column, Constant, Expr, apply, expression
 from iterreduce.columns.simplify import fold_constants, null_on_null
 from iterreduce.columns.trees import columns_of, parameters_of, renamed, substitute
+from iterreduce.columns.trees import walk as parts_of
 from iterreduce.plan import making
+from iterreduce.plan.below import invariant_columns, table_to_the_right, total_of_groups
 from iterreduce.plan.facts import Facts
 from iterreduce.plan.nodes import (
+    Aggregate,
     Evolving,
     Filter,
     Group,
@@ -66,7 +72,7 @@ def fold_project(node: Project, facts: Facts) -> Node | None:
 def fold_filter(node: Filter, facts: Facts) -> Node | None:
     """Constants in conditions are computed now; a filter that all rows pass goes."""
     tree = fold_constants(node.predicate, node.input.fields or {})
-    if isinstance(tree, Constant) and tree.value is True:
+    if isinstance(tree, Constant) and tree.value is not None and bool(tree.value):
         return node.input
     return replace(node, predicate=tree) if tree is not node.predicate else None
 
@@ -80,8 +86,8 @@ def merge_projects(node: Project, facts: Facts) -> Node | None:
     if not isinstance(below, Project) or below.rest or node.rest:
         return None
     made = {name: as_column(tree) for name, tree in below.columns}
-    used = [name for tree in node.expressions for name in columns_of(tree)]
-    if any(used.count(n) > 1 and not isinstance(made[n], Column | Constant) for n in set(used)):
+    used = Counter(p.name for tree in node.expressions for p in parts_of(tree) if isinstance(p, Column))
+    if any(n > 1 and not isinstance(made[name], Column | Constant) for name, n in used.items()):
         return None
     trees = tuple((name, substitute(tree, made)) for name, tree in node.columns)
     return replace(node, input=below.input, columns=trees)
@@ -340,7 +346,10 @@ RULES: tuple[Rule, ...] = (
     Rule("filters below unions", Filter, filter_below_union),
     Rule("filters below sorts", Filter, filter_below_sort),
     Rule("filters into readers", Filter, filter_into_reader),
+    Rule("table to the right", Join, table_to_the_right),
     Rule("dependent columns beside their key", Join, dependent_columns),
+    Rule("invariant columns below joins", Project, invariant_columns),
+    Rule("totals before groups", Aggregate, total_of_groups),
 )
 
 
