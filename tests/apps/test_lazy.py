@@ -32,7 +32,8 @@ APPS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", APPS)
 def test_reproducible_runs_have_the_same_bits_on_any_number_of_ranks(name: str) -> None:
     args, options = APPS[name]
-    runs = {ranks: solved(name, ranks, *args, run={"reproducible": True}, **options) for ranks in (1, 2, 3, 5)}
+    how = {"reproducible": True}
+    runs = {ranks: solved(name, ranks, *args, run=how, **options) for ranks in (1, 2, 3, 5)}
     assert len({result.result_sha256 for result, _ in runs.values()}) == 1
     assert len({result.iterations for result, _ in runs.values()}) == 1
 
