@@ -25,6 +25,7 @@ from iterreduce.plan.nodes import (
     Iterate,
     Join,
     Limit,
+    MapBatches,
     Node,
     Project,
     Repartition,
@@ -168,6 +169,9 @@ def fields_after(node: Node) -> Fields | None:
         return making.join_fields(node)
     if isinstance(node, Union):
         return making.union_fields(node.rows)
+    if isinstance(node, MapBatches) and node.keeps and node.fields is not None:
+        before = node.rows[0].fields or {}
+        return {n: before.get(n) if n in node.keeps else of for n, of in node.fields.items()}
     if isinstance(node, Iterate | StateOf):
         return node.fields
     return None
@@ -189,6 +193,8 @@ def rows_of(node: Node, sources: Mapping[int, int]) -> int | None:
         return rows_of(node.input, sources)
     if isinstance(node, Join) and node.how in ("semi", "anti"):
         return rows_of(node.left, sources)
+    if isinstance(node, MapBatches) and node.keeps:
+        return rows_of(node.rows[0], sources)
     if isinstance(node, Union):
         parts = [rows_of(part, sources) for part in node.rows]
         return None if any(part is None for part in parts) else sum(part or 0 for part in parts)
