@@ -81,7 +81,9 @@ class _Evaluation:
     def _applied(self, tree: Apply) -> Value:
         values = [self.value(part) for part in tree.arguments]
         if any(value is NO_FIELD for value in values):
-            return NO_FIELD
+            if tree.operation != "cast" or tree.options != ("text",):
+                return NO_FIELD
+            values = [Value(np.zeros(0, np.int64), np.zeros(0, bool))]  # whatever it is, it becomes text
         try:
             return operate(tree.operation, values, tree.options, len(self.batch))
         except _InExpression:
