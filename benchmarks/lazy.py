@@ -129,7 +129,9 @@ def by_edge(group: Any, args: argparse.Namespace, data: dict[str, Any]) -> None:
         edges, start = state(hub=1.0)
 
         def step(pages: Any) -> Any:
-            known = edges.join(pages, src="vertex").group_by(vertex="dst").agg(authority=ir.sum("hub"))
+            told = edges.join(pages, src="vertex").group_by(vertex="dst").agg(authority=ir.sum("hub"))
+            known = start.select("vertex").left_join(told, "vertex")
+            known = known.select("vertex", authority=col("authority").fill_null(0))
             hubs = edges.join(known, dst="vertex").group_by(vertex="src").agg(hub=ir.sum("authority"))
             made = start.select("vertex").left_join(hubs, "vertex")
             return made.select("vertex", hub=col("hub").fill_null(0) / hubs.sum("hub"))

@@ -38,11 +38,11 @@ def test_of_parallel_edges_the_shortest_counts_and_weights_may_be_fractions(rank
 
 def test_sources_must_be_there_and_weights_must_not_be_negative() -> None:
     edges = path(4).with_columns(weight=np.array([1, -2, 3]))
-    with pytest.raises(ir.UsageError, match="no vertex"):
+    with pytest.raises(ir.UserCodeError, match="no vertex"):
         solved("shortest_paths", 2, path(4), "9", weights=False)
-    with pytest.raises(ir.InputError, match="negative"):
+    with pytest.raises(ir.UserCodeError, match="negative"):
         solved("shortest_paths", 2, edges, "0")
-    with pytest.raises(ir.UsageError, match="no vertex"):
+    with pytest.raises(ir.UserCodeError, match="no vertex"):
         solved("breadth_first", 2, path(4), "9")
 
 
