@@ -50,7 +50,7 @@ def als(
         seen = by[key].join(factors, other)
         added = seen.map_batches(products, keeps=key, columns={"a": None, "b": None}, pure=True)
         sums = added.group_by(key).agg(a=ir.sum("a"), b=ir.sum("b"), n=ir.count())
-        mine = rows.select(key).join(sums, key)
+        mine = rows.select(key).left_join(sums, key)
         return mine.map_batches(solve, keeps=key, columns={"f": None}, pure=True)
 
     def step(src: ir.Dataset, dst: ir.Dataset) -> dict[str, ir.Dataset]:

@@ -1,4 +1,4 @@
-"""What tests of lazy apps share: an app on graphs of all kinds, dealt to ranks, and laws that all keep."""
+"""What tests of lazy apps share: an app on graphs of all kinds, dealt to ranks."""
 
 from __future__ import annotations
 

@@ -77,11 +77,11 @@ def test_rmat_graphs_have_the_ranks_of_igraph(scale: int, ranks: int) -> None:
 
 
 def test_pages_to_restart_from_must_be_there_and_weigh_something() -> None:
-    with pytest.raises(ir.UsageError, match="such as 99"):
+    with pytest.raises(ir.UserCodeError, match="such as 99"):
         solved("pagerank", 2, ring(5), restart=ir.Batch(page=np.array([1, 99])))
-    with pytest.raises(ir.InputError, match="more than 0"):
+    with pytest.raises(ir.UserCodeError, match="more than 0"):
         solved("pagerank", 2, ring(5), restart=ir.Batch(page=np.array([1]), weight=np.array([0.0])))
-    with pytest.raises(ir.InputError, match="negative"):
+    with pytest.raises(ir.UserCodeError, match="negative"):
         solved("pagerank", 2, ring(5), restart=ir.Batch(page=np.array([1]), weight=np.array([-1.0])))
 
 
