@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from iterreduce.columns.expressions import Column
-from iterreduce.plan.kernels import RowNumber
+from iterreduce.plan.functions import RowNumber
 from iterreduce.plan.nodes import (
     Aggregate,
     Evolving,

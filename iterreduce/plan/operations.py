@@ -19,7 +19,7 @@ from iterreduce.columns.expressions import Column, Expr
 from iterreduce.columns.schema import Field
 from iterreduce.errors import UsageError
 from iterreduce.plan import making
-from iterreduce.plan.kernels import PerRecord, RowNumber
+from iterreduce.plan.functions import PerRecord, RowNumber
 from iterreduce.plan.nodes import MapBatches, Node, Sample
 from iterreduce.plan.tracing import Number, body_here
 

@@ -9,7 +9,8 @@ from iterreduce.columns.expressions import Column
 from iterreduce.columns.trees import substitute
 from iterreduce.errors import UsageError
 from iterreduce.loop import ChooseRows, Gather, Local, Shuffle, Splitters
-from iterreduce.plan.kernels import Columns, Concat, Declared, FirstRows, Keep, OfGroups, RowByRow, RowNumber
+from iterreduce.plan.functions import Declared, OfGroups, RowByRow, RowNumber
+from iterreduce.plan.kernels import Columns, Concat, FirstRows, Keep
 from iterreduce.plan.lower import PREPARE, Flow, Lowering, Made, Place
 from iterreduce.plan.nodes import (
     Filter,
