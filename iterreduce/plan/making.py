@@ -443,7 +443,9 @@ def scalar(node: Node, column: str) -> Scalar:
 
 
 def fields_of(columns: Mapping[str, Any] | None, what: str) -> Fields | None:
-    """The types that a user gives as name -> dtype (``str`` for text; None: not known)."""
+    """The types that a user gives as name -> dtype (``str`` for text; None: not known); nulls may come,
+    unless a `Field` says that none do.
+    """
     if columns is None:
         return None
     if not isinstance(columns, Mapping):
@@ -457,11 +459,13 @@ def _field_of(name: str, dtype: Any, what: str) -> Field | None:
     if dtype is None or isinstance(dtype, Field):
         return dtype
     if dtype in (str, bytes, "text", "bytes"):
-        return Field("text" if dtype in (str, "text") else "bytes", np.dtype(np.uint8))
+        return Field("text" if dtype in (str, "text") else "bytes", np.dtype(np.uint8), (), True)
     try:
-        return Field("fixed", np.dtype(dtype))
+        told = np.dtype(dtype)
     except TypeError as error:
         raise UsageError(f'{what}, column "{name}": {error} ({user_line()})') from None
+    base, shape = told.subdtype or (told, ())
+    return Field("fixed", base, shape, True)
 
 
 def node_of(given: Any, what: str) -> Node:
