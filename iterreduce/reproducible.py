@@ -26,7 +26,7 @@ from iterreduce.columns.binned_records import finish_binned, merge_binned
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import Distance, Until
 from iterreduce.loop import Carry, Loop, Superstep
-from iterreduce.stages import Reduce, Shuffle, Stage, Total, aggregators_of
+from iterreduce.stages import Local, Reduce, Shuffle, Stage, Total, aggregators_of
 
 ORDERED = frozenset({"sum", "mean", "var", "min", "max", "user"})
 """The aggregators that depend on the order of rows, for some columns."""
@@ -69,6 +69,8 @@ def _stage(stage: Stage) -> Stage:
     if isinstance(stage, Shuffle) and stage.combine is not None:
         _check_onto(stage)
         return replace(stage, combine=order_free(stage.combine))
+    if isinstance(stage, Local) and hasattr(stage.function, "order_free"):  # a kernel that aggregates
+        return replace(stage, function=stage.function.order_free(order_free))
     return stage
 
 

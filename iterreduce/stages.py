@@ -38,7 +38,8 @@ class Kernel(Protocol):
     It may have an attribute ``keeps``: columns of the first table read whose values every row of the result
     has taken over from a row of that table (rows may be dropped or doubled, columns added), as names, or as
     pairs (name in the result, name in the table). Rows that lay by a key of such columns still lie by it, so
-    a `Lookup` of them asks nobody; those that lay by another key lie anyhow.
+    a `Lookup` of them asks nobody; those that lay by another key lie anyhow. A kernel that aggregates has a
+    method ``order_free(free)``, which returns it with the aggregators that ``free`` makes of its own.
     """
 
     def run(self, context: Context, *batches: Batch) -> Batch:

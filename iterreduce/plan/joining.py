@@ -14,7 +14,7 @@ from iterreduce.columns.expressions import Column, Expr, col, lit, where
 from iterreduce.loop import Local, Lookup, Shuffle
 from iterreduce.plan import making
 from iterreduce.plan.grouping import ROWS, combined, prepared
-from iterreduce.plan.kernels import Columns, Compute, Concat, Keep, WithNulls
+from iterreduce.plan.kernels import Columns, Compute, Concat, GroupHere, GroupOnto, Keep, WithNulls
 from iterreduce.plan.linking import complete, finished, has_all_keys, shuffled
 from iterreduce.plan.lower import Flow, Lowering, Made, Place
 from iterreduce.plan.making import columns_read
@@ -221,6 +221,12 @@ def onto(lowering: Lowering, node: Group, table: Made, place: Place, rows: bool)
     if rows:
         combine[ROWS] = count()
     name = lowering.read(table, place)
+    if made.lies == keys:
+        lowering.note(node, "rows of a key lie together already: grouped where they are, nothing travels")
+        kernel = GroupOnto(GroupHere(keys, tuple(combine.items())), keys)
+        reads = name, lowering.read(made, place)
+        lowering.emit(place, Local(kernel, reads, into, cut="share", rank_free=True))
+        return lowering.new(into, (*keys, *combine), table.lies, place, table.order)
     stage = Shuffle(lowering.read(made, place), keys, into, combine, name, missing="drop")
     lowering.emit(place, stage)
     columns = (*keys, *combine)

@@ -7,7 +7,8 @@ every row of the result has taken over, under which name: so it knows where rows
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,7 @@ from iterreduce.columns.compile import Fused, Make
 from iterreduce.columns.compute import compute_columns, select_rows
 from iterreduce.columns.expressions import Expr
 from iterreduce.columns.groups import group_rows
+from iterreduce.columns.joins import KeyRows
 from iterreduce.columns.ragged import Ragged
 from iterreduce.columns.schema import Field, Schema
 from iterreduce.columns.sortkeys import sorted_order
@@ -195,6 +197,10 @@ class GroupHere:
                 valid[output.name] = mask
         return Batch._trusted(columns, valid, len(folded))
 
+    def order_free(self, free: Callable[[Mapping[str, Aggregator]], Any]) -> GroupHere:
+        """The same with other aggregators: those whose results no order of rows changes."""
+        return replace(self, aggregates=tuple(free(dict(self.aggregates)).items()))
+
     def _collected(self, rows: Batch) -> Batch:
         groups = group_rows(rows, self.keys)
         columns, valid = dict(groups.keys._columns), dict(groups.keys._valid)
@@ -205,6 +211,48 @@ class GroupHere:
             if missing is not None:
                 valid[output.name] = missing
         return Batch._trusted(columns, valid, len(groups))
+
+
+@dataclass(frozen=True)
+class GroupOnto:
+    """Aggregates by key of rows that lie by it, as rows of a table that lies by it too, in its order.
+
+    Where a key has no row, numbers are 0: so many rows have been counted, too.
+    """
+
+    groups: GroupHere
+    keys: tuple[str, ...]
+
+    @property
+    def keeps(self) -> tuple[tuple[str, str], ...]:
+        """The table's keys, which it reads first."""
+        return tuple((k, k) for k in self.keys)
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """One row for each of the table."""
+        table, rows = batches
+        made = self.groups.run(context, rows)
+        at = KeyRows(made.select(*self.groups.keys)).find(table.select(*self.keys), nulls_match=True)
+        lost, safe = np.flatnonzero(at < 0), np.maximum(at, 0)
+        if not len(made):
+            made = _rows_of_nothing(made)
+        found = made.drop(*self.groups.keys).take(safe)
+        for name in found.names:
+            column = found[name]
+            if len(lost) and not isinstance(column, Ragged):
+                column[lost] = np.zeros(1, column.dtype)[0]
+        keys = table.select(*self.keys)
+        columns, valid = {**keys._columns, **found._columns}, {**keys._valid, **found._valid}
+        return Batch._trusted(columns, valid, len(table))
+
+    def order_free(self, free: Callable[[Mapping[str, Aggregator]], Any]) -> GroupOnto:
+        """The same with aggregators whose results no order of rows changes."""
+        return replace(self, groups=self.groups.order_free(free))
+
+
+def _rows_of_nothing(rows: Batch) -> Batch:
+    """One row of zeros with these columns, for positions to point at."""
+    return Batch._trusted({n: _blank(rows[n]) for n in rows.names}, {}, 1)
 
 
 @dataclass(frozen=True)

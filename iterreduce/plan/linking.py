@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iterreduce.columns.aggregators import Aggregator, count
-from iterreduce.columns.expressions import Column, Expr, col
+from iterreduce.columns.expressions import Column, Expr, col, where
 from iterreduce.columns.trees import columns_of, renamed
 from iterreduce.loop import Index, Joined, Shuffle
 from iterreduce.plan.grouping import ROWS
-from iterreduce.plan.kernels import Columns, Keep
+from iterreduce.plan.kernels import Columns, Keep, Step
 from iterreduce.plan.links import Fused, Graph
 from iterreduce.plan.lower import PREPARE, Flow, Lowering, Made, Place
 from iterreduce.plan.nodes import Group
+
+HERE = "\0here"  # of a row that stands for a key: how many rows it was made of
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +89,14 @@ def shuffled(
     aggregates = dict(fused.aggregates)
     joined = None
     if fused.right is not None:
-        table, names = joined_table(lowering, fused)
+        padded = _padded(lowering, fused, graph)
+        table, names = joined_table(lowering, fused, padded)
         joined = Joined(lowering.read(table, place), fused.on)
         aggregates = {n: renamed_aggregate(a, names) for n, a in aggregates.items()}
     if rows:
         aggregates[ROWS] = count()
+    if joined is not None and padded is not None:
+        aggregates = {n: _of_those_here(a) for n, a in aggregates.items()}
     into = lowering.name_of(node)
     reads = lowering.read(onto, place)
     name = visible(lowering, links, place)
@@ -127,14 +132,51 @@ def visible(lowering: Lowering, links: str, place: Place) -> str:
     return lowering.read(Made(links, None, None, Place(lowering.top, PREPARE), object()), place)
 
 
-def joined_table(lowering: Lowering, fused: Fused) -> tuple[Made, dict[str, str]]:
-    """The table that rows are joined with, by its key, and its columns' names in expressions."""
+def _padded(lowering: Lowering, fused: Fused, graph: Graph) -> Made | None:
+    """Groups of the same indexed rows that are joined with them again: a row for every key, also for those
+    without a group, which ``HERE`` tells. Only where rows ask for values of all keys.
+    """
+    node = fused.right
+    if node is None or graph.symmetric or graph.ends[0] != fused.key:
+        return None
+    flow = lowering.flow(node)
+    root = lowering.facts.identity(node)
+    if id(root) not in lowering.links.fused or flow.plain:
+        return None
+    first, *rest = flow.steps
+    if (
+        not isinstance(first, Keep)
+        or flow.table.order is not resident(lowering, graph).tables[fused.on].order
+    ):
+        return None
+    steps: list[Step] = [Columns(((HERE, Column(ROWS)),), rest=True)]
+    for step in rest:
+        if not isinstance(step, Columns):
+            return None
+        steps.append(step if step.rest else Columns((*step.trees, (HERE, Column(HERE)))))
+    columns = (*(flow.columns or ()), HERE)
+    return lowering.table(replace(flow, steps=tuple(steps), columns=columns), lowering.place(node), node)
+
+
+def _of_those_here(aggregator: Aggregator) -> Aggregator:
+    """An aggregate to which rows that are joined with nothing add nothing."""
+    here = col(HERE) > 0
+    if aggregator.kind == "count":
+        return Aggregator("sum", where(here, 1, 0))
+    assert isinstance(aggregator.column, Expr)
+    return aggregator.of(where(here, aggregator.column, int(aggregator.kind == "all")))
+
+
+def joined_table(lowering: Lowering, fused: Fused, given: Made | None = None) -> tuple[Made, dict[str, str]]:
+    """The table that rows are joined with, by its key, and its columns' names in expressions; ``given``: it
+    is this one.
+    """
     assert fused.right is not None
     node, own = fused.right, fused.edges.names or ()
     read = {c for _, a in fused.aggregates if isinstance(a.column, Expr) for c in columns_of(a.column)}
     wanted = {new: old for new, old in fused.columns.items() if new in read}
     names = {new: old if old not in own else new for new, old in wanted.items()}
-    made = lowering.made(node)
+    made = lowering.made(node) if given is None else given
     if made.lies != (fused.right_key,):
         made = lowering.laid(node, (fused.right_key,), lowering.place(node))
     clashes = {new: old for new, old in wanted.items() if old in own}
@@ -142,6 +184,7 @@ def joined_table(lowering: Lowering, fused: Fused) -> tuple[Made, dict[str, str]
         place = lowering.place(node)
         trees = [(fused.right_key, Column(fused.right_key))]
         trees += [(names[new], Column(old)) for new, old in wanted.items()]
+        trees += [(HERE, Column(HERE))] if given is not None else []
         flow = Flow(made, tuple(n for n, _ in trees), made.lies, steps=(Columns(tuple(trees)),))
         made = lowering.table(flow, place, node)
     return made, names

@@ -30,6 +30,9 @@ from iterreduce.plan.facts import Facts
 from iterreduce.plan.nodes import Group, Join, Node, Project, Source, Union, walk
 
 KINDS = frozenset(("sum", "count", "min", "max", "any", "all", "mean"))
+ADDED = frozenset(
+    ("sum", "count", "any", "all")
+)  # to which a row that is not there adds what changes nothing
 MOST_VALUES = 3  # of one output: columns of the rows, and values of the joined table
 KEY_KINDS = "iu"  # of numbers that may be keys of an index
 
@@ -85,6 +88,25 @@ class Links:
         for node in nodes:
             if isinstance(node, Group) and id(node) not in self.fused:
                 self._of_ends(node)
+        for node in nodes:
+            if id(node) in self.fused and not self._can_pull(self.fused[id(node)]):
+                del self.fused[id(node)]
+
+    def _can_pull(self, fused: Fused) -> bool:
+        """Where rows lie with the key that they are grouped by, they ask for a value of every key of the
+        other end: has the table them all, or does it say which it has not?
+        """
+        graph = self.graph_of(fused)
+        if fused.right is None or graph.symmetric or graph.ends[0] != fused.key:
+            return True
+        root = self.facts.identity(fused.right)
+        found = self.vertices.get(id(root))
+        if found is not None:
+            return found[0] is graph
+        inner = self.fused.get(id(root))
+        if inner is None or self.graph_of(inner) is not graph or inner.key != fused.on:
+            return False
+        return all(aggregator.kind in ADDED for _, aggregator in fused.aggregates)
 
     def graph_of(self, fused: Fused) -> Graph:
         """The indexed rows of a group."""
