@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,16 @@ def solved(
     return results[0], ir.Batch.concat([r.batch for r in results])
 
 
-def read(name: str, ranks: int, *files: Path, run: dict[str, Any], **options: Any) -> Any:
-    """The result of rank 0 of an app on files."""
+def read(
+    name: str, ranks: int, *files: Path, run: dict[str, Any], pause_seconds: float = 0, **options: Any
+) -> Any:
+    """The result of rank 0 of an app on files; each iteration may be followed by a pause."""
 
     def job(group: Group) -> Any:
+        events = ir.Events()
+        if pause_seconds:
+            events.subscribe(lambda event: time.sleep(pause_seconds * (event.name == "iteration.start")))
         made = app(name)(*(ir.read(str(f)) for f in files), **options)
-        return made.run(group, **run)
+        return made.run(group, events, **run)
 
     return run_ranks(ranks, job)[0]

@@ -68,7 +68,8 @@ def test_a_run_that_was_cut_off_goes_on_on_another_number_of_ranks(name: str, tm
     bits = {"reproducible": True}
     whole = read(name, 2, *files, run=bits, **words, **options)
     saved = bits | {"checkpoint_dir": str(tmp_path / "saved"), "checkpoint_every": 1}
-    read(name, 3, *files, run=saved, **words, **options)  # ends, with its last checkpoints kept
+    # it ends, with its last checkpoints kept; the pauses give each of its few iterations the time to be saved
+    read(name, 3, *files, run=saved, pause_seconds=0.1, **words, **options)
     again = read(name, 2, *files, run=saved, **words, **options)
     assert again.checkpoints["restarted_from_iteration"] > 0
     assert again.iterations == whole.iterations and again.result_sha256 == whole.result_sha256
