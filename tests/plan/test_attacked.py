@@ -20,6 +20,7 @@ N = None
 TABLES = {
     "far": Table({"k": "int64", "x": "float64"}, [(0, 0.0), (1, N), (2, N), (3, 5.0)]),
     "links": Table({"src": "int64", "dst": "int64"}, [(0, 1), (0, 2), (1, 2), (2, 0), (2, 3), (4, 5)]),
+    "steps": Table({"k": "int64"}, [(k,) for k in range(6)]),
     "gaps": Table({"src": "int64", "dst": "int64"}, [(0, 1), (1, N), (0, 2), (2, 3), (3, N)]),
 }
 
@@ -75,6 +76,38 @@ def test_a_null_in_the_key_of_a_delta_iteration_is_told_on_all_ranks() -> None:
         return str(raised(group, ir.UsageError, ir.iterate_changes(step, t["gaps"]).collect))
 
     assert "fill nulls of key columns" in run_ranks(3, work)[0]
+
+
+def _fading(rows: Dataset) -> Dataset:
+    return rows.with_columns(x=ir.when(col("x") <= 3).then(col("x") + 1))
+
+
+def _begun(t: Tables) -> Dataset:
+    return t["steps"].select("k", x=col("k") + 0.5)
+
+
+FADING: list[Any] = [
+    lambda t: ir.iterate(_fading, _begun(t), max_iterations=3).filter(col("x").is_null()),
+    lambda t: ir.iterate(_fading, _begun(t), max_iterations=3).with_columns(x=col("x").fill_null(-1.0)),
+    lambda t: ir.iterate(
+        lambda s: _fading(s.with_columns(x=col("x").fill_null(9.0))), _begun(t), max_iterations=2
+    ),
+    lambda t: ir.iterate(
+        lambda o: ir.iterate(_fading, o, max_iterations=2).select("k", x=col("x").fill_null(0.5)),
+        _begun(t),
+        max_iterations=2,
+    ),
+    lambda t: ir.iterate(
+        lambda a, b: {"a": _fading(b), "b": a.with_columns(x=col("x").fill_null(7.0))},
+        {"a": _begun(t), "b": _begun(t)},
+        max_iterations=3,
+    )["b"].filter(col("x").is_not_null()),
+]
+
+
+@pytest.mark.parametrize("case", range(len(FADING)))
+def test_a_state_without_nulls_in_its_first_rows_may_have_them_later(case: int) -> None:
+    agrees(FADING[case], TABLES, (1, 3), ("even", "last"))
 
 
 OTHER: list[tuple[Any, str]] = [
