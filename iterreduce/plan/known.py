@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from iterreduce.columns.schema import Field
+from iterreduce.columns.trees import parameters_of
 from iterreduce.group import Group as Ranks
 from iterreduce.plan import making
 from iterreduce.plan.nodes import (
@@ -38,7 +39,7 @@ from iterreduce.plan.nodes import (
     Union,
     walk,
 )
-from iterreduce.plan.rules import Applied, Rewriter
+from iterreduce.plan.rules import Applied, Rewriter, with_parameters
 from iterreduce.sources import LocalSource
 
 EMPTY: Mapping[int, frozenset[str]] = {}
@@ -184,9 +185,24 @@ class Typing(Rewriter):
 
 
 def _may_be_null(node: Node, name: str) -> bool:
-    """May what a step returns have a null there? Of types that are not known it may."""
+    """May what a step returns have a null there? Of types that are not known it may.
+
+    Numbers are taken to have a value: one of no rows, which is null, is not looked for here, as most sums of
+    a body would be.
+    """
+    if isinstance(node, Project) and name in node.passed:
+        return _may_be_null(node.input, node.passed[name])
+    tree = dict(node.columns).get(name) if isinstance(node, Project) else None
+    if isinstance(node, Project) and tree is not None and node.input.fields is not None:
+        numbers = {p.name: _surely(p) for p in parameters_of(tree)}
+        of = making.field_of_tree(with_parameters(tree, numbers), node.input.fields, node.label)
+        return of is None or of.nullable
     of = None if node.fields is None else node.fields.get(name)
     return of is None or of.nullable
+
+
+def _surely(number: Any) -> Any:
+    return number if number.field is None else replace(number, field=replace(number.field, nullable=False))
 
 
 def _weighed(node: Source, fields: Fields) -> Fields:
