@@ -166,9 +166,10 @@ class KeyedState:
         keys = new.select(*self.key)
         self._check_own(keys, what)
         index = self.cache.indexes.of(batch.select(*self.key))
-        _refuse(
-            keys, index.lookup(keys) >= 0, what, "are in it already", "Patch those rows, or leave them out"
-        )
+        advice = "Patch those rows, or leave them out"
+        if any(keys.valid(name) is not None for name in keys.names):
+            advice += " (a null is found by no Lookup: filter or fill nulls of key columns before)"
+        _refuse(keys, index.lookup(keys) >= 0, what, "are in it already", advice)
         refuse_twice(keys, what)
         self.cache.indexes.forget(batch.select(*self.key))
         batch = self._appended(batch, new)

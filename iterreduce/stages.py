@@ -192,10 +192,14 @@ STAGES = (Local, Shuffle, Total, Gather, Lookup, Index)
 
 @dataclass(frozen=True)
 class Replace:
-    """The table becomes these rows, at the end of the superstep."""
+    """The table becomes these rows, at the end of the superstep.
+
+    ``alike``: they must have the table's columns, each of its type.
+    """
 
     table: str
     rows: str
+    alike: bool = False
 
 
 @dataclass(frozen=True)

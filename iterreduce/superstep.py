@@ -382,6 +382,8 @@ def written(write: Replace, old: Table, rows: Table, shop: Workshop, distinct: b
     place they are.
     """
     kind = old.layout.kind
+    if write.alike:
+        check_alike(write, old, rows)
     if kind == "everywhere" and not rows.everywhere:
         raise UsageError(
             f'replacing "{write.table}", which is the same on all ranks, by "{write.rows}", whose rows '
@@ -408,6 +410,21 @@ def describe(table: Table) -> str:
         "key": f"by key {keys}",
         "range": f"by range of {keys}",
     }[table.layout.kind]
+
+
+def check_alike(write: Replace, old: Table, rows: Table) -> None:
+    """Raise `SchemaError` for columns that are not those of the table; what may be null does not matter."""
+    if not old.batch.names or not rows.batch.names:
+        return  # of no rows the columns need not be known
+    before, now = old.batch.schema, rows.batch.schema
+    for name in (*before, *now):
+        first, then = before.get(name), now.get(name)
+        types = [f and replace(f, nullable=False).describe() for f in (first, then)]
+        if types[0] != types[1]:
+            raise SchemaError(
+                f'state "{write.table}": column "{name}" is {types[0] or "missing"} in the first rows and '
+                f"{types[1] or 'missing'} in what the step returns; make them alike"
+            )
 
 
 def check_owned(write: Replace, old: Table, rows: Table, shop: Workshop) -> None:

@@ -8,13 +8,14 @@ the table up there; those with new keys are inserted.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from iterreduce.columns.expressions import Column, Expr
 from iterreduce.loop import Insert, Joined, Local, Lookup, Patch, Replace, Shuffle
 from iterreduce.plan.kernels import Columns, Concat, Improved, NewRows
 from iterreduce.plan.linking import joined_table, renamed_aggregate, resident, visible
 from iterreduce.plan.lower import Flow, Lowering, Made, Place
-from iterreduce.plan.nodes import Group, Iterate
+from iterreduce.plan.nodes import Group, Iterate, Node
 
 
 def lower_changes(lowering: Lowering, loop: Iterate, place: Place) -> None:
@@ -34,11 +35,14 @@ def lower_changes(lowering: Lowering, loop: Iterate, place: Place) -> None:
         new = _new_rows(lowering, loop, proposed, state, place)
         place.scope.writes += [Insert(state.name, new), Replace(after, new)]
         return
-    met = _met(lowering, loop, proposed, state, place)
-    new, better = (
-        _part(lowering, loop, met, NewRows(table.key, tuple(loop.merge)), "new rows", place),
-        _part(lowering, loop, met, Improved(table.key, _kinds(loop)), "better rows", place),
-    )
+    # where a value may be null, a null beside a proposal does not say that its key is new
+    nulls = any(_may_be_null(state.result, name) for state in loop.states for name in loop.merge)
+    met = _met(lowering, loop, proposed, state, place, "drop" if nulls else "null")
+    if nulls:
+        new = _new_rows(lowering, loop, proposed, state, place)
+    else:
+        new = _part(lowering, loop, met, NewRows(table.key, tuple(loop.merge)), "new rows", place)
+    better = _part(lowering, loop, met, Improved(table.key, _kinds(loop), met=nulls), "better rows", place)
     both = lowering.name_of(loop, "changed rows")
     keeps = tuple((k, k) for k in table.key)
     lowering.emit(place, Local(Concat(keeps), (new, better), both, cut="share", rank_free=True))
@@ -47,6 +51,12 @@ def lower_changes(lowering: Lowering, loop: Iterate, place: Place) -> None:
 
 def _kinds(loop: Iterate) -> tuple[tuple[str, str], ...]:
     return tuple((name, aggregator.kind) for name, aggregator in loop.merge.items())
+
+
+def _may_be_null(node: Node, name: str) -> bool:
+    """May a column of its rows be null, for all that is known before they are made?"""
+    known = None if node.fields is None else node.fields.get(name)
+    return known is None or known.nullable
 
 
 def _touched(lowering: Lowering, loop: Iterate, state: Made, place: Place) -> Made | None:
@@ -102,15 +112,22 @@ def _new_rows(lowering: Lowering, loop: Iterate, proposed: Made, state: Made, pl
     return into
 
 
-def _met(lowering: Lowering, loop: Iterate, proposed: Made, state: Made, place: Place) -> str:
-    """The proposals under other names, beside what the table has."""
+def _met(
+    lowering: Lowering,
+    loop: Iterate,
+    proposed: Made,
+    state: Made,
+    place: Place,
+    missing: Literal["drop", "null"],
+) -> str:
+    """The proposals under other names, beside what the table has; new keys are dropped, or beside nulls."""
     key = loop.states[0].key
     trees: list[tuple[str, Expr]] = [(k, Column(k)) for k in key]
     trees += [(f"\0{name}", Column(name)) for name in loop.merge]
     flow = Flow(proposed, tuple(n for n, _ in trees), proposed.lies, steps=(Columns(tuple(trees)),))
     renamed = lowering.table(flow, place, loop.states[1].result)
     into = lowering.name_of(loop, "proposed")
-    stage = Lookup(lowering.read(renamed, place), key, state.name, tuple(loop.merge), into, missing="null")
+    stage = Lookup(lowering.read(renamed, place), key, state.name, tuple(loop.merge), into, missing)
     lowering.emit(place, stage)
     return into
 

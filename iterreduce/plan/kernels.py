@@ -325,12 +325,14 @@ class Improved:
     """Proposals that are better than what is there: in some column, each by its own comparison.
 
     Reads proposals with what the table has beside them (columns ``\\0name`` are proposed), or, ``beside``,
-    the proposals and the table's rows for them. A null is worse than any value.
+    the proposals and the table's rows for them. A null is worse than any value. ``met``: all proposals have
+    found a row of their key, whatever is null in it.
     """
 
     key: tuple[str, ...]
     merge: tuple[tuple[str, str], ...]
     beside: bool = False
+    met: bool = False
 
     @property
     def keeps(self) -> tuple[tuple[str, str], ...]:
@@ -343,7 +345,7 @@ class Improved:
         mark = "" if self.beside else "\0"
         wins = np.zeros(len(rows), bool)
         columns, valid = {k: rows[k] for k in self.key}, {}
-        here = None if self.beside else known_rows(rows, self.merge)
+        here = None if self.beside or self.met else known_rows(rows, self.merge)
         for name, kind in self.merge:
             new, old = rows[mark + name], table[name]
             better = IMPROVES[kind](new, old)

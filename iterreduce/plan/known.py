@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from iterreduce.columns.schema import Field
+from iterreduce.columns.trees import parameters_of
 from iterreduce.group import Group as Ranks
 from iterreduce.plan import making
 from iterreduce.plan.nodes import (
@@ -38,9 +39,10 @@ from iterreduce.plan.nodes import (
     Union,
     walk,
 )
-from iterreduce.plan.rules import Applied, Rewriter
+from iterreduce.plan.rules import Applied, Rewriter, with_parameters
 from iterreduce.sources import LocalSource
 
+EMPTY: Mapping[int, frozenset[str]] = {}
 WEIGHT = Field("fixed", np.dtype(np.float64))  # of edges whose weights are not looked at yet: some number
 
 
@@ -51,7 +53,7 @@ def known(root: Node, ranks: Ranks) -> tuple[Node, dict[int, int]]:
     """
     sources = list({id(n.source): n.source for n in walk(root) if isinstance(n, Source)}.values())
     if not sources:
-        return root, {}
+        return Typing({}).plan(root), {}
     fields = _agreed(ranks, [peeked(source) for source in sources])
     for i, source in enumerate(sources):
         if not _enough(source, fields[i]):
@@ -123,21 +125,56 @@ def _sizes(ranks: Ranks, sources: Sequence[Any]) -> Any:
 class Typing(Rewriter):
     """A plan with other types of its sources."""
 
-    def __init__(self, fields: Mapping[int, Fields | None]):
+    def __init__(self, fields: Mapping[int, Fields | None], null: Mapping[int, frozenset[str]] = EMPTY):
+        """``null``: of the rows of a state, by id, the columns that a step may make null."""
         super().__init__((), None, Applied())
-        self.fields = fields
+        self.fields, self.null = fields, null
 
     def plan(self, root: Node) -> Node:
-        """The plan with the types that follow."""
-        for node in walk(root):
-            if isinstance(node, StateRows):
-                initial = self.made.get(id(node.initial), node.initial)
-                self.made[id(node)] = replace(node, initial=initial, fields=initial.fields)
-            elif isinstance(node, Iterate):
-                self.made[id(node)] = self.with_own_states(node)
-            else:
-                self.made[id(node)] = self._typed(self.rebuilt(node))
-        return self.made[id(root)]
+        """The plan with the types that follow: a state's column may be null if that of any iteration may."""
+        nodes = list(walk(root))
+        for node in nodes:
+            self._again(node)
+        found = [self._widening(node) for node in nodes if isinstance(node, Iterate)]
+        if not any(found):
+            return self.made[id(root)]
+        null = dict(self.null)
+        for rows, names in (item for loop in found for item in loop.items()):
+            null[rows] = null.get(rows, frozenset()) | names
+        return Typing(self.fields, null).plan(root)
+
+    def _again(self, node: Node) -> None:
+        if isinstance(node, StateRows):
+            initial = self.made.get(id(node.initial), node.initial)
+            fields = self._widened(initial.fields, node)
+            self.made[id(node)] = replace(node, initial=initial, fields=fields)
+        elif isinstance(node, Iterate):
+            self.made[id(node)] = self.with_own_states(node)
+        elif isinstance(node, StateOf):
+            self.made[id(node)] = self._of_state(node)
+        else:
+            self.made[id(node)] = self._typed(self.rebuilt(node))
+
+    def _of_state(self, node: StateOf) -> Node:
+        rows = next(state.rows for state in node.loop.states if state.name == node.name)
+        made = self.made.get(id(rows))
+        return self.rebuilt(node) if made is None else replace(self.rebuilt(node), fields=made.fields)
+
+    def _widened(self, fields: Fields | None, rows: Node) -> Fields | None:
+        null = self.null.get(id(rows), frozenset())
+        return fields and {n: making.nullable(f) if n in null else f for n, f in fields.items()}
+
+    def _widening(self, loop: Iterate) -> dict[int, frozenset[str]]:
+        """The columns of states that are not null so far, and may be in what the step returns."""
+        out: dict[int, frozenset[str]] = {}
+        for state in loop.states:
+            of = getattr(self.made.get(id(state.rows)), "fields", None) or {}
+            results = [self.made[id(s.result)] for s in (loop.states if loop.delta else [state])]
+            sure = [n for n, f in of.items() if f is not None and not f.nullable]
+            null = frozenset(n for n in sure if any(_may_be_null(r, n) for r in results))
+            if null:
+                out[id(state.rows)] = null
+        return out
 
     def _typed(self, node: Node) -> Node:
         if isinstance(node, Source):
@@ -145,6 +182,27 @@ class Typing(Rewriter):
             return node if found is None else replace(node, fields=_weighed(node, found))
         made = fields_after(node)
         return node if made is None else replace(node, fields=made)
+
+
+def _may_be_null(node: Node, name: str) -> bool:
+    """May what a step returns have a null there? Of types that are not known it may.
+
+    Numbers are taken to have a value: one of no rows, which is null, is not looked for here, as most sums of
+    a body would be.
+    """
+    if isinstance(node, Project) and name in node.passed:
+        return _may_be_null(node.input, node.passed[name])
+    tree = dict(node.columns).get(name) if isinstance(node, Project) else None
+    if isinstance(node, Project) and tree is not None and node.input.fields is not None:
+        numbers = {p.name: _surely(p) for p in parameters_of(tree)}
+        of = making.field_of_tree(with_parameters(tree, numbers), node.input.fields, node.label)
+        return of is None or of.nullable
+    of = None if node.fields is None else node.fields.get(name)
+    return of is None or of.nullable
+
+
+def _surely(number: Any) -> Any:
+    return number if number.field is None else replace(number, field=replace(number.field, nullable=False))
 
 
 def _weighed(node: Source, fields: Fields) -> Fields:

@@ -112,7 +112,8 @@ def _write(lowering: Lowering, state: Evolving, first: Made, place: Place) -> No
     elif key and made.lies != key:
         made = lowering.laid(state.result, key, place)
     name = lowering.tables[id(state.rows)].name
-    place.scope.writes.append(Replace(name, lowering.read(made, place)))
+    unknown = any(n.fields is None or None in n.fields.values() for n in (state.rows.initial, state.result))
+    place.scope.writes.append(Replace(name, lowering.read(made, place), alike=unknown))
 
 
 def iterate(lowering: Lowering, node: Iterate) -> Flow:

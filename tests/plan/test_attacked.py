@@ -1,0 +1,133 @@
+"""Programs that are just allowed: nulls in what delta iterations merge, states of types not known before."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+import iterreduce as ir
+from iterreduce import col
+from iterreduce.collectives import Group
+from iterreduce.dataset import Dataset
+from iterreduce.testing import run_ranks
+from tests.engine.kit import raised
+from tests.plan.kit import Table, Tables, agrees
+
+N = None
+TABLES = {
+    "far": Table({"k": "int64", "x": "float64"}, [(0, 0.0), (1, N), (2, N), (3, 5.0)]),
+    "links": Table({"src": "int64", "dst": "int64"}, [(0, 1), (0, 2), (1, 2), (2, 0), (2, 3), (4, 5)]),
+    "steps": Table({"k": "int64"}, [(k,) for k in range(6)]),
+    "gaps": Table({"src": "int64", "dst": "int64"}, [(0, 1), (1, N), (0, 2), (2, 3), (3, N)]),
+}
+
+
+def _along(t: Tables, changed: Dataset) -> Dataset:
+    return t["links"].join(changed, src="k").group_by(k="dst").agg(x=ir.min(col("x") + 1))
+
+
+def _reached(t: Tables) -> Dataset:
+    start = t["far"].filter(col("k") == 0)
+    return ir.iterate_changes(lambda c: _along(t, c), t["far"], merge={"x": ir.MIN}, changes=start, key="k")
+
+
+def _of_all_ends(t: Tables) -> Dataset:
+    towns = t["links"].vertices("src", "dst", name="k").with_columns(x=ir.when(col("k") == 0).then(0.0))
+    start = t["far"].filter(col("k") == 0)
+    return ir.iterate_changes(lambda c: _along(t, c), towns, merge={"x": ir.MIN}, changes=start, key="k")
+
+
+def _counting(t: Tables) -> Dataset:
+    def step(changed: Dataset) -> Dataset:
+        return changed.filter(col("k") < 5).select(k=col("k") + 1, x=col("x") + 1)
+
+    start = t["far"].filter(col("k") == 0)
+    return ir.iterate_changes(step, t["far"], merge={"x": ir.MIN}, changes=start, key="k")
+
+
+def _proposing_nulls(t: Tables) -> Dataset:
+    def step(changed: Dataset) -> Dataset:
+        return changed.filter(col("k") < 5).select(k=col("k") + 1, x=ir.lit(None).cast("float64"))
+
+    return ir.iterate_changes(step, t["far"], merge={"x": ir.MIN}, key="k")
+
+
+NULLS: list[tuple[Any, list[tuple[int, float | None]]]] = [
+    (_reached, [(0, 0.0), (1, 1.0), (2, 1.0), (3, 2.0)]),
+    (_of_all_ends, [(0, 0.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, N), (5, N)]),
+    (_counting, [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.0)]),
+    (_proposing_nulls, [(0, 0.0), (1, N), (2, N), (3, 5.0), (4, N), (5, N)]),
+]
+
+
+@pytest.mark.parametrize("case", range(len(NULLS)))
+def test_a_null_of_a_known_key_is_improved_and_is_not_taken_for_a_new_key(case: int) -> None:
+    build, rows = NULLS[case]
+    agrees(build, TABLES, (1, 2, 3, 8), ("even", "last"), want=[{"k": k, "x": x} for k, x in rows])
+
+
+def test_a_null_in_the_key_of_a_delta_iteration_is_told_on_all_ranks() -> None:
+    def work(group: Group) -> str:
+        t = Tables(TABLES, group)
+        step = lambda c: c.join(t["gaps"], dst="src").select("src", dst="dst_right")  # noqa: E731
+        return str(raised(group, ir.UsageError, ir.iterate_changes(step, t["gaps"]).collect))
+
+    assert "fill nulls of key columns" in run_ranks(3, work)[0]
+
+
+def _fading(rows: Dataset) -> Dataset:
+    return rows.with_columns(x=ir.when(col("x") <= 3).then(col("x") + 1))
+
+
+def _begun(t: Tables) -> Dataset:
+    return t["steps"].select("k", x=col("k") + 0.5)
+
+
+FADING: list[Any] = [
+    lambda t: ir.iterate(_fading, _begun(t), max_iterations=3).filter(col("x").is_null()),
+    lambda t: ir.iterate(_fading, _begun(t), max_iterations=3).with_columns(x=col("x").fill_null(-1.0)),
+    lambda t: ir.iterate(
+        lambda s: _fading(s.with_columns(x=col("x").fill_null(9.0))), _begun(t), max_iterations=2
+    ),
+    lambda t: ir.iterate(
+        lambda o: ir.iterate(_fading, o, max_iterations=2).select("k", x=col("x").fill_null(0.5)),
+        _begun(t),
+        max_iterations=2,
+    ),
+    lambda t: ir.iterate(
+        lambda a, b: {"a": _fading(b), "b": a.with_columns(x=col("x").fill_null(7.0))},
+        {"a": _begun(t), "b": _begun(t)},
+        max_iterations=3,
+    )["b"].filter(col("x").is_not_null()),
+]
+
+
+@pytest.mark.parametrize("case", range(len(FADING)))
+def test_a_state_without_nulls_in_its_first_rows_may_have_them_later(case: int) -> None:
+    agrees(FADING[case], TABLES, (1, 3), ("even", "last"))
+
+
+OTHER: list[tuple[Any, str]] = [
+    (lambda s: s.with_columns(x=ir.lit("far")), 'column "x" is float64 .* and text'),
+    (lambda s: s.with_columns(x=col("k")), 'column "x" is float64 .* and int64'),
+    (lambda s: s.select("k"), 'column "x"'),
+    (lambda s: s.with_columns(y=col("k")), 'column "y"'),
+]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("case", range(len(OTHER)))
+def test_a_state_of_types_not_known_before_keeps_them_in_what_the_step_returns(
+    case: int, key: str | None
+) -> None:
+    step, message = OTHER[case]
+
+    def work(group: Group) -> str:
+        rows = Dataset.from_local(group, k=np.arange(4) + 4 * group.rank, x=np.arange(4.0))
+        began = rows.map_batches(lambda batch: batch)
+        return str(raised(group, ir.SchemaError, ir.iterate(step, began, key=key, max_iterations=3).collect))
+
+    assert re.search(message, run_ranks(3, work)[0])
