@@ -76,12 +76,13 @@ class Dataset(Operations):
     ) -> Dataset:
         """Rows that are in memory: on every rank of ``comm`` its own (None: one rank).
 
+        Masked arrays (`numpy.ma`) and lists with None have nulls.
         ``copy=False``: the arrays are used as they are and must not change until the run ends.
         ``save=True``: these rows cannot be made again, so a run with a checkpoint directory saves them there
         once, and a restart takes them from there; the arrays that it is given are not looked at.
         Raises `DisagreementError` when it runs if columns differ between ranks.
         """
-        return cls(source_node(LocalSource(Batch(**columns), copy=copy, save=save)), comm)
+        return cls(source_node(LocalSource(batch_of(columns), copy=copy, save=save)), comm)
 
     def as_matrix(self, name: str = "x", keep: Sequence[str] = ()) -> Dataset:
         """Column ``name`` if there is one, else all numeric columns side by side as one of that name.
@@ -183,9 +184,12 @@ class Dataset(Operations):
         return run_loop(loop, group).batch
 
     def to_numpy(self, comm: Any = None) -> dict[str, Any]:
-        """All rows, on all ranks, as NumPy arrays by column (text as ``str`` arrays). Collective."""
+        """All rows, on all ranks, as NumPy arrays by column (text as ``str`` arrays). Collective.
+
+        A column with nulls is a masked array (`numpy.ma`).
+        """
         rows = self.collect(comm)
-        return {name: as_numpy(rows[name]) for name in rows.names}
+        return {name: as_numpy(rows[name], rows.valid(name)) for name in rows.names}
 
     def write(self, path: str, comm: Any = None, **options: Any) -> Result:
         """Run it and write the rows to a file, whose suffix says the format. Collective."""
@@ -195,9 +199,39 @@ class Dataset(Operations):
         return result
 
 
-def as_numpy(column: Any) -> Any:
-    """A column as NumPy holds it."""
-    return np.array(column.to_list()) if isinstance(column, Ragged) else column
+def as_numpy(column: Any, valid: Any = None) -> Any:
+    """A column as NumPy holds it; with nulls as a masked array.
+
+    >>> as_numpy(np.arange(3), np.array([True, False, True])).tolist()
+    [0, None, 2]
+    """
+    values = np.array(column.to_list()) if isinstance(column, Ragged) else column
+    if valid is None or valid.all():
+        return values
+    mask = ~valid if values.ndim == 1 else np.broadcast_to(~valid[:, None], values.shape)
+    return np.ma.masked_array(values, mask)
+
+
+def batch_of(columns: Mapping[str, Any]) -> Batch:
+    """A caller's arrays and lists as a batch; masked arrays and lists with None have nulls.
+
+    >>> batch_of({"x": [1, None], "t": ["a", None]}).schema.describe()
+    'x int64?, t text?'
+    """
+    made, valid = dict(columns), {}
+    for name, column in columns.items():
+        if isinstance(column, np.ma.MaskedArray):
+            mask: Any = np.ma.getmaskarray(column)
+            mask = mask if mask.ndim == 1 else mask.reshape(len(mask), -1).any(axis=1)
+            made[name], valid[name] = np.ascontiguousarray(column.data), ~mask
+        elif isinstance(column, list | tuple) and any(value is None for value in column):
+            real = [value for value in column if value is not None]
+            if not real:
+                raise UsageError(f'column "{name}" has nothing but None, which has no type; give an array')
+            blank = "" if isinstance(real[0], str) else b"" if isinstance(real[0], bytes) else type(real[0])()
+            made[name] = [blank if value is None else value for value in column]
+            valid[name] = np.array([value is not None for value in column], bool)
+    return Batch.from_dict(made, valid)
 
 
 def source_node(source: Any) -> Source:

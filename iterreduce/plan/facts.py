@@ -50,6 +50,7 @@ class Facts:
 
     def __init__(self, roots: Iterable[Node] = ()):
         self._varies: dict[int, frozenset[object]] = {}
+        self._evolves: dict[int, bool] = {}
         self._unique: dict[int, frozenset[Key]] = {}
         self._kept: list[Node] = []  # ids of nodes are kept for as long as the nodes are
         self._aligned: set[int] = set()  # states whose rows are those that they begin with
@@ -88,6 +89,20 @@ class Facts:
         for needed in reads(node):
             out |= self._varies.get(id(needed), frozenset())
         return out - {node.body} if isinstance(node, Iterate) else out
+
+    def evolves(self, node: Node) -> bool:
+        """Do its rows come out of an iteration, in it or after it? Then a column of which the first rows have
+        no null may have some.
+        """
+        found = self._evolves.get(id(node))
+        if found is None:
+            for part in walk(node):
+                if id(part) not in self._evolves:
+                    inside = any(self._evolves.get(id(p), False) for p in part.inputs)
+                    self._evolves[id(part)] = inside or isinstance(part, StateRows | Iterate | StateOf)
+                    self._kept.append(part)
+            found = self._evolves[id(node)]
+        return found
 
     # ------------------------------------------------------------------ states
 

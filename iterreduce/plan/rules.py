@@ -32,6 +32,7 @@ from iterreduce.plan.facts import Facts
 from iterreduce.plan.nodes import (
     Aggregate,
     Evolving,
+    Fields,
     Filter,
     Group,
     Iterate,
@@ -63,15 +64,23 @@ class Rule(NamedTuple):
 
 def fold_project(node: Project, facts: Facts) -> Node | None:
     """Constants in expressions are computed now."""
-    fields = node.input.fields or {}
+    fields = folding_fields(node.input, facts)
     trees = tuple((name, fold_constants(tree, fields)) for name, tree in node.columns)
     changed = any(new is not old for (_, new), (_, old) in zip(trees, node.columns, strict=True))
     return replace(node, columns=trees) if changed else None
 
 
+def folding_fields(node: Node, facts: Facts) -> Fields:
+    """The types by which expressions of a node's columns are folded: nothing that comes out of an iteration
+    is surely never null, whatever its first rows are.
+    """
+    fields = node.fields or {}
+    return {n: making.nullable(f) for n, f in fields.items()} if facts.evolves(node) else fields
+
+
 def fold_filter(node: Filter, facts: Facts) -> Node | None:
     """Constants in conditions are computed now; a filter that all rows pass goes."""
-    tree = fold_constants(node.predicate, node.input.fields or {})
+    tree = fold_constants(node.predicate, folding_fields(node.input, facts))
     if isinstance(tree, Constant) and tree.value is not None and bool(tree.value):
         return node.input
     return replace(node, predicate=tree) if tree is not node.predicate else None

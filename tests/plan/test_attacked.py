@@ -131,3 +131,21 @@ def test_a_state_of_types_not_known_before_keeps_them_in_what_the_step_returns(
         return str(raised(group, ir.SchemaError, ir.iterate(step, began, key=key, max_iterations=3).collect))
 
     assert re.search(message, run_ranks(3, work)[0])
+
+
+def test_a_number_that_is_null_makes_a_state_null() -> None:
+    rows = ir.Dataset.from_local(None, k=np.arange(3), x=np.arange(3.0))
+
+    def step(state: ir.Dataset) -> ir.Dataset:
+        return state.with_columns(x=ir.col("x") + state.filter(ir.col("x") > 99).sum("x"))
+
+    found = ir.iterate(step, rows, max_iterations=1)
+    assert int(found.filter(ir.col("x").is_null()).count()) == 3
+    assert found.with_columns(x=ir.col("x").fill_null(-1)).collect()["x"].tolist() == [-1, -1, -1]
+
+
+def test_masked_arrays_and_lists_with_none_have_nulls_and_come_back_as_masked_arrays() -> None:
+    rows = ir.Dataset.from_local(None, x=np.ma.array([1.0, 2.0], mask=[True, False]), t=["a", None])
+    assert rows.sum("x").value() == 2.0
+    found = rows.to_numpy()
+    assert found["x"].tolist() == [None, 2.0] and found["t"].tolist() == ["a", None]
