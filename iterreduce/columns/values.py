@@ -146,6 +146,11 @@ def by_row(holds: Any) -> Any:
     return holds.reshape(len(holds), int(np.prod(holds.shape[1:]))).all(axis=1)
 
 
+def is_number(value: Value) -> bool:
+    """Is it one number for all rows?"""
+    return value.one and value.kind == "fixed" and np.ndim(value.data) == 0
+
+
 def chosen(condition: Any, then: Value, otherwise: Value, rows: int) -> Value:
     """``then`` in rows of the condition, a bool array ``(rows,)`` or one bool, else ``otherwise``."""
     if then.data is None and otherwise.data is None:
@@ -154,6 +159,10 @@ def chosen(condition: Any, then: Value, otherwise: Value, rows: int) -> Value:
     if then.mask is not None or otherwise.mask is not None:
         masks = [True if value.mask is None else value.mask for value in (then, otherwise)]
         mask = np.where(condition, *masks)
+    if not np.ndim(condition) and is_number(then) and is_number(otherwise):  # one for all rows, as both are
+        dtype = np.result_type(then.data, otherwise.data)
+        data = np.asarray(then.data if condition else otherwise.data, dtype)[()]
+        return Value(data, None if mask is None else np.bool(mask), one=True)
     if then.data is None or otherwise.data is None:  # the type, and the memory, of the one that has any
         there = otherwise if then.data is None else then
         return Value(there.spread(rows).data, mask)
