@@ -103,3 +103,12 @@ def _split(
         name, _ = found.setdefault(key_of(tree), (names(len(found)), tree))
         return Column(name)
     return rebuilt(tree, lambda part: _split(part, here, found, names))
+
+
+def with_parameters(tree: Expr, numbers: Mapping[str, Expr]) -> Expr:
+    """The tree with other numbers under these names."""
+    if not any(p.name in numbers for p in parameters_of(tree)):
+        return tree
+    if isinstance(tree, Apply):
+        return rebuilt(tree, lambda part: with_parameters(part, numbers))
+    return numbers.get(tree.name, tree) if isinstance(tree, Parameter) else tree

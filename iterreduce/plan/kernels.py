@@ -170,7 +170,7 @@ def _blank(column: Any) -> Any:
 
 @dataclass(frozen=True)
 class GroupHere:
-    """Aggregates by key of rows that lie by that key already, or are everywhere: nothing travels."""
+    """Aggregates of columns by key, of rows that lie by it already, or are everywhere: nothing travels."""
 
     keys: tuple[str, ...]
     aggregates: tuple[tuple[str, Aggregator], ...]
@@ -179,10 +179,6 @@ class GroupHere:
     def run(self, context: Context, *batches: Batch) -> Batch:
         """One row per key, in canonical order."""
         (rows,) = batches
-        trees = {str(a.column): a.column for _, a in self.aggregates if isinstance(a.column, Expr)}
-        if trees:
-            made = compute_columns(trees, rows, {})
-            rows = side_by_side(rows, made, tuple((n, n) for n in made.names))
         outputs = bind_outputs(dict(self.aggregates), self.keys, rows.schema)
         if any(output.bound.words is None for output in outputs):
             return self._collected(rows)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from iterreduce.columns.schema import Field
-from iterreduce.columns.trees import parameters_of
+from iterreduce.columns.trees import parameters_of, with_parameters
 from iterreduce.group import Group as Ranks
 from iterreduce.plan import making
 from iterreduce.plan.nodes import (
@@ -39,7 +39,7 @@ from iterreduce.plan.nodes import (
     Union,
     walk,
 )
-from iterreduce.plan.rules import Applied, Rewriter, with_parameters
+from iterreduce.plan.rules import Applied, Rewriter
 from iterreduce.sources import LocalSource
 
 EMPTY: Mapping[int, frozenset[str]] = {}

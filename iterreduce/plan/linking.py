@@ -87,15 +87,14 @@ def shuffled(
     """The aggregates as rows of a keyed table, in its order; ``rows``: also how many rows each key had."""
     links = resident(lowering, graph).links
     aggregates = dict(fused.aggregates)
-    joined = None
+    joined, padded = None, _padded(lowering, fused, graph)
     if fused.right is not None:
-        padded = _padded(lowering, fused, graph)
         table, names = joined_table(lowering, fused, padded)
         joined = Joined(lowering.read(table, place), fused.on)
         aggregates = {n: renamed_aggregate(a, names) for n, a in aggregates.items()}
     if rows:
         aggregates[ROWS] = count()
-    if joined is not None and padded is not None:
+    if padded is not None:
         aggregates = {n: _of_those_here(a) for n, a in aggregates.items()}
     into = lowering.name_of(node)
     reads = lowering.read(onto, place)
@@ -118,13 +117,11 @@ def complete(lowering: Lowering, node: Group, anchor: Made) -> bool:
     """Has each row of a table at least one group, or the indexed rows none at all? So where the table has
     just the keys of the index, and so has the one that the rows are joined with.
     """
-    fused = lowering.links.fused.get(id(node))
-    if fused is None:
+    if not has_all_keys(lowering, node, anchor):
         return False
-    tables = resident(lowering, lowering.links.graph_of(fused)).tables
-    if tables[fused.key].order is not anchor.order:
-        return False
-    return fused.right is None or lowering.flow(fused.right).table.order is tables[fused.on].order
+    fused = lowering.links.fused[id(node)]
+    keys = resident(lowering, lowering.links.graph_of(fused)).tables[fused.on]
+    return fused.right is None or lowering.flow(fused.right).table.order is keys.order
 
 
 def visible(lowering: Lowering, links: str, place: Place) -> str:

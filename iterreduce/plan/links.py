@@ -374,8 +374,11 @@ def _is_key(root: Node, name: str) -> bool:
     if root.fields is None or name not in root.fields:
         return False
     of = root.fields[name]
-    if of is None:
-        return of_edges(root)
+    return of_edges(root) if of is None else can_be_key(of)
+
+
+def can_be_key(of: Field) -> bool:
+    """Can values of this type number the rows of an index: whole numbers or text, without nulls?"""
     if of.nullable or of.shape:
         return False
     return of.kind in ("text", "bytes") or (of.kind == "fixed" and of.dtype.kind in KEY_KINDS)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from iterreduce.columns.expressions import Apply, Column, Expr, Parameter
-from iterreduce.columns.trees import parameters_of
+from iterreduce.columns.expressions import Column, Expr, Parameter
+from iterreduce.columns.trees import parameters_of, with_parameters
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.loop import Gather, Local, Loop, Replace, Shuffle, Stage, State, Superstep, Write
@@ -369,7 +369,7 @@ class Lowering:
                 number = NumberOf(parameter.name, leaf.column, defaults.get(leaf.column))
                 numbers[parameter.name] = made, number
                 changed[leaf.name] = parameter
-        return _with_parameters(tree, changed) if changed else tree
+        return with_parameters(tree, changed) if changed else tree
 
     def total(self, node: Node) -> tuple[Made, dict[str, int | None]]:
         """The table of a node of one row, and what its columns are if it has none."""
@@ -479,12 +479,3 @@ def passed_through(flow: Flow) -> dict[str, str]:
                 made |= {n: old for n, old in names.items() if n not in changed}
             names = made
     return names
-
-
-def _with_parameters(tree: Expr, changed: Mapping[str, Expr]) -> Expr:
-    """The tree with other parameters."""
-    if isinstance(tree, Parameter):
-        return changed.get(tree.name, tree)
-    if isinstance(tree, Apply):
-        return replace(tree, arguments=tuple(_with_parameters(a, changed) for a in tree.arguments))
-    return tree

@@ -71,6 +71,42 @@ class Node:
         return replace(self, **changed) if changed else self
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OfRows(Node):
+    """A node that reads the rows of one other."""
+
+    input: Node
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.input,)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OfSeveral(Node):
+    """A node that reads the rows of any number of others."""
+
+    rows: tuple[Node, ...]
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return self.rows
+
+    def with_inputs(self, *inputs: Node) -> Node:
+        return replace(self, rows=inputs)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Aggregated(OfRows):
+    """A node that folds the rows of another."""
+
+    aggregates: tuple[tuple[str, Aggregator], ...]
+
+    @property
+    def expressions(self) -> tuple[Expr, ...]:
+        return tuple(a.column for _, a in self.aggregates if isinstance(a.column, Expr))
+
+
 @dataclass(frozen=True)
 class Scalar(Parameter):
     """A number of a plan: a column of the one row of a node, and a value of expressions."""
@@ -132,16 +168,11 @@ class StateRows(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Project(Node):
+class Project(OfRows):
     """Columns computed row by row. ``rest``: all other columns of the input as well."""
 
-    input: Node
     columns: Expressions
     rest: bool = False
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.input,)
 
     @property
     def expressions(self) -> tuple[Expr, ...]:
@@ -166,15 +197,10 @@ class Project(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Filter(Node):
+class Filter(OfRows):
     """The rows for which a condition is true (not false, not null)."""
 
-    input: Node
     predicate: Expr
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.input,)
 
     @property
     def expressions(self) -> tuple[Expr, ...]:
@@ -186,7 +212,7 @@ class Filter(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class MapBatches(Node):
+class MapBatches(OfSeveral):
     """A Python function on batches of the first input, beside all rows of the others.
 
     ``by``: key columns: the function is given whole `Groups` of rows instead, one batch of groups for each
@@ -194,19 +220,11 @@ class MapBatches(Node):
     first input, in their order, with these columns as they were beside what the function makes.
     """
 
-    rows: tuple[Node, ...]
     function: Any  # a function of batches, or a kernel
     pure: bool = False
     by: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
     body: object = None  # the iteration in whose body it was written, unless it is pure
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return self.rows
-
-    def with_inputs(self, *inputs: Node) -> Node:
-        return replace(self, rows=inputs)
 
     @property
     def label(self) -> str:
@@ -215,20 +233,10 @@ class MapBatches(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Group(Node):
+class Group(Aggregated):
     """One row per distinct key: the key columns, then aggregates."""
 
-    input: Node
     keys: tuple[str, ...]
-    aggregates: tuple[tuple[str, Aggregator], ...]
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.input,)
-
-    @property
-    def expressions(self) -> tuple[Expr, ...]:
-        return tuple(a.column for _, a in self.aggregates if isinstance(a.column, Expr))
 
     @property
     def label(self) -> str:
@@ -278,17 +286,8 @@ class Join(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Union(Node):
+class Union(OfSeveral):
     """All rows of several inputs with the same columns; they have no order."""
-
-    rows: tuple[Node, ...]
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return self.rows
-
-    def with_inputs(self, *inputs: Node) -> Node:
-        return replace(self, rows=inputs)
 
     @property
     def label(self) -> str:
@@ -296,16 +295,11 @@ class Union(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Sort(Node):
+class Sort(OfRows):
     """Rows in the order of their keys, nulls last; rows of equal keys in the order in which they stood."""
 
-    input: Node
     keys: tuple[str, ...]
     descending: tuple[bool, ...]
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.input,)
 
     @property
     def label(self) -> str:
@@ -314,17 +308,12 @@ class Sort(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Limit(Node):
+class Limit(OfRows):
     """The first rows; by the order of keys where there are some (`top`), else as they stand."""
 
-    input: Node
     rows: int
     keys: tuple[str, ...] = ()
     descending: tuple[bool, ...] = ()
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.input,)
 
     @property
     def label(self) -> str:
@@ -332,18 +321,13 @@ class Limit(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Sample(Node):
+class Sample(OfRows):
     """Different random rows, the same on any number of ranks, on every rank."""
 
-    input: Node
     k: int
     seed: int
     at_least: int = 0
     of: str = "rows"
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.input,)
 
     @property
     def label(self) -> str:
@@ -351,15 +335,10 @@ class Sample(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Repartition(Node):
+class Repartition(OfRows):
     """The same rows, those of equal keys on one rank."""
 
-    input: Node
     keys: tuple[str, ...]
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.input,)
 
     @property
     def label(self) -> str:
@@ -367,19 +346,8 @@ class Repartition(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Aggregate(Node):
+class Aggregate(Aggregated):
     """One row for all rows: aggregates, the same on all ranks."""
-
-    input: Node
-    aggregates: tuple[tuple[str, Aggregator], ...]
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.input,)
-
-    @property
-    def expressions(self) -> tuple[Expr, ...]:
-        return tuple(a.column for _, a in self.aggregates if isinstance(a.column, Expr))
 
     @property
     def label(self) -> str:

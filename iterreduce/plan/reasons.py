@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from iterreduce.columns.expressions import Column, Expr
 from iterreduce.columns.trees import parameters_of
 from iterreduce.plan.facts import Facts
-from iterreduce.plan.links import KEY_KINDS, KINDS
+from iterreduce.plan.links import KINDS, can_be_key
 from iterreduce.plan.nodes import (
     Aggregate,
     Filter,
@@ -143,9 +143,7 @@ def _of_key(group: Group, join: Join, facts: Facts) -> str:
     if isinstance(root, Project):
         return f'its key "{group.keys[0]}" is computed'
     field = None if root.fields is None else root.fields.get(name)
-    if field is not None and (field.nullable or field.shape or (
-        field.kind == "fixed" and field.dtype.kind not in KEY_KINDS
-    )):  # fmt: skip
+    if field is not None and not can_be_key(field):
         return f'its key "{group.keys[0]}" is {field.describe()}; wanted whole numbers or text without nulls'
     return ""
 

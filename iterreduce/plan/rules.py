@@ -16,7 +16,7 @@ Equal parts are made once (`sharing`) before, columns that nobody reads are prun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from iterreduce.columns.expressions import Apply, Column, Constant, Expr, apply, expression
 from iterreduce.columns.simplify import fold_constants, null_on_null
-from iterreduce.columns.trees import columns_of, parameters_of, renamed, substitute
+from iterreduce.columns.trees import columns_of, renamed, substitute, with_parameters
 from iterreduce.columns.trees import walk as parts_of
 from iterreduce.plan import making
 from iterreduce.plan.below import invariant_columns, table_to_the_right, total_of_groups
@@ -457,15 +457,6 @@ class Rewriter:
             assert isinstance(rows, StateRows)
             states.append(Evolving(state.name, rows, self.made[id(state.result)], state.key))
         return replace(node, states=tuple(states), fields=states[0].rows.fields)
-
-
-def with_parameters(tree: Expr, numbers: Mapping[str, Expr]) -> Expr:
-    """The tree with other numbers under these names."""
-    if not any(p.name in numbers for p in parameters_of(tree)):
-        return tree
-    if isinstance(tree, Apply):
-        return tree.of([with_parameters(part, numbers) for part in tree.arguments])
-    return numbers.get(getattr(tree, "name", ""), tree)
 
 
 def optimized(root: Node, rules: Iterable[Rule] = RULES, applied: Applied | None = None) -> Node:

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping
 
 from iterreduce.columns.aggregators import Aggregator
 from iterreduce.columns.expressions import Expr, Parameter, key_of
-from iterreduce.columns.trees import parameters_of
+from iterreduce.columns.trees import parameters_of, with_parameters
 from iterreduce.plan.nodes import (
     Aggregate,
     Filter,
@@ -30,7 +30,7 @@ from iterreduce.plan.nodes import (
     Source,
     Union,
 )
-from iterreduce.plan.rules import Applied, Rewriter, with_parameters
+from iterreduce.plan.rules import Applied, Rewriter
 
 WORK = (Group, Join, Aggregate, Sort, Limit, Sample, Repartition, MapBatches)
 
