@@ -17,8 +17,8 @@ from iterreduce.columns.groups import group_rows
 from iterreduce.columns.ragged import Ragged
 from iterreduce.columns.schema import Field, Schema
 from iterreduce.errors import SchemaError
-from iterreduce.loop import Context, Kernel
-from iterreduce.maps import in_user_code
+from iterreduce.loop import Context
+from iterreduce.maps import call
 from iterreduce.plan.kernels import side_by_side
 
 
@@ -35,10 +35,8 @@ class OfGroups:
 
     def run(self, context: Context, *batches: Batch) -> Batch:
         """What it makes of this share."""
-        made = in_user_code(self.function, *(group_rows(rows, self.keys) for rows in batches))
-        if not isinstance(made, Batch):
-            raise SchemaError(f"{self.__name__} returned {type(made).__name__}: wanted an ir.Batch")
-        return made
+        groups: Any = [group_rows(rows, self.keys) for rows in batches]
+        return call(self.function, context, groups)
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,7 @@ class Declared:
 
     def run(self, context: Context, *batches: Batch) -> Batch:
         """The columns that were told, in their order."""
-        if isinstance(self.function, Kernel):
-            made = self.function.run(context, *batches)
-        else:
-            made = in_user_code(self.function, *batches)
-        if not isinstance(made, Batch):
-            raise SchemaError(f"{self.__name__} returned {type(made).__name__}: wanted an ir.Batch")
+        made = call(self.function, context, batches)
         if not made.names:
             return made  # nothing came of these rows
         for name, of in self.fields:
@@ -99,9 +92,7 @@ class RowByRow:
 
     def run(self, context: Context, *batches: Batch) -> Batch:
         """The columns kept, then what the function makes."""
-        rows, made = batches[0], in_user_code(self.function, *batches)
-        if not isinstance(made, Batch):
-            raise SchemaError(f"{self.__name__} returned {type(made).__name__}: wanted an ir.Batch")
+        rows, made = batches[0], call(self.function, context, batches)
         if len(made) != len(rows):
             raise SchemaError(
                 f"{self.__name__} made {len(made)} rows of {len(rows)}: with keeps=... wanted one of each"

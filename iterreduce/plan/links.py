@@ -184,8 +184,6 @@ class Links:
 
 def match_join(group: Group, facts: Facts) -> Fused | None:
     """The group as a shuffle of indexed rows joined with a table, if it is one."""
-    if len(group.keys) != 1 or not group.aggregates:
-        return None
     trees = _needed(group)
     if trees is None:
         return None
@@ -269,8 +267,6 @@ def _column(tree: Expr) -> Column:
 
 def match_rows(group: Group) -> Fused | None:
     """The group as a shuffle of indexed rows alone, if they are indexed."""
-    if len(group.keys) != 1 or not group.aggregates:
-        return None
     trees = _needed(group)
     if trees is None:
         return None
@@ -283,7 +279,9 @@ def match_rows(group: Group) -> Fused | None:
 
 
 def _needed(group: Group) -> dict[str, Expr] | None:
-    """What the aggregates fold, by output, and the key; None for aggregates that cannot be folded so."""
+    """What the aggregates fold, by output, and the key; None for groups that cannot be folded so."""
+    if len(group.keys) != 1 or not group.aggregates:
+        return None
     out: dict[str, Expr] = {"\0key": Column(group.keys[0])}
     for name, aggregator in group.aggregates:
         if aggregator.kind not in KINDS or aggregator.definition is not None:
