@@ -5,7 +5,7 @@ Shared by the stages that fold (Shuffle with ``combine``, Total). Nothing here c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -190,12 +190,16 @@ class RowSource:
         from_map = f" made by {getattr(self.map.stage.function, '__name__', 'a kernel')}" if self.map else ""
         return f'"{self.name}"{from_map}'
 
-    def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
+    def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterable[Piece]:
         """All rows of this rank in canonical order; a resident table is one piece, even without rows."""
-        bare = self._bare_pieces(tables, iteration)
+        if self._by_block and tables[self._reads].layout.kind != "everywhere":
+            assert self.map is not None
+            bare = self.map.pieces(tables, iteration)
+        else:
+            bare = (self._share(tables, iteration),)
         return self._computed_pieces(bare) if self.computed else bare
 
-    def _computed_pieces(self, bare: Iterator[Piece]) -> Iterator[Piece]:
+    def _computed_pieces(self, bare: Iterable[Piece]) -> Iterator[Piece]:
         for piece in bare:
             yield piece._replace(batch=self._with_computed(piece.batch))
 
@@ -204,17 +208,14 @@ class RowSource:
         made = compute_columns(self.computed, batch)
         return batch.with_columns(**made._columns).with_valid(**made._valid)
 
-    def _bare_pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
-        if self._by_block and tables[self._reads].layout.kind != "everywhere":
-            assert self.map is not None
-            return self.map.pieces(tables, iteration)
+    def _share(self, tables: Mapping[str, Table], iteration: int) -> Piece:
         table = self.map.share(tables, iteration) if self.map else tables[self.name]
         batch = table.batch
         if table.everywhere and self.size > 1:  # each row counts once: every rank brings an equal part
             batch = batch.slice(
                 len(batch) * self.rank // self.size, len(batch) * (self.rank + 1) // self.size
             )
-        return iter((Piece(0, len(batch), batch, table.tokens),))
+        return Piece(0, len(batch), batch, table.tokens)
 
     def on_nothing(self, tables: Mapping[str, Table], iteration: int) -> Batch:
         """The rows that no rows make: for their schema."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -195,18 +196,21 @@ class BlockMap:
         self._beside: dict[str, tuple[Batch, list[Handed], list[Handed]]] = {}
         self._seen: tuple[list[Table], list[Handed], list[list[Batch]]] | None = None
 
-    def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterator[Piece]:
+    def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterable[Piece]:
         """The map's results, piece by piece, in canonical order."""
         first = tables[self.stage.reads[0]]
         pieces = self.cutter.pieces(first)
         beside = self._all_beside(tables, first, pieces)
-        function = self.stage.function
-        for handed, others in zip(pieces, beside, strict=True):
-            lo, batch = handed.lo, handed.batch
-            context = iteration, first.first_row + lo, first.rows_total
-            result = call(function, context, (batch, *others))
-            made, tokens = take_back(result, handed.origin)
-            yield _piece(Piece, (lo, lo + batch._length, made, tokens))
+        if len(pieces) == 1:  # a small share: what a generator costs is seen
+            return (self._piece(first, iteration, pieces[0], beside[0]),)
+        return map(partial(self._piece, first, iteration), pieces, beside)
+
+    def _piece(self, first: Table, iteration: int, handed: Handed, others: list[Batch]) -> Piece:
+        lo, batch = handed.lo, handed.batch
+        context = iteration, first.first_row + lo, first.rows_total
+        result = call(self.stage.function, context, (batch, *others))
+        made, tokens = take_back(result, handed.origin)
+        return _piece(Piece, (lo, lo + batch._length, made, tokens))
 
     def _all_beside(
         self, tables: Mapping[str, Table], first: Table, pieces: list[Handed]
@@ -276,7 +280,7 @@ class BlockMap:
                 handed = Handed(table.batch, table.tokens)
                 self._whole[name] = table, handed
             batches.append(handed.batch)
-            origin.update(handed.origin)
+            origin |= handed.origin
         result = call(stage.function, (iteration, first.first_row, first.rows_total), batches)
         return self._placed(*take_back(result, origin), tables)
 
@@ -333,7 +337,10 @@ def layout_after(function: Any, layout: Layout, batch: Batch) -> Layout:
     if hasattr(function, "keeps"):
         keys = carried(function, layout.keys)
         return BY_BLOCK if keys is None else Layout(layout.kind, keys)
-    return layout if all(key in batch._columns for key in layout.keys) else BY_BLOCK
+    for key in layout.keys:
+        if key not in batch._columns:
+            return BY_BLOCK
+    return layout
 
 
 def joined(first: Table, pieces: list[Piece], function: Any = None) -> Table | None:

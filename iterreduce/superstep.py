@@ -167,7 +167,7 @@ class Watched:
                 iteration=iteration,
                 seconds=time.perf_counter() - started,
                 bytes=self.group.traffic.payload_bytes - before,
-                rows=0 if made is None else len(made),
+                rows=0 if made is None else made.batch._length,
             )
 
 
