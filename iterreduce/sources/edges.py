@@ -37,6 +37,7 @@ from iterreduce.sources.npy import Npz
 from iterreduce.sources.opening import ChosenSource, FoundSource, open_source
 from iterreduce.sources.sparse import SparseNpz
 from iterreduce.sources.text import TEXT, LineSource
+from iterreduce.sources.wrapping import Wrapping
 
 if TYPE_CHECKING:
     from iterreduce.collectives import Group
@@ -119,7 +120,7 @@ def _is_id(cell: str) -> bool:
     return cell.removeprefix("-").isdigit()
 
 
-class EdgeColumns:
+class EdgeColumns(Wrapping):
     """Columns of another source as ``src``, ``dst``, ``weight``: ids int64 or text, weights int64 or float.
 
     Which: the columns asked for; else those of these names; else row, col and data of a sparse matrix; else
@@ -246,19 +247,6 @@ class EdgeColumns:
             return None
         return _weight_field(field.dtype) if name == "weight" else self._check_ids(name, field)
 
-    def rows_hint(self) -> int | None:
-        """That of the wrapped source. Local."""
-        return self.source.rows_hint()
-
-    def bytes_hint(self) -> int | None:
-        """That of the wrapped source. Local."""
-        return self.source.bytes_hint()
-
-    @property
-    def bytes_read(self) -> int:
-        """That of the wrapped source."""
-        return self.source.bytes_read
-
     @property
     def asked(self) -> str:
         """Which columns and rows are read, in words."""
@@ -318,10 +306,6 @@ class EdgeColumns:
         """The number of a row of blocks from `lo` on, for messages."""
         starts = self.blocks.starts
         return row_in_files(self.source, row + (0 if starts is None else int(starts[lo])))
-
-    def block_rows(self, lo: int, hi: int) -> Array:
-        """Edges of each block. Local."""
-        return self.source.block_rows(lo, hi)
 
     def columns(self, names: Sequence[str]) -> EdgeColumns:
         """These columns only."""

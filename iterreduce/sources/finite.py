@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema, missing_column
 from iterreduce.errors import InputError
 from iterreduce.sources.asked import Bound, Peek
 from iterreduce.sources.blocks import Blocks, Source, first_nonfinite, row_in_files
+from iterreduce.sources.wrapping import Wrapping
 
 if TYPE_CHECKING:
     from iterreduce.collectives import Group
 
 
-class FiniteSource:
+class FiniteSource(Wrapping):
     """The same rows; `check` raises `InputError` at the first that is NaN, infinite or null in a column.
 
     Columns and rows that are not read are not checked.
@@ -45,11 +45,6 @@ class FiniteSource:
         return self.source.blocks
 
     @property
-    def bytes_read(self) -> int:
-        """That of the wrapped source."""
-        return self.source.bytes_read
-
-    @property
     def asked(self) -> str:
         """That of the wrapped source."""
         return self.source.asked
@@ -57,14 +52,6 @@ class FiniteSource:
     def peek(self) -> Peek | None:
         """The columns of the wrapped source. Local."""
         return self.source.peek()
-
-    def rows_hint(self) -> int | None:
-        """That of the wrapped source. Local."""
-        return self.source.rows_hint()
-
-    def bytes_hint(self) -> int | None:
-        """That of the wrapped source. Local."""
-        return self.source.bytes_hint()
 
     def open(self, group: Group) -> None:
         """Open the wrapped source; the columns must be there, and be numbers. Collective."""
@@ -82,10 +69,6 @@ class FiniteSource:
     def read(self, lo: int, hi: int) -> Batch:
         """The rows of blocks ``[lo, hi)``. Local."""
         return self.source.read(lo, hi)
-
-    def block_rows(self, lo: int, hi: int) -> Array:
-        """Rows of each block. Local."""
-        return self.source.block_rows(lo, hi)
 
     def columns(self, names: Sequence[str]) -> FiniteSource:
         """These columns only, of which those are checked that were."""

@@ -17,12 +17,13 @@ from iterreduce.errors import InputError
 from iterreduce.sources.agreement import root_decides
 from iterreduce.sources.asked import Bound, Peek, checked_bounds, checked_columns, hint, in_words, only
 from iterreduce.sources.blocks import Blocks, Source, changed, row_in_files
+from iterreduce.sources.wrapping import Wrapping
 
 if TYPE_CHECKING:
     from iterreduce.collectives import Group
 
 
-class StackedSource:
+class StackedSource(Wrapping):
     """Column `name` as a float matrix of shape (rows, columns), whatever columns the wrapped source has.
 
     A column of that name is taken if its rows are vectors, or if it is the only column. Otherwise all
@@ -125,19 +126,6 @@ class StackedSource:
         beside = {name: field for name, field in found.items() if name not in parts}
         return only({self.column: made, **beside}, self._wanted)
 
-    def rows_hint(self) -> int | None:
-        """That of the wrapped source. Local."""
-        return self.source.rows_hint()
-
-    def bytes_hint(self) -> int | None:
-        """That of the wrapped source. Local."""
-        return self.source.bytes_hint()
-
-    @property
-    def bytes_read(self) -> int:
-        """That of the wrapped source."""
-        return self.source.bytes_read
-
     @property
     def asked(self) -> str:
         """Which columns and rows are read, in words."""
@@ -200,10 +188,6 @@ class StackedSource:
             raise InputError(
                 f'{self.name} row {row}, column "{name}": the cell is empty, wanted a number in every cell'
             )
-
-    def block_rows(self, lo: int, hi: int) -> Array:
-        """Rows of each block. Local."""
-        return self.source.block_rows(lo, hi)
 
     def columns(self, names: Sequence[str]) -> StackedSource:
         """These of the columns that come out only."""
