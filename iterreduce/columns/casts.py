@@ -101,8 +101,7 @@ def _parsed(value: Value, dtype: np.dtype[Any], rows: int) -> Value:
         texts = [text.decode(errors="replace") for text in texts]
     numbers, valid = _each(texts, _parser(dtype))
     if dtype.kind == "M":
-        nothing = np.datetime64("NaT", np.datetime_data(dtype))
-        made: Array = np.array([nothing if n is None else n for n in numbers], dtype)
+        made: Array = np.array(["NaT" if n is None else n for n in numbers], dtype)
     else:
         made = np.array([0 if n is None else n for n in numbers], dtype)
     return Value(made.reshape(rows), joined([value.mask, valid.reshape(rows)]))
