@@ -67,7 +67,7 @@ def after_filtering(make: Callable[[], Source], bounds: Any, size: int) -> list[
 # ---------------------------------------------------------------- any table, any bounds
 
 
-DAYS = [np.datetime64("2024-01-01") + i for i in range(0, 60, 7)]
+DAYS = [np.datetime64("2024-01-01") + np.timedelta64(i, "D") for i in range(0, 60, 7)]
 SMALL = st.integers(-5, 5)
 VALUES: dict[str, Any] = {
     "i": (pa.int64(), st.one_of(SMALL, st.sampled_from([2**53, 2**53 + 1, -(2**63), 2**63 - 1]))),
