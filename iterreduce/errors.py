@@ -83,13 +83,13 @@ class ScheduleError(IterReduceError):
 
 
 class RanksLost(IterReduceError):
-    """Ranks died, and those that live cannot go on by themselves: the communicator is the caller's.
+    """Ranks died, and those that live cannot go on by themselves.
 
     ``lost``: their ranks in the group. ``survivors``: how many live. ``position`` and ``tables``: of the last
     commit on this rank, where a `LoopRun` was under way: shares of this rank, those of the dead are gone.
 
     >>> print(RanksLost((2,), 3))
-    rank 2 has died; 3 ranks live. This communicator is the caller's: make one of those who live and run again
+    rank 2 has died, 3 live; this communicator is the caller's: make one of those who live and run again
     """
 
     def __init__(
@@ -98,14 +98,12 @@ class RanksLost(IterReduceError):
         survivors: int,
         position: Any = None,
         tables: Mapping[str, Any] | None = None,
+        reason: str = "this communicator is the caller's: make one of those who live and run again",
     ) -> None:
         self.lost, self.survivors = tuple(lost), survivors
         self.position, self.tables = position, tables
-        who = f"rank {lost[0]} has" if len(lost) == 1 else f"ranks {', '.join(map(str, lost))} have"
-        super().__init__(
-            f"{who} died; {survivors} ranks live. This communicator is the caller's: make one of those who "
-            "live and run again"
-        )
+        who = f"rank {lost[0]} has" if len(self.lost) == 1 else f"ranks {', '.join(map(str, lost))} have"
+        super().__init__(f"{who if lost else 'ranks have'} died, {survivors} live; {reason}")
 
 
 class LaunchError(IterReduceError):

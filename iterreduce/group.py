@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from iterreduce.epochs import survived
 from iterreduce.errors import UsageError
 from iterreduce.windows import KeptWindow, SoloWindow
 from iterreduce.windows import Window as Window
@@ -87,8 +88,7 @@ class Plan:
             self._free()
 
 
-def _freed(group: Group, epoch: int, free: Callable[[], None]) -> None:
-    """Give back what belongs to a group; what belonged to ranks of which some are dead is only dropped."""
+def _freed(group: Group, epoch: int, free: Callable[[], None]) -> None:  # not where ranks died since
     if group.epoch == epoch:
         free()
 
@@ -375,6 +375,7 @@ class Group(ABC):
         """The group goes on with other ranks."""
         self.rank, self.size, self.epoch = rank, size, self.epoch + 1
         self._kept = KeptWindow(size)
+        survived()
 
     @abstractmethod
     def abort(self, code: int) -> None:
