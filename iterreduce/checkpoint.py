@@ -151,10 +151,10 @@ class Checkpointer:
         self.written, self.failed = before.written, before.failed
         self.restarted_from = before.restarted_from
 
-    def give_up(self) -> None:
-        """Ranks have died: what is being written will not be published. Local."""
+    def forsake(self) -> None:
+        """Ranks have died: what is being written is given up. Local."""
         if self._writing is not None:
-            self._writing.abandon()
+            self._writing.forsake()
             self._writing = None
 
     def agree_on(self, job: Mapping[str, Any], saved: Any) -> None:
@@ -466,7 +466,9 @@ class Checkpointer:
     def ended(self, end: str, iteration: int) -> None:
         """The run is over: what is being written is given up. Local."""
         self._at("end")  # a rank that is dead, if only as a thread, gets no further: it leaves all as it is
-        self.give_up()
+        if self._writing is not None:
+            self._writing.abandon()
+            self._writing = None
         self._note(iteration, end)
 
     def finish(self, facts: Mapping[str, Any]) -> None:

@@ -185,6 +185,7 @@ class LoopRun(driver.LoopRun):
         """
         group = group_for(comm)
         self.recoveries: list[dict[str, Any]] = []
+        self._first = 0  # iterations that were done before this run began
         self._feeds: dict[int, Mapping[str, Any]] = {}  # that may have to be fed again, by commit
         enduring(group, lambda: driver.LoopRun.__init__(self, loop, group, options, events, stop))
         self._endures = group.heals and self.options.recover != "off"
@@ -289,6 +290,7 @@ class LoopRun(driver.LoopRun):
             held, self._taken_over = self._taken_over.newest(), None
         self._keep_inputs()
         super().start(held)
+        self._first = self.iteration
 
     def _advance_to(self, at: int) -> Position | Outcome:
         """Iterate until so many transactions are committed. Collective."""
@@ -321,7 +323,7 @@ class LoopRun(driver.LoopRun):
         self.tell("rank.lost", lost=lost, survivors=self.group.size)
         self.tell("recovery.start", lost=lost, commits=committed)
         if self.lasting is not None:
-            self.lasting.checkpoints.give_up()
+            self.lasting.checkpoints.forsake()
         if self.pool is not current():
             self.pool.close()
         held = self.copies.newest() if self.copies is not None else None
@@ -331,6 +333,7 @@ class LoopRun(driver.LoopRun):
         self._make()
         with using(self.pool):
             driver.LoopRun.start(self, held)
+        self._forget_undone()
         self._keep_inputs()
         if self.copies is not None and self.commits:
             self.copies.make()
@@ -338,6 +341,11 @@ class LoopRun(driver.LoopRun):
         seconds["prepare"] = self.clock.invariants - invariants
         seconds["total"] = loss.seconds + time.perf_counter() - began
         self._note(lost, held is not None, committed, seconds)
+
+    def _forget_undone(self) -> None:
+        """Of iterations that are done again only the last time counts."""
+        done = max(0, self.iteration - self._first)
+        del self.clock.iterations[done:], self.bytes_iterations[done:]
 
     def _note(self, lost: tuple[int, ...], held: bool, committed: int, seconds: dict[str, float]) -> None:
         record = {
