@@ -176,8 +176,8 @@ class LoopRun(Whereabouts):
 
     def memory(self) -> Accounts:
         """What this rank holds now, by name."""
-        copies = self.lasting.checkpoints.copies if self.lasting is not None else None
-        return account(self.root, self.shop, self.options.memory_bytes, copies, self)
+        saved = self.lasting.checkpoints.copies if self.lasting is not None else None
+        return account(self.root, self.shop, self.options.memory_bytes, saved, self.copies, self)
 
     def _audit(self, where: str) -> None:
         """With a budget: plans get what is left of it, and a rank over it says so at the next collective."""

@@ -288,6 +288,7 @@ class LoopRun(driver.LoopRun):
     def _begin_run(self, held: Any = None) -> None:
         if self._taken_over is not None and held is None:
             held, self._taken_over = self._taken_over.newest(), None
+            self._give_inputs(())
         self._keep_inputs()
         super().start(held)
         self._first = self.iteration
@@ -330,15 +331,18 @@ class LoopRun(driver.LoopRun):
         self._give_inputs(lost)
         load, invariants = self.clock.load, self.clock.invariants
         self.bytes_read, self.loader.bytes_read = self.bytes_read + self.loader.bytes_read, 0
+        started = time.perf_counter()
         self._make()
         with using(self.pool):
             driver.LoopRun.start(self, held)
+        made = time.perf_counter() - started
         self._forget_undone()
         self._keep_inputs()
         if self.copies is not None and self.commits:
             self.copies.make()
         seconds = {"shrink": loss.seconds, "load": self.clock.load - load}
         seconds["prepare"] = self.clock.invariants - invariants
+        seconds["restore"] = made - seconds["load"] - seconds["prepare"]
         seconds["total"] = loss.seconds + time.perf_counter() - began
         self._note(lost, held is not None, committed, seconds)
 
@@ -385,7 +389,7 @@ class LoopRun(driver.LoopRun):
         Collective.
         """
         inputs = self._locals()
-        if not inputs:
+        if all(local.is_whole for local in inputs.values()):
             return
         held = whole(self.group, self.copies.inputs) if self.copies is not None else None
         if held is None:

@@ -51,6 +51,11 @@ class LocalSource:
         """This rank's rows."""
         return self._batch
 
+    @property
+    def is_whole(self) -> bool:
+        """Do all ranks live that had rows when these came?"""
+        return self._losses == losses()
+
     def give(self, batch: Batch) -> None:
         """These rows in place of those that it has; before `open`."""
         self._batch, self.schema, self._losses = batch, batch.schema, losses()
@@ -60,7 +65,7 @@ class LocalSource:
 
         Raises `DisagreementError`, naming the rank, and `RanksLost` where ranks have died since the rows came.
         """
-        if self._losses != losses():
+        if not self.is_whole:
             reason = f"the rows of {self.name} that they held are gone; give all of them to those who live"
             raise RanksLost((), group.size, reason=reason)
         self.schema = agreed_schema(group, self._batch)

@@ -263,6 +263,11 @@ class ThreadGroup(Group):
         return checked
 
     @property
+    def calls(self) -> int:
+        """Collectives that this rank has begun so far, of any group: a `Death` is counted in them."""
+        return self._meeting.world.deaths.begun(self._meeting.members[self.rank])
+
+    @property
     def dead(self) -> bool:
         """Has this rank died?"""
         return self._meeting.members[self.rank] in self._meeting.world.dead
