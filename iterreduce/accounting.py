@@ -140,8 +140,8 @@ def is_audited(iteration: int) -> bool:
 
 
 def audit(accounts: Accounts, shop: Workshop, where: str) -> None:
-    """Give plans what is left of the budget; raise `MemoryBudgetError` where the rest alone is over it. Copies
-    for other ranks come last.
+    """Give plans what is left of the budget; raise `MemoryBudgetError` where the rest alone is over it.
+    Copies for other ranks come last.
     """
     budget = accounts.budget_bytes
     assert budget is not None

@@ -2,20 +2,21 @@
 
 Every so often, when all ranks have agreed to in a control reduction, each rank packs its rows of what
 `iterreduce.capture` names into words, keeps them, and sends them to the next rank, which keeps them too: one
-exchange. What is everywhere is copied on each rank and sent nowhere. Two generations are kept, so one is whole
-while the other is made; a rank that reaches the next control reduction has all of its own, so when all have
-come there the older one may go.
+exchange. What is everywhere is copied on each rank and sent nowhere. Two generations are kept, so one is
+whole while the other is made; a rank that reaches the next control reduction has all of its own, so when
+all have come there the older one may go.
 
 After a loss the survivors tell each other what they hold (`newest`). A generation counts if every rank's part
 of it is held by somebody; `Remembered` then is what `capture.Restorer` reads from, as from a checkpoint. Two
 neighbours that die at once take both copies of a part with them.
 
-What it is not: it knows no loop, and heals nothing (`iterreduce.recovery`). Memory: twice this rank's rows and
-the next one's; where the budget has no room for it there are no copies.
+What it is not: it knows no loop, and heals nothing (`iterreduce.recovery`). Memory: twice this rank's rows
+and those of the one before; where the budget has no room for it there are no copies.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,7 @@ class Piece(NamedTuple):
 
 @dataclass
 class Part:
-    """Rows of several tables in one array, int64: the length of a text, the text that says what comes, rows."""
+    """Rows of several tables in one array, int64: length of a text, the text that says what comes, rows."""
 
     words: Array
     tables: dict[str, Piece] = field(default_factory=dict)
@@ -147,8 +148,8 @@ class Copies:
         tell: Callable[..., None],
         sinks: bool,
     ) -> None:
-        """Copy what this run captures. ``capture``: commits so far and their state; ``room``: do so many bytes
-        fit? ``sinks``: rows that were sunk are put together anew each time, which may fail on one rank.
+        """Copy what this run captures. ``capture``: commits so far and their state; ``room``: do so many
+        bytes fit? ``sinks``: rows that were sunk are put together anew each time, which may fail on one rank.
         """
         self.capture, self.room, self.tell, self.sinks = capture, room, tell, sinks
 
@@ -310,7 +311,7 @@ class Info:
 
 
 class Remembered:
-    """A generation in the memory of the survivors, to be read as a checkpoint is (`iterreduce.capture.Saved`).
+    """A generation in the memory of survivors, to be read as a checkpoint is (`iterreduce.capture.Saved`).
 
     Made on all ranks together. ``holders``: for each part the ranks that hold it; ``made``: what this rank
     holds, if anything.
@@ -439,7 +440,7 @@ def _within(starts: Sequence[int], lo: int, hi: int) -> list[tuple[int, int, int
     [(0, 2, 3), (2, 0, 2)]
     """
     out = []
-    for part, (first, last) in enumerate(zip(starts, starts[1:], strict=False)):
+    for part, (first, last) in enumerate(itertools.pairwise(starts)):
         a, b = max(lo, first), min(hi, last)
         if a < b:
             out.append((part, a - first, b - first))

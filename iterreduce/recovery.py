@@ -7,8 +7,9 @@ most deeds simply begin anew; a `LoopRun` makes itself anew and takes up the new
 can provide: from copies in their memory (`iterreduce.copies`), else from the newest checkpoint, else from its
 sources. There is no second road: it starts, and takes up, as a run does that is started again.
 
-A loss may show on some survivors only, so a deed ends on all of them or on none (`Group.all_here`), but for an
-iteration that a caller's own ``while`` asks for: there a rank may be one deed ahead, and helps those behind.
+A loss may show on some survivors only, so a deed ends on all of them or on none (`Group.all_here`), but for
+an iteration that a caller's own ``while`` asks for: there a rank may be one deed ahead, and helps those
+behind.
 
 What cannot be made good is `RanksLost`: the communicator is a caller's, or rows are gone that only the dead
 had. Nothing here speaks to an MPI.
@@ -126,7 +127,7 @@ def _endured(
 
 
 def _loss_of(group: Group, error: BaseException) -> BaseException:
-    """The error that says that ranks have died; raises any other, unless some rank died beside it. Collective."""
+    """The error that says that ranks died; raises any other, unless a rank died beside it. Collective."""
     if not group.is_loss(error):
         if isinstance(error, IterReduceError):  # all ranks raise it, but a loss may keep some from it
             try:

@@ -178,7 +178,7 @@ class _Again:
 
 
 def delivered(result: Result, group: Group, deliver: Callable[[Result], T]) -> T:
-    """``deliver(result)``, such as a write; where ranks die with their shares, once more of the run made again.
+    """``deliver(result)``, such as a write; where ranks die with their shares, of the run made once more.
     Collective.
     """
     held = [result]

@@ -101,7 +101,8 @@ def _restart_line(fields: Any) -> str:
 def _recovery_line(fields: Any) -> str:
     """What was lost, and from where the others go on.
 
-    >>> _recovery_line({"lost": (2,), "survivors": 3, "origin": "memory", "iteration": 7, "seconds": {"total": 0.25}})
+    >>> fields = {"lost": (2,), "survivors": 3, "origin": "memory", "iteration": 7}
+    >>> _recovery_line({**fields, "seconds": {"total": 0.25}})
     'rank 2 has died; 3 ranks go on after iteration 7, from memory (0.25 s)'
     """
     lost, left = fields["lost"], fields["survivors"]

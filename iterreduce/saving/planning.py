@@ -38,8 +38,8 @@ class Saved(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What all ranks know of one write. ``offsets``: int64 ``(files, streams)``; ``rank`` and ``ranks`` are those
-    of its beginning, whatever becomes of the group.
+    """What all ranks know of one write. ``offsets``: int64 ``(files, streams)``; ``rank`` and ``ranks`` are
+    those of its beginning, whatever becomes of the group.
     """
 
     group: Group

@@ -269,7 +269,7 @@ class Writing:
             remove(self._plan.attempt.draft(self.number))
 
     def forsake(self) -> None:
-        """Ranks have died: it goes no further, and nobody waits. The next attempt removes what stands there."""
+        """Ranks have died: it goes no further, nobody waits, and the next attempt removes it."""
         self._stop = True
 
     def wait(self) -> None:

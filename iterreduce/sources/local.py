@@ -63,7 +63,7 @@ class LocalSource:
     def open(self, group: Group) -> None:
         """Agree on the schema, deal out blocks. Collective.
 
-        Raises `DisagreementError`, naming the rank, and `RanksLost` where ranks have died since the rows came.
+        Raises `DisagreementError`, naming the rank, and `RanksLost` where ranks have died since.
         """
         if not self.is_whole:
             reason = f"the rows of {self.name} that they held are gone; give all of them to those who live"

@@ -143,8 +143,8 @@ class Meeting:
         return [other.data for other in this.posts if other is not None]
 
     def _alive(self, me: int) -> Death | None:
-        """Raise unless this rank may begin a collective; its planned death, if it is to be here, in the midst of
-        it.
+        """Raise unless this rank may begin a collective; its planned death, if that is to
+        be here, in the midst of it.
         """
         world = self.world
         if me not in world.dead:
@@ -158,7 +158,7 @@ class Meeting:
         return None
 
     def agree(self, number: int, rank: int, flag: bool) -> Agreement:
-        """All who live say whether all is well: one outcome for all of them. It needs no group that is whole."""
+        """All who live say whether all is well: one outcome for all of them, whoever is dead."""
         world, me = self.world, self.members[rank]
         with world.changed:
             last = self._alive(me)

@@ -8,9 +8,9 @@ not fit together all get a `ScheduleError` that says who called what, where MPI 
 It is not fast and not meant to be: one interpreter, one lock. A rank that fails ends the others' waiting
 (`ThreadRanksBroken`); ranks that wait for ever are ended by the timeout, which says where each of them stood.
 
-A thread cannot be killed. Its twin of a process's sudden death is `ThreadGroup.die`, or a planned `Death`: the
-rank takes part in no collective any more, whatever it catches. The others' waiting ends as a launcher would
-end them, or, with ``heals=True``, as MPI ends it that lets survivors go on (`iterreduce.testing.deaths`).
+A thread cannot be killed. Its twin of a process's sudden death is `ThreadGroup.die`, or a planned `Death`:
+the rank takes part in no collective any more, whatever it catches. The others' waiting ends as a launcher
+would end them, or, with ``heals=True``, as MPI ends it that lets survivors go on (`iterreduce.testing.deaths`).
 """
 
 from __future__ import annotations
