@@ -10,7 +10,8 @@ It is not fast and not meant to be: one interpreter, one lock. A rank that fails
 
 A thread cannot be killed. Its twin of a process's sudden death is `ThreadGroup.die`, or a planned `Death`:
 the rank takes part in no collective any more, whatever it catches. The others' waiting ends as a launcher
-would end them, or, with ``heals=True``, as MPI ends it that lets survivors go on (`iterreduce.testing.deaths`).
+would end them, or, with ``heals=True``, as MPI ends it that lets survivors go on
+(`iterreduce.testing.deaths`).
 """
 
 from __future__ import annotations
