@@ -49,10 +49,11 @@ _WHERE = {
     "iterreduce.columns.nearest": ("nearest",),
     "iterreduce.columns.ragged": ("Ragged",),
     "iterreduce.dataset": ("Dataset", "Inputs", "iterate", "iterate_changes"),
-    "iterreduce.driver": ("LoopRun", "Position"),
+    "iterreduce.levels": ("Position",),
+    "iterreduce.recovery": ("LoopRun",),
     "iterreduce.errors": (
         "CheckpointError", "CheckpointWarning", "DisagreementError", "FinishedError", "InputError",
-        "IterReduceError", "LaunchError", "MemoryBudgetError",
+        "IterReduceError", "LaunchError", "MemoryBudgetError", "RanksLost",
         "OutputError", "ScheduleError", "SchemaError", "StageError", "UsageError", "UserCodeError",
     ),
     "iterreduce.events": ("Events",),

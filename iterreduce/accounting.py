@@ -42,7 +42,8 @@ KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("key directory", (Slots,)),
     ("results", (Shelf,)),
 )
-EVICTABLE = ("plan of ", "key directory of ")
+COPIES = "recovery copies"
+EVICTABLE = ("plan of ", "key directory of ", COPIES)
 INVARIANT = ("source ", "table ", "index ", "keys of ")
 NEVER_TOO_LARGE = 1 << 20  # beside an interpreter of a hundred times that, less is not worth an error
 LARGEST = 3  # accounts that a message names
@@ -51,8 +52,12 @@ LARGEST = 3  # accounts that a message names
 # ---------------------------------------------------------------------- what is held
 
 
-def account(root: Level, shop: Workshop, budget_bytes: int | None, copies: Any, *rest: Any) -> Accounts:
-    """The accounts of one rank of a run; ``copies``: those of a checkpoint; ``rest``: whatever else."""
+def account(
+    root: Level, shop: Workshop, budget_bytes: int | None, saved: Any, copies: Any, *rest: Any
+) -> Accounts:
+    """The accounts of one rank of a run; ``saved``: copies of a checkpoint; ``copies``: for other ranks, and
+    theirs; ``rest``: whatever else.
+    """
     accounts = Accounts(budget_bytes)
     accounts.leave_out(shop.group, shop.events, shop.cache, *(level.loop for level in root.all()))
     for level in root.all():
@@ -68,7 +73,8 @@ def account(root: Level, shop: Workshop, budget_bytes: int | None, copies: Any, 
     for work in works:
         accounts.count(f"rows {_of(work)}", work)
     accounts.set("shared memory of the node", shop.group.shared_bytes)
-    accounts.count("checkpoint copies", copies)
+    accounts.count("checkpoint copies", saved)
+    accounts.count(COPIES, copies)
     accounts.count("engine", *rest)
     return accounts
 
@@ -119,7 +125,7 @@ def named(loop: Loop, name: str) -> str:
 
 
 def lasting_bytes(accounts: Accounts) -> int:
-    """Bytes that stay when all plans are evicted."""
+    """Bytes that stay when all plans are evicted, and no copies made for other ranks."""
     return accounts.total - sum(n for name, n in accounts.report().items() if name.startswith(EVICTABLE))
 
 
@@ -134,10 +140,12 @@ def is_audited(iteration: int) -> bool:
 
 
 def audit(accounts: Accounts, shop: Workshop, where: str) -> None:
-    """Give plans what is left of the budget; raise `MemoryBudgetError` where the rest alone is over it."""
+    """Give plans what is left of the budget; raise `MemoryBudgetError` where the rest alone is over it.
+    Copies for other ranks come last.
+    """
     budget = accounts.budget_bytes
     assert budget is not None
-    shop.cache.budget_bytes = max(0, budget - (accounts.total - shop.cache.nbytes))
+    shop.cache.budget_bytes = max(0, budget - (accounts.total - shop.cache.nbytes - accounts.get(COPIES)))
     held = lasting_bytes(accounts)
     if held > max(budget, NEVER_TOO_LARGE):
         raise MemoryBudgetError(

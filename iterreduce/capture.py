@@ -37,10 +37,13 @@ Shuffled = Callable[[str, tuple[str, ...], Table], Table]
 
 
 class Saved(Protocol):
-    """What is read: `iterreduce.saving.reading.Checkpoint`."""
+    """What is read: `iterreduce.saving.reading.Checkpoint`, or `iterreduce.copies.Remembered`."""
 
     facts: Any
     tables: Mapping[str, Any]
+
+    def bring(self, group: Group, table: str, lo: int, hi: int) -> None:
+        """Have global rows ``[lo, hi)`` where this rank can read them next. Collective."""
 
     def read(self, table: str, lo: int, hi: int) -> Batch:
         """Global rows ``[lo, hi)``. Local."""
@@ -199,8 +202,8 @@ class Restorer:
         written, parts = (self.saved.tables[entry[what]] for what in ("stored", "parts"))
         ranks = len(written.rank_rows)
         first, last = (ranks * rank // self.group.size for rank in (self.group.rank, self.group.rank + 1))
-        batch = self._agreed(self.saved.read, entry["stored"], *written.written_by(first, last))
-        rows = self._agreed(self.saved.read, entry["parts"], 0, parts.rows)["rows"].reshape(ranks, -1)
+        batch = self._read(entry["stored"], *written.written_by(first, last))
+        rows = self._read(entry["parts"], 0, parts.rows)["rows"].reshape(ranks, -1)
         cut = self.guard.run(_by_part, batch, rows[first:last])
         self._agreed(lambda: batch)
         layout = Layout(entry["layout"], tuple(entry["keys"]))
@@ -210,7 +213,7 @@ class Restorer:
         """A saved table on these ranks; ``fresh``: the one that stands in its place now. Collective."""
         stored, layout = entry["stored"], Layout(entry["layout"], tuple(entry["keys"]))
         if layout.kind == "everywhere":
-            batch = self._agreed(self.saved.read, stored, 0, self.saved.tables[stored].rows)
+            batch = self._read(stored, 0, self.saved.tables[stored].rows)
             table = everywhere(batch)
         else:
             table = self._share(stored, layout, entry["rows"], fresh, name)
@@ -219,7 +222,7 @@ class Restorer:
     def _share(self, stored: str, layout: Layout, rows: int, fresh: Table | None, name: str) -> Table:
         like = fresh if layout == BY_BLOCK and fresh is not None and fresh.layout == BY_BLOCK else None
         lo, hi = self._own(stored, like)
-        batch = self._agreed(self.saved.read, stored, lo, hi)
+        batch = self._read(stored, lo, hi)
         table = Table(batch, layout, NO_TOKENS, first_row=lo if rows >= 0 else 0, rows_total=rows)
         if layout.kind == "block" and like is not None and self._cut_alike(like, len(batch)):
             return replace(
@@ -280,6 +283,11 @@ class Restorer:
                 unlike[i] = 0
             elif old is not None and new is not None and table.batch.valid(name) is None:
                 unlike[i] = not _equal(old, new)
+
+    def _read(self, table: str, lo: int, hi: int) -> Batch:
+        """Rows of a saved table. Collective."""
+        self.saved.bring(self.group, table, lo, hi)
+        return self._agreed(self.saved.read, table, lo, hi)
 
     def _agreed(self, work: Callable[..., Batch], *args: Any) -> Batch:
         """``work(*args)`` of all ranks, or the same error on all. Collective."""

@@ -140,10 +140,27 @@ class Checkpointer:
             self.attempt.kept = saved.facts.get("kept")
         return saved
 
-    def agree_on(self, job: Mapping[str, Any], saved: Checkpoint | None) -> None:
-        """This is the job, and it must be the one that was saved. Collective."""
+    def goes_on(self, before: Checkpointer) -> None:
+        """The run goes on from what is in memory; what stands in the directory is older. Collective."""
+        assert self.attempt is not None and before.attempt is not None
+        self._number = max(root_decides(self.group, self.attempt.checkpoints), default=0)
+        self.attempt.kept = before.attempt.kept
+
+    def counts_on(self, before: Checkpointer) -> None:
+        """What was counted while more ranks lived. Local."""
+        self.written, self.failed = before.written, before.failed
+        self.restarted_from = before.restarted_from
+
+    def forsake(self) -> None:
+        """Ranks have died: what is being written is given up. Local."""
+        if self._writing is not None:
+            self._writing.forsake()
+            self._writing = None
+
+    def agree_on(self, job: Mapping[str, Any], saved: Any) -> None:
+        """This is the job, and it must be the one that was saved on disk. Collective."""
         self.job = dict(job)
-        if saved is not None:
+        if isinstance(saved, Checkpoint):
             self._refuse_other(saved.facts, "saved there")
 
     def keep_rows(self, tables: Mapping[str, Table]) -> None:
@@ -159,11 +176,13 @@ class Checkpointer:
         assert self.attempt is not None
         return None if self.attempt.kept is None else whole(self.group, self.attempt, self.attempt.kept)
 
-    def restarted(self, saved: Checkpoint, iteration: int, path: tuple[int, ...], seconds: float) -> None:
+    def restarted(self, saved: Any, iteration: int, path: tuple[int, ...], seconds: float) -> None:
         """The run has taken up what was saved."""
-        self.restarted_from = iteration
         if self.pacing is not None:
             self.pacing.restarted(iteration, saved.facts.get("pacing"))
+        if not isinstance(saved, Checkpoint):
+            return
+        self.restarted_from = iteration
         ranks = saved.facts["ranks"]
         self.tell(
             "restart", number=saved.number, iteration=iteration, path=path, ranks=ranks, seconds=seconds

@@ -266,7 +266,9 @@ def _run(crew: Crew, request: Request, work: Any, watch: Watch) -> Problem | Non
     with _faults(events, crew.group):
         with _watching(events, options, first=crew.group.rank == 0), _warnings_told():
             result = run(work, crew.group, options, events, stop)
-        problem = _hand_over(crew, request, result, watch.started, start_seconds)
+        result, problem = _written(crew, options, result), None
+        if options.summary is not None:
+            problem = _write_summary(crew, request, result, watch.started, start_seconds)
     if problem is not None or options.checkpoint_dir is None:
         return problem
     return (
@@ -274,18 +276,18 @@ def _run(crew: Crew, request: Request, work: Any, watch: Watch) -> Problem | Non
     )
 
 
-def _hand_over(
-    crew: Crew, request: Request, result: Any, started: float, start_seconds: float
-) -> Problem | None:
-    """Write what was asked for; a run that stopped has no result yet."""
-    options = request.config.options
-    if options.out is not None and result.outcome.name != STOPPED:
-        from iterreduce.sources.write import write_result
+def _written(crew: Crew, options: Options, result: Any) -> Any:
+    """The result, of which the rows are written if they were asked for; a run that stopped has none yet."""
+    if options.out is None or result.outcome.name == STOPPED:
+        return result
+    from iterreduce.run import delivered
+    from iterreduce.sources.write import write_result
 
-        write_result(crew.group, options.out, result.batch, result.everywhere)
-    if options.summary is not None:
-        return _write_summary(crew, request, result, started, start_seconds)
-    return None
+    def write(made: Any) -> Any:
+        write_result(crew.group, str(options.out), made.batch, made.everywhere)
+        return made
+
+    return delivered(result, crew.group, write)
 
 
 def _stopped(crew: Crew, stop: StopRequest, iterations: int) -> Problem:
@@ -475,6 +477,7 @@ def _write_summary(
             memory_bytes=most_held(held),
             values=result.values,
             checkpoints=result.checkpoints or None,
+            recoveries=result.recoveries or None,
         )
         try:
             write_summary(path, summary)

@@ -29,7 +29,8 @@ from iterreduce.columns.threads import ALONE, Pool, cores, current
 BLAS_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Whoever has set one of these has chosen."""
 
-_shares: weakref.WeakKeyDictionary[Group, int] = weakref.WeakKeyDictionary()
+_shares: weakref.WeakKeyDictionary[Group, tuple[int, int]] = weakref.WeakKeyDictionary()
+"""Of each group: its epoch, and its ranks' share then."""
 
 
 def pool_for(group: Group, threads: int | None) -> Pool:
@@ -47,11 +48,12 @@ def share_of_cores(group: Group) -> int:
     """How many cores this rank has to itself, at least 1. Collective, the first time that a group asks."""
     if group.size == 1:
         return alone()
-    known = _shares.get(group)
-    if known is None:
+    epoch, known = _shares.get(group, (-1, 1))
+    if epoch != group.epoch:
         mine = [socket.gethostname(), *map(str, sorted(cores()))]
         told = group.allgather_bytes(" ".join(mine).encode())
-        known = _shares[group] = share(told, group.rank)
+        known = share(told, group.rank)
+        _shares[group] = group.epoch, known
     return known
 
 

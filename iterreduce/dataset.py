@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ from iterreduce.plan.nodes import LoopRows, Node, Sample, Source
 from iterreduce.plan.operations import Operations
 from iterreduce.plan.planning import to_loop
 from iterreduce.plan.tracing import check_merge, states_of, trace, trace_changes
-from iterreduce.run import Result, run_loop
+from iterreduce.recovery import enduring
+from iterreduce.run import Result, delivered, run_loop
 from iterreduce.sources import FiniteSource, LocalSource, StackedSource, open_source, write_result
 from iterreduce.stopping import StopRequest
 
@@ -156,7 +157,7 @@ class Dataset(Operations):
         """
         group = group_for(comm if comm is not None else self.comm)
         work = self.node.loop if isinstance(self.node, LoopRows) else self.node
-        return explain(work, group, make_options(options) if run else None)
+        return enduring(group, lambda: explain(work, group, make_options(options) if run else None))
 
     def run(self, comm: Any = None, events: Events | None = None, **options: Any) -> Result:
         """Run it. Collective.
@@ -169,7 +170,9 @@ class Dataset(Operations):
     def collect(self, comm: Any = None) -> Batch:
         """All rows, on all ranks. Collective. For results that fit every rank."""
         inputs, group = Inputs(), group_for(comm if comm is not None else self.comm)
-        planned = self if isinstance(self.node, Source) else Dataset.of_loop(self.to_loop(group))
+        planned = self
+        if not isinstance(self.node, Source):
+            planned = Dataset.of_loop(enduring(group, lambda: self.to_loop(group)))
         rows = inputs.everywhere("rows", planned)
         body = (Superstep("keep", (), (Replace("result", "result"),)),)
         loop = Loop(
@@ -194,9 +197,13 @@ class Dataset(Operations):
     def write(self, path: str, comm: Any = None, **options: Any) -> Result:
         """Run it and write the rows to a file, whose suffix says the format. Collective."""
         comm = comm if comm is not None else self.comm
-        result = self.run(comm, **options)
-        write_result(group_for(comm), path, result.batch, result.everywhere)
-        return result
+        group, result = group_for(comm), self.run(comm, **options)
+
+        def write(made: Result) -> Result:
+            write_result(group, path, made.batch, made.everywhere)
+            return made
+
+        return delivered(result, group, write)
 
 
 def as_numpy(column: Any, valid: Any = None) -> Any:
@@ -327,7 +334,7 @@ def run(
     """Run a dataset or a loop on a communicator (None: that of its sources, or one rank). Collective."""
     group = group_for(comm if comm is not None else getattr(work, "comm", None))
     if isinstance(work, Dataset):
-        work = work.to_loop(group)
+        work = enduring(group, partial(work.to_loop, group))
     elif not isinstance(work, Loop):
         raise UsageError(
             f"to run: wanted a Dataset or a Loop, got {type(work).__name__}; an app returns "

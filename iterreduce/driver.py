@@ -23,16 +23,18 @@ from typing import Any
 from iterreduce import fixpoint
 from iterreduce.accounting import account, audit, invariant_bytes, is_audited
 from iterreduce.agreement import Caught, Guard, caught, raise_agreed
+from iterreduce.capture import Saved
 from iterreduce.carrying import initial_numbers
 from iterreduce.collectives import Group, group_for
 from iterreduce.columns.threads import current, using
 from iterreduce.control import Control, Heard, ask_conditions
+from iterreduce.copies import Copies
 from iterreduce.cores import pool_for
 from iterreduce.errors import IterReduceError, UsageError
 from iterreduce.events import Events, emit_iteration, emit_place
 from iterreduce.exchange import FAILED, OK
 from iterreduce.fixpoint import Outcome
-from iterreduce.lasting import Lasting
+from iterreduce.lasting import Lasting, restore
 from iterreduce.levels import (
     Level,
     Position,
@@ -89,13 +91,23 @@ class LoopRun(Whereabouts):
         refuse_in_user_code(f'the loop "{loop.name}"', group.size)
         refuse_unbuilt(loop)
         self.options, self.events = options or Options(), events or Events()
-        written, self.loop = loop, reproducible(loop) if self.options.reproducible else loop
-        loop = self.loop
-        self.pool = pool_for(group, self.options.threads)
-        self._on_pool = using(self.pool)
+        self.written, self.loop = loop, reproducible(loop) if self.options.reproducible else loop
+        self._stop = stop
         self.clock = Clock()
         self.bytes_invariants = self.invariant_bytes = 0  # sent for them; held, where somebody watches
         self.bytes_iterations: list[int] = []
+        self.bytes_read = 0  # of sources, by what was made before
+        self.returned = 0  # positions that the caller of `advance` has
+        self.copies: Copies | None = None
+        self.lasting: Lasting | None = None
+        self._make()
+
+    def _make(self) -> None:
+        """All that belongs to the ranks as they are now: made anew where some were lost. Collective."""
+        loop, group = self.loop, self.group
+        self.commits = 0  # transactions so far
+        self.pool = pool_for(group, self.options.threads)
+        self._on_pool = using(self.pool)
         self.shop = workshop_of(loop, group, self.options, self.events)
         self.root = Level(loop, None, self.shop, self.options.naive, itertools.count())
         self.root.standing = Standing({}, {}, initial_numbers(loop.carry))
@@ -112,21 +124,27 @@ class LoopRun(Whereabouts):
         self._fed = any(level.loop.feeds for level in self.root.all())
         self._plain = Plain(self.root) if self.root.plain else None
         self._seconds, self._sent = 0.0, 0  # of the outermost iteration under way
-        self.lasting = Lasting(self, written, stop) if self.options.checkpoint_dir else None
+        if self.options.checkpoint_dir:
+            self.lasting = Lasting(self, self.written, self._stop, self.lasting)
 
     # ------------------------------------------------------------------ start
 
-    def start(self) -> None:
-        """Load sources, prepare invariants, give states initial rows. Collective; `advance` calls it."""
+    def start(self, held: Saved | None = None) -> None:
+        """Load sources, prepare invariants, give states initial rows. Collective; `advance` calls it.
+
+        ``held``: what is captured in memory, to go on from.
+        """
         if self._started:
             return
         before = self.group.traffic.payload_bytes
         with using(self.pool):
             if self.lasting is not None:
-                self.lasting.open()
+                self.lasting.open(held)
             self._start()
             if self.lasting is not None:
                 self.lasting.take_up()
+            elif held is not None:
+                restore(self, held, self._guard("what is held in memory"))
         self._started = True
         self._audit("before the first iteration")
         if self.events.active:
@@ -158,8 +176,8 @@ class LoopRun(Whereabouts):
 
     def memory(self) -> Accounts:
         """What this rank holds now, by name."""
-        copies = self.lasting.checkpoints.copies if self.lasting is not None else None
-        return account(self.root, self.shop, self.options.memory_bytes, copies, self)
+        saved = self.lasting.checkpoints.copies if self.lasting is not None else None
+        return account(self.root, self.shop, self.options.memory_bytes, saved, self.copies, self)
 
     def _audit(self, where: str) -> None:
         """With a budget: plans get what is left of it, and a rank over it says so at the next collective."""
@@ -332,6 +350,8 @@ class LoopRun(Whereabouts):
         status = OK if guard.failure is None else FAILED
         if self.lasting is not None:
             status |= self.lasting.says()
+        if self.copies is not None:
+            status |= self.copies.says(self.commits)
         cache = self.shop.cache
         wish = 0 if cache.budget_bytes is None else cache.wish()
         heard = self._controls[level.number].run(
@@ -348,6 +368,7 @@ class LoopRun(Whereabouts):
     def _commit(self, level: Level, heard: Heard, seconds: float, sent: int) -> None:
         now, control = self._open, self._controls[level.number]
         now.commit(heard, level)
+        self.commits += 1
         self.level, standing = level, level.standing
         assert standing is not None
         standing.iteration, standing.at = standing.iteration + 1, 0
@@ -375,6 +396,8 @@ class LoopRun(Whereabouts):
             self._end_inner(level, standing)
         if self.lasting is not None:
             self.lasting.after(heard.status, seconds)
+        if self.copies is not None:
+            self.copies.after(heard.status)
 
     def _count(self, level: Level, seconds: float, sent: int) -> None:
         """Time and bytes, by iteration of the outermost loop."""

@@ -11,6 +11,7 @@
     ├── StageError                       an unexpected exception while a stage ran, the same on all ranks
     │   └── UserCodeError                it came out of the user's code
     ├── MemoryBudgetError                a loop that cannot fit its budget
+    ├── RanksLost                        ranks died, and this group cannot go on without them
     ├── ScheduleError                    ranks met in different stages (found by ``--check``)
     └── LaunchError                      the launcher, or the start-up handshake
 
@@ -79,6 +80,30 @@ class MemoryBudgetError(IterReduceError):
 
 class ScheduleError(IterReduceError):
     """Ranks met in different stages: a defect of the engine, or a program that differs between ranks."""
+
+
+class RanksLost(IterReduceError):
+    """Ranks died, and those that live cannot go on by themselves.
+
+    ``lost``: their ranks in the group. ``survivors``: how many live. ``position`` and ``tables``: of the last
+    commit on this rank, where a `LoopRun` was under way: shares of this rank, those of the dead are gone.
+
+    >>> print(RanksLost((2,), 3))
+    rank 2 has died, 3 live; this communicator is the caller's: make one of those who live and run again
+    """
+
+    def __init__(
+        self,
+        lost: Sequence[int],
+        survivors: int,
+        position: Any = None,
+        tables: Mapping[str, Any] | None = None,
+        reason: str = "this communicator is the caller's: make one of those who live and run again",
+    ) -> None:
+        self.lost, self.survivors = tuple(lost), survivors
+        self.position, self.tables = position, tables
+        who = f"rank {lost[0]} has" if len(self.lost) == 1 else f"ranks {', '.join(map(str, lost))} have"
+        super().__init__(f"{who if lost else 'ranks have'} died, {survivors} live; {reason}")
 
 
 class LaunchError(IterReduceError):

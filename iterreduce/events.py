@@ -82,6 +82,17 @@ EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
         ("number", "iteration", "path", "ranks", "seconds"),
         "the loop goes on from this checkpoint, which that many ranks had written",
     ),
+    "rank.lost": (
+        ("lost", "survivors"),
+        "ranks have died, by the numbers that they had; the others have agreed on it and are a group again",
+    ),
+    "recovery.start": (("lost", "commits"), "the run makes itself anew on the ranks that are left"),
+    "recovery.end": (
+        ("lost", "survivors", "origin", "iteration", "recomputed", "seconds"),
+        "it goes on from this iteration: its state was in memory, in a checkpoint, or made from the start; "
+        "recomputed: transactions to be done again; seconds: by part",
+    ),
+    "recovery.nocopies": ((), "a rank has no memory for copies of the state: none are made any more"),
     "run.end": (("outcome", "iterations", "residual", "seconds"), "outcome is None when the run failed"),
 }
 

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from iterreduce.epochs import survived
 from iterreduce.errors import UsageError
 from iterreduce.windows import KeptWindow, SoloWindow
 from iterreduce.windows import Window as Window
@@ -69,7 +70,7 @@ class Plan:
         self._bytes = WORD_BYTES * (words - header_words)
         self._header_bytes = WORD_BYTES * header_words
         free = getattr(call, "free", None)  # of a persistent request
-        self._free = weakref.finalize(self, free) if free is not None else None
+        self._free = weakref.finalize(self, _freed, group, group.epoch, free) if free is not None else None
 
     def run(self) -> None:
         """Send and receive. Collective."""
@@ -85,6 +86,11 @@ class Plan:
         """Give back what MPI holds for it; happens by itself when the plan is dropped. Local."""
         if self._free is not None:
             self._free()
+
+
+def _freed(group: Group, epoch: int, free: Callable[[], None]) -> None:  # not where ranks died since
+    if group.epoch == epoch:
+        free()
 
 
 class Group(ABC):
@@ -103,6 +109,7 @@ class Group(ABC):
 
     name: str
     library: str
+    heals = False  # can it go on without ranks that died
 
     _over: ClassVar[Callable[[Any, int], Group]]  # over a communicator: set by `collectives`, which knows MPI
 
@@ -341,6 +348,34 @@ class Group(ABC):
     def shared_bytes(self) -> int:
         """Bytes of this rank's area of it."""
         return WORD_BYTES * self._kept.words[self.rank]
+
+    # -- ranks that die ------------------------------------------------------------------------------------
+
+    def is_loss(self, error: BaseException) -> bool:
+        """May this error of a collective mean that ranks have died? Local."""
+        return False
+
+    def heal(self, error: BaseException) -> tuple[int, ...]:
+        """Go on without the ranks that died; returns the numbers that they had.
+
+        The group changes: rank, size, communicator, epoch. Plans, windows and groups of the epoch before
+        are dropped, never used again, nor freed: that could wait for the dead. On all survivors it raises
+        ``error`` where nobody died, and `RanksLost` where the communicator is a caller's: it stays as it is.
+
+        Collective among those who live, wherever in the schedule each of them stands.
+        """
+        raise error
+
+    def all_here(self) -> None:  # noqa: B027 (nothing to do where no rank can be lost)
+        """Raise a loss on all survivors or on none (others may raise on some). It stands where ranks
+        leave what they could be asked to do again. Collective, where the group heals.
+        """
+
+    def _renumbered(self, rank: int, size: int) -> None:
+        """The group goes on with other ranks."""
+        self.rank, self.size, self.epoch = rank, size, self.epoch + 1
+        self._kept = KeptWindow(size)
+        survived()
 
     @abstractmethod
     def abort(self, code: int) -> None:

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any
 
 from iterreduce.agreement import Guard
-from iterreduce.capture import Captured, Restorer, captured
+from iterreduce.capture import Captured, Restorer, Saved, captured
 from iterreduce.carrying import tables_of
 from iterreduce.checkpoint import Checkpointer
 from iterreduce.control import Heard
@@ -43,23 +43,34 @@ MOST_REPLAYED = 500_000
 class Lasting:
     """The checkpoints of a `LoopRun`, on this rank. ``loop``: as the user wrote it."""
 
-    def __init__(self, run: Any, loop: Loop, stop: StopRequest | None):
+    _before: Lasting | None  # those of the run while more ranks lived
+    _taken_up: bool
+
+    def __init__(self, run: Any, loop: Loop, stop: StopRequest | None, before: Lasting | None = None):
         self.run, self.loop = run, loop
-        self.checkpoints = Checkpointer(
+        if before is not None and not before._taken_up:  # ranks died before it had come to anything
+            before = before._before or before
+        options = run.options if before is None else replace(run.options, fresh=False)
+        self._journals: bool = before is None or before._journals
+        self.checkpoints: Checkpointer = Checkpointer(
             run.group,
-            run.options,
+            options,
             run.tell,
             self._tell_place,
             run.events.emit,
             self._capture,
             self._has_room,
-            stop,
+            before.checkpoints.stop if before is not None else stop,
         )
         self.replays: deque[Position] = deque()
-        self._saved: Checkpoint | None = None
+        self._saved: Any = None
+        self._before = before
+        self._taken_up = False
+        if before is not None:
+            before._before = None
+            self.checkpoints.counts_on(before.checkpoints)
         self._has_finished = False  # in an attempt before
         self._journal: list[list[Any]] = []
-        self._journals = True
         self._forgotten = 0  # positions beyond those
 
     def replay(self) -> Position:
@@ -78,8 +89,11 @@ class Lasting:
 
     # ------------------------------------------------------------------ start
 
-    def open(self) -> None:
-        """Take over the directory, before anything is read. Collective."""
+    def open(self, held: Any = None) -> None:
+        """Take over the directory, before anything is read. Collective.
+
+        ``held``: the state to go on from is in memory, and so are rows that nobody else can give.
+        """
         nested = any(self.run.root.inner)
         limit = next(
             (r.n for r in self.loop.until.rules if isinstance(r, MaxIterations) and not nested), None
@@ -88,6 +102,10 @@ class Lasting:
         attempt = self.checkpoints.attempt
         if attempt is not None and attempt.finished is not None:
             self._refuse_finished(attempt.finished)
+        if held is not None and self._before is not None and self._before.checkpoints.attempt is not None:
+            self._saved = held
+            self.checkpoints.goes_on(self._before.checkpoints)
+            return
         self._saved = self.checkpoints.newest()
         self._keep_rows()
 
@@ -115,13 +133,25 @@ class Lasting:
             {**self._job, "input": input_digests(run.group, dict(self._sources()), guard)}, saved
         )
         if saved is not None and "levels" in saved.facts:
-            self._restore(saved, guard)
-            self._journal, self._forgotten = list(saved.facts["journal"]), saved.facts["forgotten"]
-            self.replays = deque(_position(entry) for entry in self._journal)
+            if "journal" in saved.facts:
+                self._journal, self._forgotten = list(saved.facts["journal"]), saved.facts["forgotten"]
+            else:  # it is in memory, and so is that
+                self._journal, self._forgotten = self._journal_until(saved.facts["commits"])
+            self._tell_place("restart.start", number=saved.number)
+            restore(run, saved, guard)
+            self.replays = deque(_position(entry) for entry in self._journal[run.returned :])
             seconds = time.perf_counter() - started
             self.checkpoints.restarted(saved, run.iteration, run.path, seconds)
+        self._taken_up, self._before = True, None
         if self.checkpoints.ready():
             run.root.standing.outcome = Outcome.STOPPED_SAVED
+
+    def _journal_until(self, commits: int) -> tuple[list[list[Any]], int]:
+        """The positions of the first commits; and how many of them were forgotten."""
+        if self._before is None or not self._journals:
+            return [], 0
+        known = self._before._journal[:commits]
+        return known, commits - len(known)
 
     def _sources(self) -> Iterator[tuple[str, Any]]:
         """All sources of all levels, by name."""
@@ -168,41 +198,6 @@ class Lasting:
         if self.run.events.places:
             self.run.tell(name, **fields)
 
-    def _restore(self, saved: Any, guard: Guard) -> None:
-        self._tell_place("restart.start", number=saved.number)
-        run, levels = self.run, saved.facts["levels"]
-        restorer = Restorer(run.group, saved, run.shop.partitions.partitions, self._to_owners, guard)
-        level = run.root
-        level.standing = _with_carry(level, restorer.standing(level, level.standing, 0))
-        for number, facts in enumerate(levels[1:], 1):
-            level = self._enter(level, facts["loop"], guard)
-            assert level.standing is not None
-            level.standing = _with_carry(level, restorer.standing(level, level.standing, number))
-        run.level = level
-        for name in run.outputs:
-            run.outputs[name] = restorer.output(name)
-
-    def _enter(self, around: Level, label: str, guard: Guard) -> Level:
-        """Begin the inner loop that was open, as an iteration of the outer one begins it. Collective."""
-        run, standing = self.run, around.standing
-        assert standing is not None
-        inner = around.steps[standing.at] if standing.at < len(around.steps) else None
-        if not isinstance(inner, Level) or inner.label != label:
-            raise CheckpointError(f'the loop "{label}" was open when it was saved, but is not in this body')
-        run._now = run._open = now = Transaction()
-        run._enter(inner, standing, guard)
-        run.loader.leave_if_failed(guard)
-        bits = 0
-        for told in run.group.allgather_bytes(str(now.changed()).encode()):
-            bits |= int(told)
-        now.commit(Heard(0, bits, ()), inner)
-        return inner
-
-    def _to_owners(self, name: str, keys: tuple[str, ...], share: Table) -> Table:
-        """Rows by key at their owners. Collective."""
-        moved: Table = self.run.loader.to_owners(name, keys, replace(share, layout=BY_BLOCK))
-        return moved
-
     # ------------------------------------------------------------------ iterations
 
     def says(self) -> int:
@@ -233,10 +228,8 @@ class Lasting:
         self.checkpoints.save_now((self.run.iteration, self.run.path))
 
     def _capture(self) -> Captured:
-        run = self.run
-        taken = captured(run.level, run.outputs)
+        taken = captured_run(self.run)
         more = {"journal": list(self._journal), "forgotten": self._forgotten}
-        more |= {"partitions": run.shop.partitions.partitions}
         return replace(taken, facts={**taken.facts, **more})
 
     def _has_room(self, nbytes: int) -> bool:
@@ -255,6 +248,54 @@ class Lasting:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """The job is done, its results are written: mark it so."""
         self.checkpoints.finish({**facts, "until": stopping_rules(self.loop)})
+
+
+# ---------------------------------------------------------------------- a whole run
+
+
+def captured_run(run: Any) -> Captured:
+    """What lasts of a `LoopRun`, as of its last commit. Local; nothing is copied."""
+    taken = captured(run.level, run.outputs)
+    more = {"partitions": run.shop.partitions.partitions, "commits": run.commits}
+    return replace(taken, facts={**taken.facts, **more})
+
+
+def restore(run: Any, saved: Saved, guard: Guard) -> None:
+    """Put what was captured into a `LoopRun` that has just started. Collective."""
+
+    def to_owners(name: str, keys: tuple[str, ...], share: Table) -> Table:
+        moved: Table = run.loader.to_owners(name, keys, replace(share, layout=BY_BLOCK))
+        return moved
+
+    levels = saved.facts["levels"]
+    restorer = Restorer(run.group, saved, run.shop.partitions.partitions, to_owners, guard)
+    level = run.root
+    level.standing = _with_carry(level, restorer.standing(level, level.standing, 0))
+    for number, facts in enumerate(levels[1:], 1):
+        level = _entered(run, level, facts["loop"], guard)
+        assert level.standing is not None
+        level.standing = _with_carry(level, restorer.standing(level, level.standing, number))
+    run.level = level
+    for name in run.outputs:
+        run.outputs[name] = restorer.output(name)
+    run.commits = saved.facts.get("commits", 0)
+
+
+def _entered(run: Any, around: Level, label: str, guard: Guard) -> Level:
+    """Begin the inner loop that was open, as an iteration of the outer one begins it. Collective."""
+    standing = around.standing
+    assert standing is not None
+    inner = around.steps[standing.at] if standing.at < len(around.steps) else None
+    if not isinstance(inner, Level) or inner.label != label:
+        raise CheckpointError(f'the loop "{label}" was open when it was saved, but is not in this body')
+    run._now = run._open = now = Transaction()
+    run._enter(inner, standing, guard)
+    run.loader.leave_if_failed(guard)
+    bits = 0
+    for told in run.group.allgather_bytes(str(now.changed()).encode()):
+        bits |= int(told)
+    now.commit(Heard(0, bits, ()), inner)
+    return inner
 
 
 def _with_carry(level: Level, standing: Standing) -> Standing:

@@ -53,6 +53,8 @@ class Options:
     fresh: bool = False
     mtbf: float | None = None
     time_limit: float | None = None
+    recover: str = "auto"
+    copy_every: int | None = None
     start_timeout: float = 120.0
 
 
@@ -190,6 +192,12 @@ def _parse_files(text: str) -> str:
     return text
 
 
+def _parse_recover(text: str) -> str:
+    if text not in ("auto", "off"):
+        raise ValueError(text)
+    return text
+
+
 def _parse_path(text: str) -> str:
     if not text:
         raise ValueError(text)
@@ -203,6 +211,7 @@ COUNT = Kind("N", "a whole number of at least 1", _parse_count)
 SECONDS = Kind("SECONDS", "seconds above zero", _parse_seconds)
 WHOLE = Kind("N", "a whole number, 0 or more", _parse_whole)
 DURATION = Kind("TIME", "a time such as 90, 30m, 24h or 1-12:00:00", parse_duration)
+RECOVER = Kind("WHEN", "auto or off", _parse_recover)
 FILES = Kind("WHOSE", "node or rank", _parse_files)
 
 SETTINGS: tuple[Setting, ...] = (
@@ -224,6 +233,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("checkpoint_files", FILES, "one checkpoint file per node, or per rank"),
     Setting("mtbf", DURATION, "mean time between interrupts of the whole job; not set: learnt, or 24h"),
     Setting("time_limit", DURATION, "save and stop, with exit status 75, before this time is over"),
+    Setting("recover", RECOVER, "go on without ranks that die: auto (where the MPI can), or off"),
+    Setting(
+        "copy_every", WHOLE, "copy the state to the next rank every N iterations, 0: never; not set: if cheap"
+    ),
     Setting("quiet", SWITCH, "no progress"),
     Setting(
         "start_timeout",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,16 +21,19 @@ from iterreduce.columns.hashing import hash_keys, row_sums
 from iterreduce.columns.ordering import hash_order
 from iterreduce.columns.schema import never_null
 from iterreduce.columns.threads import using
+from iterreduce.copies import Copies
 from iterreduce.cores import one_blas_thread
-from iterreduce.driver import LoopRun
 from iterreduce.errors import FinishedError
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.lasting import Lasting
 from iterreduce.loop import Loop
 from iterreduce.options import Options
+from iterreduce.recovery import LoopRun, Loss, enduring, remembered
 from iterreduce.stopping import StopRequest
 from iterreduce.table import BY_BLOCK, Layout, Table
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ class Result:
     float sums may differ in their last bits between numbers of ranks, and then so does it, unless the run was
     ``reproducible``. ``values`` holds the loop's named numbers and its carry; ``outputs`` what its iterations
     kept by `Sink`; ``memory_bytes`` what this rank held at the end, by name. ``checkpoints``: written,
-    failed, restarted_from_iteration, and on rank 0 how often and why; empty without a directory. A run that
+    failed, restarted_from_iteration, and on rank 0 how often and why; empty without a directory.
+    ``recoveries``: one entry for each time that ranks died and the others went on: lost, survivors, origin,
+    iteration, recomputed, seconds. A run that
     was told to stop has the outcome STOPPED_SAVED, and no rows: the same call on the same directory goes on.
     """
 
@@ -78,7 +85,9 @@ class Result:
     threads: int = 1
     outputs: dict[str, Output] = field(default_factory=dict)
     checkpoints: dict[str, Any] = field(default_factory=dict)
+    recoveries: list[dict[str, Any]] = field(default_factory=list)
     _lasting: Lasting | None = field(default=None, repr=False, compare=False)
+    _again: Callable[[], Result] | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, column: str) -> Any:
         """A column of this rank's share."""
@@ -110,39 +119,75 @@ def run_loop(
 
     Raises the same error on all ranks; the group is usable afterwards.
     """
-    options, events = options or Options(), events or Events()
-    started, sent = time.perf_counter(), group.traffic.payload_bytes
+    return _run_to_end(LoopRun(loop, group, options, events, stop), stop)
+
+
+def _run_to_end(run: LoopRun, stop: StopRequest | None) -> Result:
+    loop, group, started, sent = run.loop, run.group, time.perf_counter(), run.group.traffic.payload_bytes
     limit = next((r.n for r in loop.until.rules if isinstance(r, MaxIterations)), None)
-    run = LoopRun(loop, group, options, events, stop)
     run.tell("run.start", name=loop.name, rank=group.rank, size=group.size, max_iterations=limit)
-    try:
+
+    def ends(outcome: Outcome | None) -> None:
+        run.tell(
+            "run.end",
+            outcome=outcome and outcome.name,
+            iterations=run.iteration,
+            residual=run.residual,
+            seconds=time.perf_counter() - started,
+        )
+
+    def to_end() -> Result:
         with using(run.pool), one_blas_thread():
             outcome = run.run()
             if outcome is not Outcome.STOPPED_SAVED:
                 run.finish()
             result = _result(run, outcome, time.perf_counter() - started, group.traffic.payload_bytes - sent)
+        ends(outcome)
+        run.settle()
+        return result
+
+    try:
+        result = run.enduring(to_end)
     except FinishedError:  # there was nothing to run
         raise
     except BaseException:
-        run.tell(
-            "run.end",
-            outcome=None,
-            iterations=run.iteration,
-            residual=run.residual,
-            seconds=time.perf_counter() - started,
-        )
+        ends(None)
         raise
     finally:
         run.close()
-    run.tell(
-        "run.end",
-        outcome=outcome.name,
-        iterations=run.iteration,
-        residual=run.residual,
-        seconds=time.perf_counter() - started,
-    )
-    run.settle()
-    return result
+    if not group.heals:
+        return result
+    again, copies = _Again(run.written, group, run.options, run.events, stop), remembered(run)
+    return replace(result, _again=partial(again, copies))
+
+
+@dataclass(frozen=True)
+class _Again:
+    """A run that has ended, to be made once more where its result is lost with ranks that died."""
+
+    loop: Loop
+    group: Group
+    options: Options
+    events: Events
+    stop: StopRequest | None
+
+    def __call__(self, copies: Copies | None) -> Result:
+        """Collective."""
+        options = replace(self.options, fresh=False)
+        return _run_to_end(LoopRun(self.loop, self.group, options, self.events, self.stop, copies), self.stop)
+
+
+def delivered(result: Result, group: Group, deliver: Callable[[Result], T]) -> T:
+    """``deliver(result)``, such as a write; where ranks die with their shares, of the run made once more.
+    Collective.
+    """
+    held = [result]
+
+    def again(loss: Loss) -> None:
+        if result._again is not None:
+            held[0] = result._again()
+
+    return enduring(group, lambda: deliver(held[0]), again)
 
 
 def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result:
@@ -165,12 +210,13 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         },
         seconds_per_iteration=clock.iterations,
         bytes_exchanged={"invariants": run.bytes_invariants, "per_iteration": per_iteration, "total": sent},
-        bytes_read=run.loader.bytes_read,
+        bytes_read=run.bytes_read + run.loader.bytes_read,
         result_sha256="" if stopped else digest(table, run.group),
         reproducible=run.options.reproducible,
         memory_bytes=dict(run.memory().report()),
         threads=run.pool.threads,
         checkpoints={} if run.lasting is None else run.lasting.checkpoints.report(),
+        recoveries=run.recoveries,
         _lasting=run.lasting,
     )
 

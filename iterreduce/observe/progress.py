@@ -46,6 +46,8 @@ class Progress:
             self._write("nothing was saved before the last attempt ended: begins anew", last=True)
         elif event.name == "restart":
             self._write(_restart_line(event.fields), last=True)
+        elif event.name == "recovery.end":
+            self._write(_recovery_line(event.fields), last=True)
         elif event.name == "run.end":
             self._write(_last_line(event.fields) + self._note_on_nan(event.fields), last=True)
 
@@ -94,6 +96,26 @@ def _line(fields: Any) -> str:
 def _restart_line(fields: Any) -> str:
     ranks = f"{fields['ranks']} rank{'' if fields['ranks'] == 1 else 's'}"
     return f"goes on after iteration {fields['iteration']}, saved by {ranks} (checkpoint {fields['number']})"
+
+
+def _recovery_line(fields: Any) -> str:
+    """What was lost, and from where the others go on.
+
+    >>> fields = {"lost": (2,), "survivors": 3, "origin": "memory", "iteration": 7}
+    >>> _recovery_line({**fields, "seconds": {"total": 0.25}})
+    'rank 2 has died; 3 ranks go on after iteration 7, from memory (0.25 s)'
+    """
+    lost, left = fields["lost"], fields["survivors"]
+    if not lost:
+        who = "ranks have"
+    else:
+        who = f"rank {lost[0]} has" if len(lost) == 1 else f"ranks {', '.join(map(str, lost))} have"
+    origin = {"memory": "from memory", "checkpoint": "from a checkpoint"}.get(
+        fields["origin"], "from the start"
+    )
+    ranks = "1 rank goes" if left == 1 else f"{left} ranks go"
+    seconds = fields["seconds"]["total"]
+    return f"{who} died; {ranks} on after iteration {fields['iteration']}, {origin} ({seconds:.2g} s)"
 
 
 def _iteration(fields: Any) -> str:

@@ -152,6 +152,10 @@ class Attempt:
         another run has taken over, `OutputError` where the system refuses.
         """
         assert end in ENDS, end
+        if not self.history.entries:  # rank 0 has died, and this is another one
+            self.history = read_history(self.path)
+        if not self.history.entries:
+            return
         own = replace(self.history.entries[-1], iteration=iteration, seconds=seconds, end=end)
         self.history = History((*self.history.entries[:-1], own))
         try:
@@ -172,9 +176,10 @@ class Attempt:
         raw = sealed({"format": "iterreduce completion", "version": FORMAT, "facts": dict(facts)})
         self.guarded(lambda: write_whole(os.path.join(self.path, FINISHED), raw, durable=True))
         self.finished = dict(facts)
-        last = self.history.entries[-1]
-        with contextlib.suppress(OutputError):  # the marker stands
-            self.note(iteration=last.iteration, seconds=last.seconds, end="finished")
+        history = self.history if self.history.entries else read_history(self.path)
+        for last in history.entries[-1:]:
+            with contextlib.suppress(OutputError):  # the marker stands
+                self.note(iteration=last.iteration, seconds=last.seconds, end="finished")
 
     def publish(self, number: int) -> None:
         """Give a draft its name: the one moment at which it becomes a checkpoint. Rank 0."""

@@ -38,9 +38,13 @@ class Saved(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What all ranks know of one write. ``offsets``: int64 ``(files, streams)``."""
+    """What all ranks know of one write. ``offsets``: int64 ``(files, streams)``; ``rank`` and ``ranks`` are
+    those of its beginning, whatever becomes of the group.
+    """
 
     group: Group
+    rank: int
+    ranks: int
     attempt: Attempt
     number: int
     tables: Mapping[str, Saved]
@@ -94,7 +98,20 @@ def planned(
     file_of, files = file_numbers(hosts, per_rank)
     layout = Layout(streams, everywhere, items.of(streams, group.size), file_of, files)
     own, offsets, sizes = _make_files(group, attempt, number, layout)
-    plan = Plan(group, attempt, number, tables, schemas, items.rows, layout, offsets, sizes, facts)
+    plan = Plan(
+        group,
+        group.rank,
+        group.size,
+        attempt,
+        number,
+        tables,
+        schemas,
+        items.rows,
+        layout,
+        offsets,
+        sizes,
+        facts,
+    )
     return plan, own
 
 
@@ -298,9 +315,7 @@ def manifest_of(plan: Plan, told: Array, index: File) -> Manifest:
         )
         for name, schema in plan.schemas.items()
     }
-    return Manifest(
-        plan.number, plan.attempt.number, plan.group.size, plan.facts, tuple(files), index, tables
-    )
+    return Manifest(plan.number, plan.attempt.number, plan.ranks, plan.facts, tuple(files), index, tables)
 
 
 def _pieces(plan: Plan, told: Array) -> dict[tuple[str, str, str], tuple[Piece, ...]]:

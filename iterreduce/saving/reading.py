@@ -59,6 +59,9 @@ class Checkpoint:
         """Its tables by name."""
         return self.manifest.tables
 
+    def bring(self, group: Group, table: str, lo: int, hi: int) -> None:
+        """They lie on the disk, where every rank reads them. Local."""
+
     def read(self, table: str, lo: int, hi: int) -> Batch:
         """Rows `lo` to `hi` of a table, counted over all ranks that wrote it, in rank order. Local.
 

@@ -137,7 +137,7 @@ class Writing:
         self._thread: threading.Thread | None = None
         self._stop = False
         self._half_told = False
-        layout, rank = plan.layout, plan.group.rank
+        layout, rank = plan.layout, plan.rank
         self._work = [
             (k, stream)
             for k, stream in enumerate(layout.streams)
@@ -176,7 +176,7 @@ class Writing:
 
     def _write(self) -> None:
         plan = self._plan
-        layout, rank = plan.layout, plan.group.rank
+        layout, rank = plan.layout, plan.rank
         handle = os.open(plan.path(layout.files[layout.file_of[rank]]), os.O_WRONLY | os.O_CLOEXEC)
         try:
             for offset, raw in self._own.around if self._own is not None else ():
@@ -191,7 +191,7 @@ class Writing:
 
     def _write_stream(self, handle: int, k: int, stream: Stream) -> None:
         plan = self._plan
-        start, at, total = plan.offset(plan.group.rank, k), 0, 0
+        start, at, total = plan.offset(plan.rank, k), 0, 0
         for chunk in _chunks(plan.tables[stream.table], stream):
             if self._stop:
                 raise _Abandoned
@@ -265,8 +265,12 @@ class Writing:
         """Stop writing and remove what was written; what is published stays. Every rank calls it."""
         self._stop = True
         self._join()
-        if self._plan.group.rank == 0 and not self.published:
+        if self._plan.rank == 0 and not self.published:
             remove(self._plan.attempt.draft(self.number))
+
+    def forsake(self) -> None:
+        """Ranks have died: it goes no further, nobody waits, and the next attempt removes it."""
+        self._stop = True
 
     def wait(self) -> None:
         """Until this rank's thread has ended: then it is written, or failed; on rank 0 published, or not."""

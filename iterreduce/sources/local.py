@@ -18,7 +18,8 @@ import numpy as np
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.columns.schema import Field, Schema, difference
-from iterreduce.errors import DisagreementError, InputError, SchemaError
+from iterreduce.epochs import losses
+from iterreduce.errors import DisagreementError, InputError, RanksLost, SchemaError
 from iterreduce.sources.agreement import root_decides
 from iterreduce.sources.asked import Bound, Peek, checked_bounds, checked_columns
 from iterreduce.sources.blocks import Blocks, bare, block_rows_for, changed, of_schema
@@ -43,19 +44,30 @@ class LocalSource:
     def __init__(self, batch: Batch, name: str = "local", copy: bool = True, save: bool = False):
         self.name, self._batch, self.save = name, batch.copy() if copy else batch, save
         self.schema: Schema = batch.schema
-        self._first_block = 0
+        self._first_block, self._losses = 0, losses()
 
     @property
     def rows(self) -> Batch:
         """This rank's rows."""
         return self._batch
 
+    @property
+    def is_whole(self) -> bool:
+        """Do all ranks live that had rows when these came?"""
+        return self._losses == losses()
+
     def give(self, batch: Batch) -> None:
         """These rows in place of those that it has; before `open`."""
-        self._batch, self.schema = batch, batch.schema
+        self._batch, self.schema, self._losses = batch, batch.schema, losses()
 
     def open(self, group: Group) -> None:
-        """Agree on the schema, deal out blocks. Collective. Raises `DisagreementError`, naming the rank."""
+        """Agree on the schema, deal out blocks. Collective.
+
+        Raises `DisagreementError`, naming the rank, and `RanksLost` where ranks have died since.
+        """
+        if not self.is_whole:
+            reason = f"the rows of {self.name} that they held are gone; give all of them to those who live"
+            raise RanksLost((), group.size, reason=reason)
         self.schema = agreed_schema(group, self._batch)
         self._batch = of_schema(self._batch, self.schema)
         rows = np.zeros(group.size, np.int64)

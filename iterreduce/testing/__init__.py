@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from iterreduce.testing.deaths import Death, RankDied
 from iterreduce.testing.faults import (
     Delay,
     DeleteFile,
@@ -22,6 +23,7 @@ from iterreduce.testing.strikes import damage, striking
 from iterreduce.testing.threads import Died, RanksTimedOut, ThreadGroup, ThreadRanksBroken, run_ranks
 
 __all__ = [
+    "Death",
     "Delay",
     "DeleteFile",
     "Died",
@@ -34,6 +36,7 @@ __all__ = [
     "Kill",
     "LimitFileSize",
     "Raise",
+    "RankDied",
     "RanksTimedOut",
     "Slow",
     "Stop",

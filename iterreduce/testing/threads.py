@@ -8,38 +8,34 @@ not fit together all get a `ScheduleError` that says who called what, where MPI 
 It is not fast and not meant to be: one interpreter, one lock. A rank that fails ends the others' waiting
 (`ThreadRanksBroken`); ranks that wait for ever are ended by the timeout, which says where each of them stood.
 
-A thread cannot be killed. Its twin of a process's sudden death is `ThreadGroup.die`: the rank takes part in
-no collective any more, whatever it catches, and the others' waiting ends as a launcher would end them.
+A thread cannot be killed. Its twin of a process's sudden death is `ThreadGroup.die`, or a planned `Death`:
+the rank takes part in no collective any more, whatever it catches. The others' waiting ends as a launcher
+would end them, or, with ``heals=True``, as MPI ends it that lets survivors go on
+(`iterreduce.testing.deaths`).
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from iterreduce.collectives import Group, Window
-from iterreduce.errors import IterReduceError, ScheduleError, UsageError
+from iterreduce.errors import IterReduceError, RanksLost, ScheduleError, UsageError
+from iterreduce.testing.deaths import Agreement, Death, Deaths, RankDied
+from iterreduce.testing.meetings import Died, Meeting, Post, Segments, ThreadRanksBroken, World
 from iterreduce.words import Move, Words, checked_color, checked_words
+
+__all__ = ["Death", "Died", "RankDied", "RanksTimedOut", "ThreadGroup", "ThreadRanksBroken", "run_ranks"]
 
 R = TypeVar("R")
 
 _OPERATIONS = {"sum": np.add, "min": np.minimum, "max": np.maximum, "or": np.bitwise_or}
-
-
-class ThreadRanksBroken(IterReduceError):
-    """Another rank ended, so this collective will never be complete."""
-
-
-class Died(BaseException):
-    """This rank is as dead as a thread can be: what it does until its next collective is its last."""
 
 
 class RanksTimedOut(IterReduceError, TimeoutError):
@@ -47,7 +43,13 @@ class RanksTimedOut(IterReduceError, TimeoutError):
 
 
 def run_ranks(
-    size: int, function: Callable[..., R], *args: Any, timeout: float = 240, **kwargs: Any
+    size: int,
+    function: Callable[..., R],
+    *args: Any,
+    timeout: float = 240,
+    heals: bool | None = False,
+    deaths: Sequence[Death] = (),
+    **kwargs: Any,
 ) -> list[R]:
     """Call `function(group, *args, **kwargs)` on `size` threads; their results, in rank order.
 
@@ -55,12 +57,15 @@ def run_ranks(
     on the others. `timeout` is in seconds, for all of it, compiling included: `RanksTimedOut` then tells each
     rank's current collective and stack. A thread that computes for ever is left behind.
 
+    ``heals``: survivors of ranks that die may go on (None: they learn of it, but the group is a caller's and
+    stays as it is); then the results are those of the ranks that lived to the end. ``deaths``: who dies when.
+
     >>> run_ranks(3, lambda group: group.agree_max(group.rank))
     [2, 2, 2]
     """
     if size < 1:
         raise UsageError(f"{size} ranks; wanted 1 or more")
-    world = _World(size)
+    world = World(size, heals, Deaths(tuple(deaths)))
     meeting = world.meeting("world", range(size))
     results: dict[int, R] = {}
 
@@ -75,10 +80,10 @@ def run_ranks(
     threads = [threading.Thread(target=work, args=(r,), name=f"rank {r}", daemon=True) for r in range(size)]
     _run(world, threads, time.monotonic() + timeout)
     _raise_first(world, f"{timeout:g} s" if world.where else None)
-    return [results[rank] for rank in range(size)]
+    return [results[rank] for rank in range(size) if rank in results]
 
 
-def _run(world: _World, threads: list[threading.Thread], deadline: float) -> None:
+def _run(world: World, threads: list[threading.Thread], deadline: float) -> None:
     try:
         for thread in threads:
             thread.start()
@@ -90,8 +95,12 @@ def _run(world: _World, threads: list[threading.Thread], deadline: float) -> Non
         raise
 
 
-def _raise_first(world: _World, late: str | None) -> None:
-    failed = {rank: error for rank, error in sorted(world.errors.items()) if not _follows(error)}
+def _raise_first(world: World, late: str | None) -> None:
+    failed = {
+        rank: error
+        for rank, error in sorted(world.errors.items())
+        if not _follows(error) and not (world.heals is not False and isinstance(error, Died))
+    }
     for rank, error in failed.items():
         others = ", ".join(f"rank {r} with {type(e).__name__}" for r, e in failed.items() if r != rank)
         error.add_note(
@@ -113,177 +122,24 @@ def _follows(error: BaseException | None) -> bool:
     return False
 
 
-class _World:
-    """What the threads of one `run_ranks` share; everything under one lock."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.changed = threading.Condition()
-        self.errors: dict[int, BaseException] = {}
-        self.ended: set[int] = set()
-        self.dead: dict[int, str] = {}
-        self.calls = ["has called no collective yet"] * size
-        self.broken: str | None = None
-        self.where = ""
-        self._meetings: dict[str, _Meeting] = {}
-
-    def meeting(self, label: str, members: Sequence[int]) -> _Meeting:
-        """The meeting of this label: one object for all its members."""
-        with self.changed:
-            return self._meetings.setdefault(label, _Meeting(self, label, tuple(members)))
-
-    def ends(self, rank: int, error: BaseException | None) -> None:
-        with self.changed:
-            self.ended.add(rank)
-            self.calls[rank] = "has ended"
-            self.changed.notify_all()
-            if error is not None:
-                self.errors[rank] = error
-        if error is not None:
-            self.break_off(f"rank {rank} ended with {type(error).__name__}: {error}")
-
-    def dies(self, rank: int, reason: str) -> None:
-        with self.changed:
-            self.dead.setdefault(rank, reason)
-        self.break_off(f"rank {rank} died: {reason}")
-
-    def break_off(self, reason: str) -> None:
-        with self.changed:
-            self.broken = self.broken or reason
-            self.changed.notify_all()
-
-    def stop(self, threads: list[threading.Thread]) -> None:
-        """Note where the ranks stand that have not ended, and end their waiting."""
-        if any(thread.is_alive() for thread in threads):
-            frames = sys._current_frames()
-            with self.changed:
-                self.where = "\n".join(self._stand(rank, threads[rank], frames) for rank in range(self.size))
-            self.break_off("the time was up")
-
-    def _stand(self, rank: int, thread: threading.Thread, frames: dict[int, Any]) -> str:
-        frame = frames.get(thread.ident or 0)
-        stack = "".join(traceback.format_stack(frame)[-6:]) if frame is not None and thread.is_alive() else ""
-        return f"rank {rank} {self.calls[rank]}\n{stack}".rstrip()
-
-
-class _Post(NamedTuple):
-    """What a rank announces: all but the data must be the same on all ranks."""
-
-    name: str
-    agreed: tuple[tuple[str, Any], ...]
-    data: Any
-
-    def text(self, number: int) -> str:
-        sizes = ", ".join(f"{what} {value}" for what, value in self.agreed)
-        return f"{self.name} #{number}" + (f" ({sizes})" if sizes else "")
-
-
-class _Round:
-    """One collective: who has come with what."""
-
-    def __init__(self, size: int) -> None:
-        self.posts: list[_Post | None] = [None] * size
-        self.done = False
-        self.left = 0
-        self.error: str | None = None
-
-
-class _Meeting:
-    """Where the ranks of one group meet, collective after collective."""
-
-    def __init__(self, world: _World, label: str, members: tuple[int, ...]) -> None:
-        self.world, self.label, self.members = world, label, members
-        self._rounds: dict[int, _Round] = {}
-
-    def meet(self, number: int, rank: int, post: _Post) -> list[Any]:
-        """The data of all members, once all have come."""
-        world, me = self.world, self.members[rank]
-        with world.changed:
-            if me in world.dead:
-                raise Died(world.dead[me])
-            this = self._rounds.setdefault(number, _Round(len(self.members)))
-            this.posts[rank] = post
-            world.calls[me] = f"is in {post.text(number)} of {self.label}"
-            if all(this.posts):
-                self._finish(this, self._misfit(number, this.posts))
-            while not this.done:
-                self._look_for_the_lost(number, this, rank)
-                if not this.done:
-                    world.changed.wait()
-            world.calls[me] = f"has left {post.text(number)} of {self.label}"
-            this.left += 1
-            if this.left == len(self.members):
-                del self._rounds[number]
-        if this.error is not None:
-            raise ScheduleError(this.error)
-        return [other.data for other in this.posts if other is not None]
-
-    def _finish(self, this: _Round, error: str | None) -> None:
-        this.error, this.done = error, True
-        self.world.changed.notify_all()
-
-    def _look_for_the_lost(self, number: int, this: _Round, rank: int) -> None:
-        if self.world.broken is not None:
-            raise ThreadRanksBroken(f"{self._call(number, this, rank)}, but {self.world.broken}")
-        for other, member in enumerate(self.members):
-            if member in self.world.ended and this.posts[other] is None:
-                call = self._call(number, this, rank)
-                self._finish(this, f"{call}, but rank {other} has ended and will not come")
-
-    def _call(self, number: int, this: _Round, rank: int) -> str:
-        post = this.posts[rank]
-        assert post is not None
-        return f"rank {rank} is in {post.text(number)}"
-
-    def _misfit(self, number: int, posts: list[_Post | None]) -> str | None:
-        first = posts[0]
-        assert first is not None
-        for rank, post in enumerate(posts):
-            assert post is not None
-            if post[:2] != first[:2]:
-                return (
-                    f"ranks do not fit: rank 0 is in {first.text(number)}, rank {rank} in {post.text(number)}"
-                )
-        return _misfit_counts(number, [post for post in posts if post is not None])
-
-
-def _misfit_counts(number: int, posts: list[_Post]) -> str | None:
-    if posts[0].name != "alltoallv":
-        return None
-    for rank, post in enumerate(posts):
-        for other, segment in enumerate(post.data.segments):
-            expected = posts[other].data.recv_counts[rank]
-            if segment.size != expected:
-                return (
-                    f"counts do not fit: in alltoallv #{number} rank {rank} sends {segment.size} words to "
-                    f"rank {other}, which expects {expected}"
-                )
-    return None
-
-
-class _Segments(NamedTuple):
-    """What a rank brings to an alltoallv: packed copies for each rank, and what it expects."""
-
-    segments: list[Words]
-    recv_counts: list[int]
-
-
 class ThreadGroup(Group):
     """A rank of `run_ranks`: see there."""
 
     name, library = "threads", "threads"
 
-    def __init__(self, meeting: _Meeting, rank: int, epoch: int = 0) -> None:
+    def __init__(self, meeting: Meeting, rank: int, epoch: int = 0) -> None:
         super().__init__(rank, len(meeting.members), epoch)
         self._meeting = meeting
-        self._number = 0
+        self._number = self._agreements = 0
         self._freed = False
+        self._agreed: Agreement | None = None  # that ranks have died
+        self.heals = bool(meeting.world.heals)
 
     def _meet(self, name: str, data: Any = None, **agreed: Any) -> list[Any]:
         if self._freed:
             raise UsageError(f"{name} on a group that was freed")
         self._number += 1
-        return self._meeting.meet(self._number, self.rank, _Post(name, tuple(agreed.items()), data))
+        return self._meeting.meet(self._number, self.rank, Post(name, tuple(agreed.items()), data))
 
     def _allgather(self, send: Words, recv: Words) -> None:
         parts = self._meet("allgather", send.copy(), words=send.size, dtype=send.dtype.name)
@@ -303,7 +159,7 @@ class ThreadGroup(Group):
 
     def _alltoallv(self, move: Move, bound: int) -> None:
         _check_apart(move.recv_counts, move.recv_displs)
-        brings = _Segments([move.sent_to(rank).copy() for rank in range(self.size)], move.recv_counts)
+        brings = Segments([move.sent_to(rank).copy() for rank in range(self.size)], move.recv_counts)
         parts = self._meet("alltoallv", brings, dtype=move.send.dtype.name, bound=bound)
         for rank, part in enumerate(parts):
             move.received_from(rank)[:] = part.segments[self.rank]
@@ -358,6 +214,60 @@ class ThreadGroup(Group):
         world.dies(me, reason)
         raise Died(reason)
 
+    # -- ranks that die
+
+    def is_loss(self, error: BaseException) -> bool:
+        return isinstance(error, RankDied)
+
+    def all_here(self) -> None:
+        if self.heals and not self._agree(True).fine:
+            raise RankDied(f"rank {self.rank} has learnt in an agreement that ranks have died")
+
+    def heal(self, error: BaseException) -> tuple[int, ...]:
+        made, self._agreed = self._agreed or self._agree(False), None
+        assert made.survivors is not None
+        lost = tuple(rank for rank in range(self.size) if rank not in made.survivors)
+        if not lost:
+            raise error
+        if not self.heals:
+            raise RanksLost(lost, len(made.survivors)) from error
+        members, old = [self._meeting.members[rank] for rank in made.survivors], self._meeting
+        self._meeting = old.world.meeting(f"{old.label} without {lost}", members)
+        self._number = self._agreements = 0
+        self._renumbered(made.survivors.index(self.rank), len(members))
+        return lost
+
+    def _agree(self, flag: bool) -> Agreement:
+        self._agreements += 1
+        made = self._meeting.agree(self._agreements, self.rank, flag)
+        self._agreed = None if made.fine or not flag else made
+        return made
+
+    def _prepare_allgather(self, send: Words, recv: Words) -> Callable[[], Any]:
+        return self._of_this_epoch(super()._prepare_allgather(send, recv))
+
+    def _prepare_alltoall(self, send: Words, recv: Words) -> Callable[[], Any]:
+        return self._of_this_epoch(super()._prepare_alltoall(send, recv))
+
+    def _prepare_alltoallv(self, move: Move, bound: int) -> Callable[[], Any]:
+        return self._of_this_epoch(super()._prepare_alltoallv(move, bound))
+
+    def _of_this_epoch(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """A plan of another epoch is void: using it is a defect that is to be seen."""
+        epoch = self.epoch
+
+        def checked() -> None:
+            if self.epoch != epoch:
+                raise ScheduleError(f"a plan of epoch {epoch} is used in epoch {self.epoch}")
+            call()
+
+        return checked
+
+    @property
+    def calls(self) -> int:
+        """Collectives that this rank has begun so far, of any group: a `Death` is counted in them."""
+        return self._meeting.world.deaths.begun(self._meeting.members[self.rank])
+
     @property
     def dead(self) -> bool:
         """Has this rank died?"""
@@ -368,7 +278,7 @@ class _ThreadWindow(Window):
     """The one place where ranks see each other's memory."""
 
     def __init__(self, group: ThreadGroup, areas: list[npt.NDArray[np.int64]]) -> None:
-        self._group, self._areas = group, areas
+        self._group, self._areas, self._epoch = group, areas, group.epoch
         self.mine = areas[group.rank]
 
     def of(self, rank: int) -> npt.NDArray[np.int64]:
@@ -377,9 +287,15 @@ class _ThreadWindow(Window):
         return self._areas[rank]
 
     def fence(self) -> None:
+        self._check()
         self._group._meet("window.fence")
 
+    def _check(self) -> None:
+        if self._group.epoch != self._epoch:
+            raise ScheduleError(f"a window of epoch {self._epoch} is used in epoch {self._group.epoch}")
+
     def free(self) -> None:
+        self._check()
         self._group._meet("window.free")
         self.mine, self._areas = np.zeros(0, np.int64), []
 
