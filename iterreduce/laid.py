@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from iterreduce.columns.batch import Batch
-from iterreduce.loop import Gather, Index, Local, Lookup, Loop, Shuffle, Stage, Total
+from iterreduce.loop import Gather, Index, Local, Lookup, Loop, Number, Shuffle, Stage, Total
 
 Laid = Mapping[str, tuple[str, ...]]  # table -> the key by which it lies; () is everywhere; others: unknown
 
@@ -45,7 +45,7 @@ def lay_out(stage: Stage, laid: dict[str, tuple[str, ...]]) -> None:
         laid[stage.into] = ()
     elif isinstance(stage, Shuffle) and stage.route is None:
         laid[stage.into] = stage.key
-    elif isinstance(stage, Lookup) and stage.rows in laid:
+    elif isinstance(stage, Lookup | Number) and stage.rows in laid:
         laid[stage.into] = laid[stage.rows]
 
 

@@ -33,6 +33,7 @@ from iterreduce.stages import Joined as Joined
 from iterreduce.stages import Kernel as Kernel
 from iterreduce.stages import Local as Local
 from iterreduce.stages import Lookup as Lookup
+from iterreduce.stages import Number as Number
 from iterreduce.stages import Patch as Patch
 from iterreduce.stages import Reduce as Reduce
 from iterreduce.stages import Remove as Remove

@@ -22,8 +22,8 @@ class Context(NamedTuple):
     """What a kernel may know beside its rows: never the rank.
 
     ``first_row`` is the global number of the first row of the first table read, and ``rows_total`` the rows
-    of all ranks; known for sources and results of loops, else 0 and -1 (a map may have dropped rows
-    elsewhere).
+    of all ranks; known for sources, results of loops, sorted rows and behind a `Number`, else 0 and -1 (a
+    map may have dropped rows elsewhere).
     """
 
     iteration: int
@@ -146,6 +146,16 @@ class Gather:
 
 
 @dataclass(frozen=True)
+class Number:
+    """The same rows where they are, whose numbers among those of all ranks are known: to a `Local` that reads
+    them, as ``first_row`` and ``rows_total`` of its `Context`.
+    """
+
+    rows: str
+    into: str
+
+
+@dataclass(frozen=True)
 class Lookup:
     """``columns`` of a keyed table beside rows that name its keys: the rows stay where they are.
 
@@ -183,8 +193,8 @@ class Index:
     symmetric: bool = False
 
 
-Stage = Local | Shuffle | Total | Gather | Lookup | Index
-STAGES = (Local, Shuffle, Total, Gather, Lookup, Index)
+Stage = Local | Shuffle | Total | Gather | Number | Lookup | Index
+STAGES = (Local, Shuffle, Total, Gather, Number, Lookup, Index)
 
 
 # ---------------------------------------------------------------------- writes

@@ -174,7 +174,7 @@ def _side_by_side(lowering: Lowering, node: Join) -> Flow | None:
     if tuple(names.get(k) for k in node.right_keys) != grouped.keys or id(grouped) in lowering.flows:
         return None
     left, home = lowering.flow(node.left), lowering.place(grouped)
-    if left.lies != node.left_keys or home.scope is not lowering.place(node).scope:
+    if left.lies != node.left_keys or not lowering.place(node).scope.inside(home.scope):
         return None
     if left.steps:
         left = Flow.of(lowering.made(node.left))

@@ -21,7 +21,7 @@ from iterreduce.columns.expressions import Column, Expr, Parameter
 from iterreduce.columns.trees import parameters_of, with_parameters
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import MaxIterations, Until
-from iterreduce.loop import Gather, Local, Loop, Replace, Shuffle, Stage, State, Superstep, Write
+from iterreduce.loop import Gather, Local, Loop, Number, Replace, Shuffle, Stage, State, Superstep, Write
 from iterreduce.plan.facts import Facts
 from iterreduce.plan.kernels import Beside, Columns, Compute, Keep, NumberOf, Step
 from iterreduce.plan.links import Links
@@ -49,6 +49,10 @@ class Scope:
     writes: list[Write] = field(default_factory=list)
     outer: list[str] = field(default_factory=list)
     loops: set[str] = field(default_factory=set)  # results of loops inside the body
+
+    def inside(self, other: Scope) -> bool:
+        """Is it that loop, or one in its body?"""
+        return self is other or (self.parent is not None and self.parent.inside(other))
 
     def close_step(self, name: str) -> None:
         """End the superstep that is open, if it does anything."""
@@ -150,6 +154,7 @@ class Lowering:
         self.shuffled: dict[tuple[str, tuple[str, ...]], Made] = {}
         self.notes: list[tuple[Node, str]] = []
         self.extra: list[Node] = []  # ids of nodes are kept for as long as the nodes are
+        self.counted: set[str] = set()  # tables whose global row numbers are known
         self.on_all_ranks: set[int] = set()  # groups that every rank needs whole
 
     # ------------------------------------------------------------------ which loop
@@ -401,15 +406,14 @@ class Lowering:
         return found
 
     def numbered(self, node: Node) -> Made:
-        """A node's rows as a table whose global row numbers are known: a source, or the result of a loop."""
+        """A node's rows as a table whose global row numbers are known, as those of sorted rows are."""
         made = self.made(node)
-        if made.name in self.top.sources:
+        if made.lies == () or made.name in self.counted or made.name in self.top.sources:
             return made
-        if self.place(node).part != PREPARE:
-            raise UsageError(
-                f"sample: wanted rows that an iteration does not make ({node.where}); take the sample before"
-            )
-        return self.before(node)
+        place, into = self.place(node), self.name_of(node, f"{made.name} counted")
+        self.emit(place, Number(self.read(made, place), into))
+        self.counted.add(into)
+        return self.new(into, made.columns, made.lies, place, made.order)
 
     def name_of_source(self, base: str) -> str:
         """A name for a source, its own if that is free."""

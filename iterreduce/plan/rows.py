@@ -120,7 +120,7 @@ def map_batches(lowering: Lowering, node: MapBatches) -> Flow:
     if node.by:
         return _map_groups(lowering, node, place)
     first, *others = node.rows
-    made = lowering.made(first)
+    made = lowering.numbered(first) if isinstance(node.function, RowNumber) else lowering.made(first)
     reads = [lowering.read(made, place)]
     reads += [lowering.read(lowering.everywhere(other), place) for other in others]
     into = lowering.name_of(node, "mapped")
@@ -179,6 +179,7 @@ def sort(lowering: Lowering, node: Sort) -> Flow:
     into = lowering.name_of(node)
     route = Splitters(descending=node.descending) if any(node.descending) else Splitters()
     lowering.emit(place, Shuffle(lowering.read(made, place), node.keys, into, route=route))
+    lowering.counted.add(into)
     return Flow.of(lowering.new(into, node.names or made.columns, None, place))
 
 
@@ -197,7 +198,7 @@ def limit(lowering: Lowering, node: Limit) -> Flow:
 
 
 def sample(lowering: Lowering, node: Sample) -> Flow:
-    """Rows chosen by their global numbers, which sources and results of loops have."""
+    """Rows chosen by their global numbers."""
     place = lowering.place(node)
     made = lowering.numbered(node.input)
     name = lowering.name_of(node)

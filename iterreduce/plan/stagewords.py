@@ -11,7 +11,19 @@ from typing import Any
 
 from iterreduce.columns.aggregators import Aggregator
 from iterreduce.laid import laid_out, lay_out, lies_beside, lies_here
-from iterreduce.loop import Gather, Index, Local, Lookup, Loop, Shuffle, Stage, Superstep, Total, Write
+from iterreduce.loop import (
+    Gather,
+    Index,
+    Local,
+    Lookup,
+    Loop,
+    Number,
+    Shuffle,
+    Stage,
+    Superstep,
+    Total,
+    Write,
+)
 from iterreduce.plan.kernels import Columns, Compute, GroupHere, Keep
 from iterreduce.plan.tree import plain
 
@@ -82,6 +94,8 @@ def words(stage: Stage) -> str:
         return f"{stage.into}: {stage.rows} {_looked_up(stage)}, by {', '.join(stage.key)}"
     if isinstance(stage, Gather):
         return f"{stage.into}: all rows of {stage.rows}"
+    if isinstance(stage, Number):
+        return f"{stage.into}: {stage.rows} with their numbers"
     if isinstance(stage, Total):
         by = f" by {', '.join(stage.key)}" if stage.key else ""
         return f"{stage.into}: {reduced(stage.aggregators)} of {stage.rows}{by}"
@@ -141,6 +155,8 @@ def moves(stage: Stage, laid: Mapping[str, tuple[str, ...]]) -> str:
         return "keys are numbered and rows travel, a word each"
     if isinstance(stage, Gather):
         return "" if laid.get(stage.rows) == () else "its rows travel to every rank"
+    if isinstance(stage, Number):
+        return "how many rows each rank has"
     if isinstance(stage, Total):
         return "one record of each rank travels" if not stage.key else "a record per key of each rank travels"
     if isinstance(stage, Lookup):
