@@ -163,7 +163,8 @@ class Lookup:
     are not repeated and only values travel. Rows that lie with their table (both by that key) ask nobody; of
     those the table may hold several rows per key: then a row comes out once for each of them.
     ``missing``: a key that the table does not have is an error, its rows are dropped, get nulls, or are the
-    ``only`` ones that come out.
+    ``only`` ones that come out. A null equals no key, unless ``nulls``: then it equals itself, which only
+    rows that lie with their table can ask.
     """
 
     rows: str
@@ -172,6 +173,7 @@ class Lookup:
     columns: tuple[str, ...]
     into: str
     missing: Literal["error", "drop", "null", "only"] = "error"
+    nulls: bool = False
 
 
 @dataclass(frozen=True)

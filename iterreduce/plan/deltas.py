@@ -108,7 +108,7 @@ def _new_rows(lowering: Lowering, loop: Iterate, proposed: Made, state: Made, pl
     into = lowering.name_of(loop, "new rows")
     key = loop.states[0].key
     rows = lowering.read(proposed, place)
-    lowering.emit(place, Lookup(rows, key, state.name, (), into, missing="only"))
+    lowering.emit(place, Lookup(rows, key, state.name, (), into, missing="only", nulls=True))
     return into
 
 
@@ -127,7 +127,8 @@ def _met(
     flow = Flow(proposed, tuple(n for n, _ in trees), proposed.lies, steps=(Columns(tuple(trees)),))
     renamed = lowering.table(flow, place, loop.states[1].result)
     into = lowering.name_of(loop, "proposed")
-    stage = Lookup(lowering.read(renamed, place), key, state.name, tuple(loop.merge), into, missing)
+    rows, columns = lowering.read(renamed, place), tuple(loop.merge)
+    stage = Lookup(rows, key, state.name, columns, into, missing, nulls=True)
     lowering.emit(place, stage)
     return into
 

@@ -287,7 +287,6 @@ def _beside(
         beside=(*left.beside, (made, columns)),
         steps=(*left.steps, Columns(tuple(plain))),
         columns=tuple(n for n, _ in plain),
-        filled=left.filled | (frozenset(new for new, _ in trees) if filled else frozenset()),
     )
 
 

@@ -340,7 +340,8 @@ class Improved:
         rows, table = (batches[0], batches[1]) if self.beside else (batches[0], batches[0])
         mark = "" if self.beside else "\0"
         wins = np.zeros(len(rows), bool)
-        columns, valid = {k: rows[k] for k in self.key}, {}
+        keys = rows.select(*self.key)
+        columns, valid = dict(keys._columns), dict(keys._valid)
         here = None if self.beside or self.met else known_rows(rows, self.merge)
         for name, kind in self.merge:
             new, old = rows[mark + name], table[name]

@@ -100,7 +100,6 @@ class Flow:
     beside: tuple[tuple[Made, Beside], ...] = ()
     steps: tuple[Step, ...] = ()
     numbers: Mapping[str, tuple[Made, NumberOf]] = field(default_factory=dict)
-    filled: frozenset[str] = frozenset()  # columns that are never null, whatever their field says
 
     @classmethod
     def of(cls, table: Made) -> Flow:

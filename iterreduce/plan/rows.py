@@ -26,7 +26,6 @@ from iterreduce.plan.nodes import (
     StateRows,
     Union,
 )
-from iterreduce.plan.nulls import without_fills
 
 
 def source(lowering: Lowering, node: Source) -> Flow:
@@ -70,8 +69,7 @@ def project(lowering: Lowering, node: Project) -> Flow:
     """One more step of computing."""
     flow = _ready(lowering, node)
     numbers = dict(flow.numbers)
-    plain = [(name, without_fills(tree, flow.filled)) for name, tree in node.columns]
-    trees = tuple((name, lowering.tree(tree, numbers)) for name, tree in plain)
+    trees = tuple((name, lowering.tree(tree, numbers)) for name, tree in node.columns)
     columns = node.names
     if columns is None and flow.columns is not None and node.rest:
         columns = tuple(dict.fromkeys((*flow.columns, *(n for n, _ in trees))))
@@ -87,9 +85,7 @@ def project(lowering: Lowering, node: Project) -> Flow:
         if all(isinstance(tree, Column) for tree in passed.values()):  # only other names: one step for two
             merged = tuple((name, substitute(tree, passed)) for name, tree in trees)
             steps = (*flow.steps[:-1], Columns(merged))
-    kept = {name for name, tree in trees if isinstance(tree, Column) and tree.name in flow.filled}
-    kept |= flow.filled - {name for name, _ in trees} if node.rest else set()
-    return replace(flow, steps=steps, columns=columns, lies=lies, numbers=numbers, filled=frozenset(kept))
+    return replace(flow, steps=steps, columns=columns, lies=lies, numbers=numbers)
 
 
 def _still(node: Project, keys: tuple[str, ...]) -> tuple[str, ...] | None:
