@@ -12,9 +12,10 @@ from typing import Literal
 
 from iterreduce.columns.expressions import Column, Expr
 from iterreduce.loop import Insert, Joined, Local, Lookup, Patch, Replace, Shuffle
+from iterreduce.plan.flow import Flow, Made, Place
 from iterreduce.plan.kernels import Columns, Concat, Improved, NewRows
 from iterreduce.plan.linking import joined_table, renamed_aggregate, resident, visible
-from iterreduce.plan.lower import Flow, Lowering, Made, Place
+from iterreduce.plan.lower import Lowering
 from iterreduce.plan.nodes import Group, Iterate, Node
 
 

@@ -54,7 +54,6 @@ class Facts:
         self._unique: dict[int, frozenset[Key]] = {}
         self._kept: list[Node] = []  # ids of nodes are kept for as long as the nodes are
         self._aligned: set[int] = set()  # states whose rows are those that they begin with
-        self._given: dict[int, Key] = {}  # the keys of states that a user gives
         self._of_states: dict[int, frozenset[Key]] = {}  # what tells the rows of states apart
         self._unproven: dict[int, Key] = {}  # keys that the first rows of a state perhaps do not have
         self.notes: dict[int, str] = {}  # why a state's rows are not invariant
@@ -115,8 +114,9 @@ class Facts:
         """
         assumed = [s for loop in loops if not loop.delta for s in loop.states]
         self._aligned |= {id(s.rows) for s in assumed}
-        self._given |= {id(s.rows): frozenset(s.key) for loop in loops for s in loop.states if s.key}
-        open_ = [s for s in assumed if not s.key]
+        given = (s for loop in loops for s in loop.states if s.key or not s.keyed)
+        self._of_states |= {id(s.rows): frozenset((frozenset(s.key),) if s.key else ()) for s in given}
+        open_ = [s for s in assumed if not s.key and s.keyed]
         self._drop(assumed, open_)
         for state in open_:
             if not self._keys_of(state.rows):
@@ -138,8 +138,6 @@ class Facts:
 
     def _keys_of(self, rows: StateRows) -> frozenset[Key]:
         """The sets of columns that tell a state's rows apart."""
-        if id(rows) in self._given:
-            return frozenset((self._given[id(rows)],))
         if id(rows) not in self._of_states:
             self._of_states[id(rows)] = self.unique(rows.initial)
         return self._of_states[id(rows)]

@@ -13,10 +13,11 @@ from iterreduce.columns.aggregators import Aggregator, count
 from iterreduce.columns.expressions import Column, Expr, col, lit, where
 from iterreduce.loop import Local, Lookup, Shuffle
 from iterreduce.plan import making
+from iterreduce.plan.flow import Flow, Made, Place
 from iterreduce.plan.grouping import ROWS, combined, prepared
 from iterreduce.plan.kernels import Columns, Compute, Concat, GroupHere, GroupOnto, Keep, WithNulls
 from iterreduce.plan.linking import complete, finished, has_all_keys, shuffled
-from iterreduce.plan.lower import Flow, Lowering, Made, Place
+from iterreduce.plan.lower import Lowering
 from iterreduce.plan.making import columns_read
 from iterreduce.plan.nodes import Filter, Group, Join, MapBatches, Node, Project, Repartition, Union
 from iterreduce.plan.nulls import filled_everywhere, is_sum, others_than

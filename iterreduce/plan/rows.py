@@ -8,10 +8,11 @@ from typing import Any
 from iterreduce.columns.expressions import Column
 from iterreduce.columns.trees import substitute
 from iterreduce.errors import UsageError
-from iterreduce.loop import ChooseRows, Gather, Local, Shuffle, Splitters
+from iterreduce.loop import Gather, Local, Shuffle, Splitters
+from iterreduce.plan.flow import PREPARE, Flow, Made, Place
 from iterreduce.plan.functions import Declared, OfGroups, RowByRow, RowNumber
-from iterreduce.plan.kernels import Columns, Concat, FirstRows, Keep
-from iterreduce.plan.lower import PREPARE, Flow, Lowering, Made, Place
+from iterreduce.plan.kernels import ChooseRows, Columns, Concat, FirstRows, Keep
+from iterreduce.plan.lower import Lowering
 from iterreduce.plan.nodes import (
     Filter,
     Limit,

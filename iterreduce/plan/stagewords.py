@@ -23,6 +23,7 @@ from iterreduce.loop import (
     Superstep,
     Total,
     Write,
+    names_of_sources,
 )
 from iterreduce.plan.kernels import Columns, Compute, GroupHere, Keep
 from iterreduce.plan.tree import plain
@@ -53,7 +54,7 @@ def _loop(
     once = loop.until.rules and len(loop.body) == 1 and not _stages_of(loop.body[0]) and not inner
     if loop.prepare:
         yield "once:" if once else "before the first iteration:"
-        so_far: dict[str, tuple[str, ...]] = {n: k for n, k in laid.items() if n in loop.sources}
+        so_far: dict[str, tuple[str, ...]] = {n: k for n, k in laid.items() if n in names_of_sources(loop)}
         yield from _part(loop.prepare, so_far, behind, f"{within}prepare")
     for step in loop.body:
         if isinstance(step, Loop):

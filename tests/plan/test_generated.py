@@ -21,10 +21,11 @@ Code = tuple[int, int, int, int]
 MOST_JOINS = 3
 
 
-def tables() -> st.SearchStrategy[dict[str, Table]]:
+def tables(nan: bool = True) -> st.SearchStrategy[dict[str, Table]]:
     """Two tables of the same columns: few values, hence duplicates; NaN, and nulls in the second."""
     small = st.integers(-2, 3)
-    half = st.one_of(st.integers(-3, 5).map(lambda n: n / 2), st.sampled_from([math.nan, -0.0]))
+    half = st.integers(-3, 5).map(lambda n: n / 2)
+    half = st.one_of(half, st.sampled_from([math.nan, -0.0])) if nan else half
     text = st.sampled_from(["", "a", "b", "Ä"])
     some = st.lists(st.tuples(small, small, half, text), max_size=6)
     parts = [st.one_of(st.none(), part) for part in (small, small, half, text)]
