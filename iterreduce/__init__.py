@@ -64,8 +64,8 @@ _WHERE = {
     "iterreduce.frontends.mapreduce": ("MapReduce",),
     "iterreduce.loop": (
         "Accumulate", "Bounded", "Carry", "Context", "Gather", "Index", "Insert", "Joined", "Kernel", "Local",
-        "Lookup", "Loop", "Patch", "Remove", "Replace", "Shuffle", "Sink", "Splitters", "State", "Superstep",
-        "Synchronous", "Total",
+        "Lookup", "Loop", "Number", "Patch", "Remove", "Replace", "Shuffle", "Sink", "Splitters", "State",
+        "Superstep", "Synchronous", "Total",
     ),
     "iterreduce.options": ("Options",),
     "iterreduce.run": ("Output", "Result"),

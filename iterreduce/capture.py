@@ -86,7 +86,8 @@ def _standing_facts(level: Level, tables: dict[str, Table]) -> dict[str, Any]:
     front = "" if level.parent is None else f"{level.label}: "
     names = [*level.loop.state]
     if standing.at:  # in the middle of its body
-        names += [*(inner.loop.name for inner in level.inner), *level.loop.feeds]
+        names += [name for inner in level.inner for name in (inner.loop.name, *inner.loop.gives)]
+        names += level.loop.feeds
     bound = standing.bindings
     before = {rule.table for rule in level.loop.until.rules if rule.table} if standing.at else set()
     return {

@@ -20,9 +20,10 @@ from iterreduce.columns.ragged import Ragged
 from iterreduce.errors import UsageError, did_you_mean
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Until
-from iterreduce.loop import ChooseRows, Gather, Local, Loop, Replace, Stage, State, Superstep, keys_of
+from iterreduce.loop import Gather, Local, Loop, Replace, Stage, State, Superstep, keys_of
 from iterreduce.options import Options
 from iterreduce.plan.explain import explain
+from iterreduce.plan.kernels import ChooseRows
 from iterreduce.plan.making import node_of, user_line
 from iterreduce.plan.nodes import LoopRows, Node, Sample, Source
 from iterreduce.plan.operations import Operations
@@ -55,7 +56,22 @@ class Dataset(Operations):
         return Dataset(node, next((comm for comm in comms if comm is not None), None))
 
     def __bool__(self) -> bool:
-        raise UsageError("a Dataset is lazy and has no truth value; use .collect() to look at its rows")
+        raise UsageError(
+            "a Dataset is lazy and has no truth value; bool(rows.count()) runs it, .collect() makes its rows "
+            f"({user_line()})"
+        )
+
+    def __len__(self) -> int:
+        raise UsageError(f"a Dataset is lazy and has no length; int(rows.count()) counts ({user_line()})")
+
+    def __iter__(self) -> Any:
+        raise UsageError(f"a Dataset is lazy; .collect() or .to_numpy() make its rows ({user_line()})")
+
+    def __getitem__(self, name: Any) -> Any:
+        raise UsageError(
+            f"a Dataset has no columns at hand; write ir.col({name!r}) in expressions, .select({name!r}) for "
+            f"that column alone, .collect()[{name!r}] for its values ({user_line()})"
+        )
 
     @classmethod
     def read(cls, path: str, **options: Any) -> Dataset:
@@ -358,8 +374,8 @@ def iterate(
     for the states of an iteration, and returns what they become; what does not depend on them is computed
     once. ``until``: a rule such as ``ir.l1("rank") <= 1e-9``, several, or a function of old and new rows;
     without one, until nothing changes. ``key``: columns that tell a state's rows apart, where the plan does
-    not show it. Several states (a mapping) are given to ``step`` by keyword, and are returned as a mapping,
-    as is the result.
+    not show it; ``[]``: none do, also where the step makes one row of each key. Several states (a mapping)
+    are given to ``step`` by keyword, and are returned as a mapping, as is the result.
 
     >>> import numpy as np
     >>> from iterreduce import col
@@ -369,11 +385,11 @@ def iterate(
     [0.0, 0.0, 0.75]
     """
     if max_iterations is None and until is None:
-        raise UsageError("iterate: give until=..., max_iterations=..., or both")
+        raise UsageError(f"iterate: give until=..., max_iterations=..., or both ({user_line()})")
     alone = not isinstance(state, Mapping)
     given = {"state": state} if alone else dict(state)
     if not given:
-        raise UsageError("iterate: no state; give the rows that the first iteration begins with")
+        raise UsageError(f"iterate: no state; give the rows to begin with ({user_line()})")
     comm, noted = comm_of(given.values()), list[Any]()
     nodes = {n: node_of(d, "iterate" if alone else f'iterate, state "{n}"') for n, d in given.items()}
     called = noting(step, noted)

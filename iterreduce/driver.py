@@ -186,16 +186,16 @@ class LoopRun(Whereabouts):
             guard.run(lambda: audit(self.memory(), self.shop, f'the loop "{self.loop.name}", {where}'))
             self._late = guard.failure
 
-    def _run_source(self, loop: Loop) -> Table:
-        """The result of a loop that is a source of this one. Collective."""
+    def _run_source(self, loop: Loop) -> dict[str, Table]:
+        """The result of a loop that is a source of this one, "", and what it gives beside. Collective."""
         alike = replace(loop, partitions=self.loop.partitions)  # its result may be shuffled onto
         options = replace(self.options, naive=False, checkpoint_dir=None)
         inner = LoopRun(alike, self.group, options, self.events)
-        inner.loader.read, inner.loader.shares_read = self.loader.read, True
+        inner.loader.share_with(self.loader)
         inner.run()
         inner.finish()
         self.loader.bytes_read += inner.loader.bytes_read
-        return inner.tables[loop.result]
+        return {name: inner.tables[table] for name, table in {"": loop.result, **loop.gives}.items()}
 
     # ------------------------------------------------------------------ iterate
 
@@ -332,6 +332,7 @@ class LoopRun(Whereabouts):
         self._now.values = guard.run(values_of, level, draft) or {}
         if level.loop.result in draft.bindings:  # else a rank failed on the way, and all learn it soon
             around.bindings[level.loop.name] = draft.bindings[level.loop.result]
+            around.bindings |= {name: draft.bindings[table] for name, table in level.loop.gives.items()}
         around.at += 1
         self._now.drafts[0] = (level, None)
         return parent, around

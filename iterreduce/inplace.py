@@ -168,7 +168,7 @@ class KeyedState:
         index = self.cache.indexes.of(batch.select(*self.key))
         advice = "Patch those rows, or leave them out"
         if any(keys.valid(name) is not None for name in keys.names):
-            advice += " (a null is found by no Lookup: filter or fill nulls of key columns before)"
+            advice += " (a null is found by a Lookup with nulls=True)"
         _refuse(keys, index.lookup(keys) >= 0, what, "are in it already", advice)
         refuse_twice(keys, what)
         self.cache.indexes.forget(batch.select(*self.key))

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from iterreduce.columns.batch import Batch
-from iterreduce.loop import Gather, Index, Local, Lookup, Loop, Shuffle, Stage, Total
+from iterreduce.loop import Gather, Index, Local, Lookup, Loop, Number, Shuffle, Stage, Total
 
 Laid = Mapping[str, tuple[str, ...]]  # table -> the key by which it lies; () is everywhere; others: unknown
 
@@ -22,14 +22,27 @@ def laid_out(loop: Loop, around: Laid = MappingProxyType({})) -> dict[str, tuple
     ``around``: how those of the loop around it lie.
     """
     out: dict[str, tuple[str, ...]] = {n: around[n] for n in loop.outer if n in around}
-    out |= {n: () for n, s in loop.sources.items() if isinstance(s, Batch)}
+    for name, source in loop.sources.items():
+        if isinstance(source, Batch):
+            out[name] = ()
+        elif isinstance(source, Loop):
+            out |= results_laid(name, source, laid_out(source))
     out |= dict.fromkeys(loop.carry, ())
     for stage in loop.prepare:
         lay_out(stage, out)
     for name, state in loop.state.items():
         if state.key or state.initial in out:
             out[name] = state.key or out[state.initial]
+    for step in loop.body:
+        if isinstance(step, Loop):
+            out |= results_laid(step.name, step, laid_out(step, out))
     return out
+
+
+def results_laid(name: str, loop: Loop, laid: Laid) -> dict[str, tuple[str, ...]]:
+    """How the states lie that a loop gives to the one around it: its result, under a name, and others."""
+    given = {name: loop.result, **loop.gives}
+    return {n: laid[table] for n, table in given.items() if table in loop.state and table in laid}
 
 
 def lay_out(stage: Stage, laid: dict[str, tuple[str, ...]]) -> None:
@@ -45,7 +58,7 @@ def lay_out(stage: Stage, laid: dict[str, tuple[str, ...]]) -> None:
         laid[stage.into] = ()
     elif isinstance(stage, Shuffle) and stage.route is None:
         laid[stage.into] = stage.key
-    elif isinstance(stage, Lookup) and stage.rows in laid:
+    elif isinstance(stage, Lookup | Number) and stage.rows in laid:
         laid[stage.into] = laid[stage.rows]
 
 

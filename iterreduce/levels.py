@@ -31,6 +31,7 @@ from iterreduce.loop import (
     Superstep,
     indexes_of,
     makes,
+    names_of_sources,
     reads_of,
     supersteps_of,
 )  # fmt: skip
@@ -90,7 +91,7 @@ class Level:
         self.names = tuple(level.loop.name for level in self.chain)
         self.label = "/".join(self.names)
         prepare, body = hoisted(loop) if not naive else (loop.prepare, loop.body)
-        self.invariant: set[str] = set(loop.sources) | (
+        self.invariant: set[str] = set(names_of_sources(loop)) | (
             set(loop.outer) & (parent.invariant if parent else set())
         )
         self.once, later = split(prepare, self.invariant)
@@ -324,7 +325,7 @@ def split(stages: tuple[Stage, ...], invariant: set[str]) -> tuple[tuple[Stage, 
 
 def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep | Loop, ...]]:
     """Loop-invariant code motion: pure maps of the body that read invariants only become prepare stages."""
-    invariant = set(loop.sources) | set(loop.outer) | {n for s in loop.prepare for n in makes(s)}
+    invariant = set(names_of_sources(loop)) | set(loop.outer) | {n for s in loop.prepare for n in makes(s)}
     moved: list[Stage] = []
     body: list[Superstep | Loop] = []
     for step in loop.body:
@@ -344,7 +345,7 @@ def hoisted(loop: Loop) -> tuple[tuple[Stage, ...], tuple[Superstep | Loop, ...]
 
 def readers(loop: Loop, body: tuple[Superstep | Loop, ...]) -> set[str]:
     """Names that something reads after the stages that prepare and the states' initial rows."""
-    out = {loop.result, *(table for table, _ in loop.values.values())}
+    out = {loop.result, *loop.gives.values(), *(table for table, _ in loop.values.values())}
     for step in body:
         if isinstance(step, Loop):
             out |= set(step.outer)

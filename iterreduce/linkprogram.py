@@ -183,7 +183,8 @@ class Program:
         if not numbers or field.shape or field.nullable:
             raise SchemaError(
                 f'column "{name}" ({field.describe()}) in an expression: wanted one number per row, up to 64 '
-                "bits signed, without nulls"
+                "bits signed, without nulls; fill them where they come from, such as a number of no rows "
+                "(.fill_null(0))"
             )
 
     def fits(self, joined: Schema) -> bool:

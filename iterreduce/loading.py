@@ -7,6 +7,7 @@ one rank is raised on all. Collective functions say so.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -22,8 +23,8 @@ from iterreduce.columns.numbering import number_keys
 from iterreduce.errors import DisagreementError, UsageError, did_you_mean
 from iterreduce.indexing import LinkTable
 from iterreduce.laid import lay_out
-from iterreduce.levels import INITIAL, SHUFFLED, Level, initials
-from iterreduce.loop import Loop, Shuffle, Stage, State, Superstep, makes
+from iterreduce.levels import INITIAL, SHUFFLED, Level, initials, inner_loops
+from iterreduce.loop import Loop, Shuffle, Stage, State, Superstep, makes, names_of_sources
 from iterreduce.maps import in_user_code
 from iterreduce.options import Options
 from iterreduce.sources.blocks import Loaded, Source, load, release
@@ -33,7 +34,7 @@ from iterreduce.superstep import SuperstepRun, Workshop, one_by_one
 from iterreduce.table import BY_BLOCK, NO_TOKENS, Table, by_key, column_tokens, everywhere, token
 
 Tell = Callable[..., None]
-RunLoop = Callable[[Loop], Table]
+RunLoop = Callable[[Loop], Mapping[str, Table]]
 
 
 @dataclass
@@ -47,12 +48,14 @@ class Clock:
 
 
 class Loader:
-    """Reads what the levels of one run need. ``run_loop`` gives the result of a loop that is a source."""
+    """Reads what the levels of one run need. ``run_loop``: what a loop that is a source makes."""
 
     def __init__(self, group: Group, options: Options, shop: Workshop, tell: Tell, run_loop: RunLoop):
         self.group, self.options, self.shop, self.tell = group, options, shop, tell
         self.run_loop = run_loop
         self.read: dict[int, tuple[Source, Loaded]] = {}  # a loop that is a source shares what was read
+        self.ran: dict[int, dict[str, Table]] = {}  # what loops made that are sources of several loops
+        self.shared: frozenset[int] = frozenset()  # which loops those are
         self.shares_read = False  # this run's loop is such a source itself
         self.frozen: dict[str, tuple[LocalSource, str]] = {}
         self.bytes_read = 0  # of all sources
@@ -74,13 +77,18 @@ class Loader:
     def sources(self, level: Level, tables: dict[str, Table]) -> None:
         """Bind the sources of a loop, but for those whose rows stream by. Collective."""
         self._watch(level.loop.sources.values())
+        if level.parent is None and not self.shares_read:
+            self.shared = frozenset(loop for loop, times in readers_of_loops(level.loop).items() if times > 1)
         streams = open_sources(level, self.read, self.group, self.options)
         for name, source in level.loop.sources.items():
-            if name not in streams:
+            if isinstance(source, Loop):
+                tables |= self._of_loop(level.label, name, source)
+            elif name not in streams:
                 tables[name] = self.load(level.label, name, source)
         self.shop.streams.update(streams)  # after loops that are sources, which have streams of their own
         if not self.shares_read and level.parent is None and not any(level.inner):
             self.read.clear()  # no other loop will ask for the same rows
+            self.ran.clear()
 
     def end_streams(self) -> float:
         """Rows that streamed by are where they must be; the seconds that reading them took."""
@@ -101,7 +109,7 @@ class Loader:
     @staticmethod
     def drop(level: Level, *holders: dict[str, Table], kept: Iterable[str] = ()) -> None:
         """Let go of what was prepared and nobody reads any more."""
-        prepared = set(level.loop.sources).union(*(makes(stage) for stage in level.once))
+        prepared = set(names_of_sources(level.loop)).union(*(makes(stage) for stage in level.once))
         for name in prepared - level.read_later - set(kept):
             for tables in holders:
                 tables.pop(name, None)
@@ -114,9 +122,23 @@ class Loader:
         if isinstance(source, Batch):
             return everywhere(source, token("constant", label, name, feed))
         if isinstance(source, Loop):
-            made = self._numbered(self.run_loop(source))
-            return renewed(made, token("loop", label, name, feed))
+            return self._of_loop(label, name, source, feed)[name]
         return self._load_rows(name, source, kept=feed is None)
+
+    def _of_loop(self, label: str, name: str, loop: Loop, feed: object = None) -> dict[str, Table]:
+        """The result of a loop under its name, and what it gives beside; run once, if several loops have it
+        as a source. Collective.
+        """
+        made = self.ran.get(id(loop))
+        if made is None:
+            made = {n: self._numbered(table) for n, table in self.run_loop(loop).items()}
+            if id(loop) in self.shared:
+                self.ran[id(loop)] = made
+        return {n or name: renewed(table, token("loop", label, n or name, feed)) for n, table in made.items()}
+
+    def share_with(self, around: Loader) -> None:
+        """What was read, and run, for the loop around is not read and run again."""
+        self.read, self.ran, self.shared, self.shares_read = around.read, around.ran, around.shared, True
 
     def _numbered(self, table: Table) -> Table:
         """The table with its global row numbers, which rows by key lack (a sample needs them). Collective."""
@@ -385,5 +407,18 @@ def check_unique(name: str, state: State, table: Table) -> None:
         twice = numbered.keys.slice(int(counts.argmax()), int(counts.argmax()) + 1)
         raise UsageError(
             f'state "{name}" is keyed by {", ".join(state.key)}, but {row_text(twice)} has '
-            f"{int(counts.max())} rows; make its keys unique"
+            f"{int(counts.max())} rows; make its keys unique, or give it no key (key=[] in a lazy iterate)"
         )
+
+
+def readers_of_loops(loop: Loop) -> Counter[int]:
+    """How many loops have each loop as a source, by id: this one, those of its body, and of its sources."""
+    out: Counter[int] = Counter()
+    stack, seen = [loop], set[int]()
+    while stack:
+        for level in inner_loops(stack.pop()):
+            found = [source for source in level.sources.values() if isinstance(source, Loop)]
+            out.update(map(id, found))
+            stack += [source for source in found if id(source) not in seen]
+            seen |= set(map(id, found))
+    return out

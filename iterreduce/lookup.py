@@ -141,6 +141,10 @@ class LookupRows(Planner):
                 f'Lookup into "{stage.into}": "{stage.table}" does not lie by a key of {len(stage.key)} '
                 "columns; name a state with such a key, or the result of a Shuffle by one"
             )
+        if stage.nulls and not (self.here or table.everywhere):
+            raise UsageError(
+                f'Lookup into "{stage.into}": null keys are found only where rows lie with their table'
+            )
         twice = [n for n in self.columns if n in self.rows.batch]
         if twice and len(self.rows):
             raise SchemaError(
@@ -320,7 +324,7 @@ class LookupRows(Planner):
     def _match(self, asked: Batch, keys: Batch) -> Match:
         """Which rows of the table, whose keys these are, stand beside the rows that ask."""
         known = self.cache.indexes.made(KeyRows, keys)
-        found = known.find(asked)
+        found = known.find(asked, self.stage.nulls)
         self._check_here(asked, found)
         if not (known.unique or self._beside or self.table.everywhere):
             raise UsageError(

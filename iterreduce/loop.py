@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,9 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from iterreduce.columns.aggregators import Aggregator
-from iterreduce.columns.batch import Batch
 from iterreduce.columns.partition import PARTITIONS
-from iterreduce.columns.random import choose
 from iterreduce.errors import UsageError, did_you_mean
 from iterreduce.fixpoint import CarryRule, MaxIterations, Until
 from iterreduce.stages import BUILTINS as BUILTINS
@@ -33,6 +32,7 @@ from iterreduce.stages import Joined as Joined
 from iterreduce.stages import Kernel as Kernel
 from iterreduce.stages import Local as Local
 from iterreduce.stages import Lookup as Lookup
+from iterreduce.stages import Number as Number
 from iterreduce.stages import Patch as Patch
 from iterreduce.stages import Reduce as Reduce
 from iterreduce.stages import Remove as Remove
@@ -152,7 +152,8 @@ class Loop:
     ``feeds``: name -> a function of the iteration (1, 2, ...) that gives its rows: a source or a `Batch`;
     None: given to `LoopRun.advance`. ``carry``: name -> `Carry`. A `Loop` in the body runs to its end in each
     iteration; what it reads of the tables around it is named in its ``outer``, and its result is bound, for
-    the supersteps after it, under its name.
+    the supersteps after it, under its name. ``gives``: name -> table: more of its tables, bound like its
+    result around the loop in whose body or sources it stands.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Loop:
     carry: Mapping[str, Carry] = field(default_factory=dict)
     pace: Synchronous | Bounded = field(default_factory=Synchronous)
     outer: tuple[str, ...] = ()
+    gives: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.partitions, bool) or not 1 <= self.partitions <= 1 << 20:
@@ -194,6 +196,12 @@ def stages_of(loop: Loop) -> Iterator[Stage]:
     yield from loop.finish
 
 
+def names_of_sources(loop: Loop) -> list[str]:
+    """The names that a loop's sources bind: of a loop its result, and what it gives beside."""
+    more = [n for s in loop.sources.values() if isinstance(s, Loop) for n in s.gives]
+    return [*loop.sources, *more]
+
+
 def indexes_of(loop: Loop) -> frozenset[str]:
     """The names of rows that an `Index` keeps."""
     return frozenset(s.into for s in stages_of(loop) if isinstance(s, Index))
@@ -205,10 +213,10 @@ def indexes_of(loop: Loop) -> frozenset[str]:
 def check_names(loop: Loop) -> None:
     """Every name is bound before it is read, once, and every stage is well formed."""
     _check_forms(loop)
-    bound = set(loop.sources) | set(loop.outer)
-    if len(set(loop.outer)) < len(loop.outer) or bound - set(loop.outer) != set(loop.sources):
-        twice = sorted(set(loop.sources) & set(loop.outer)) or sorted(loop.outer)
+    given = Counter((*names_of_sources(loop), *loop.outer))
+    if twice := sorted(name for name, times in given.items() if times > 1):
         raise UsageError(f'loop "{loop.name}": {", ".join(twice)} is bound twice; each name once')
+    bound = set(given)
     for stage in loop.prepare:
         bound = _bind(stage, bound, "prepare")
     for name, state in loop.state.items():
@@ -242,7 +250,8 @@ def check_names(loop: Loop) -> None:
             _known(rule.table or "", set(loop.state), "until", hint)
     for stage in loop.finish:
         tables = _bind(stage, tables, "finish")
-    _known(loop.result, tables, "result")
+    for name in (loop.result, *loop.gives.values()):
+        _known(name, tables, "result")
     for name, (table, _) in loop.values.items():
         _known(table, tables, f'value "{name}"')
 
@@ -253,9 +262,12 @@ def _check_body(loop: Loop, tables: set[str]) -> set[str]:
         if isinstance(step, Loop):
             for name in step.outer:
                 _known(name, tables, f'inner loop "{step.name}" reads')
-            if step.name in tables:
-                raise UsageError(f'inner loop "{step.name}" has the name of a table; give it another')
-            tables = tables | {step.name}
+            for name in (step.name, *step.gives):
+                if name in tables:
+                    raise UsageError(
+                        f'inner loop "{step.name}" has the name of a table, "{name}"; give another'
+                    )
+                tables = tables | {name}
         else:
             _check_step(step, tables, loop)
     return tables
@@ -460,28 +472,3 @@ def keys_of(key: Any) -> tuple[str, ...]:
     if not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
         raise UsageError(f"key: wanted a column name or several different ones, got {key!r}")
     return names
-
-
-@dataclass(frozen=True)
-class ChooseRows:
-    """A kernel: ``k`` random rows out of all, the same on any number of ranks (rows keep their order)."""
-
-    k: int
-    seed: int
-    of: str = field(compare=False)  # for messages
-    at_least: int = 0
-
-    def run(self, context: Context, *batches: Batch) -> Batch:
-        """The chosen rows of this share."""
-        (rows,) = batches
-        wanted = max(self.k, self.at_least)
-        if wanted > context.rows_total:
-            raise UsageError(
-                f"wanted k={wanted} different rows of {self.of}, which has {context.rows_total}; ask for "
-                "fewer (a smaller k), or give more rows"
-            )
-        chosen = np.sort(choose(self.seed, STREAM_SAMPLE, context.rows_total, self.k)) - context.first_row
-        return rows.take(chosen[(chosen >= 0) & (chosen < len(rows))])
-
-
-STREAM_SAMPLE = 1  # streams of random numbers: one number for each use, so that equal seeds do not correlate

@@ -93,6 +93,8 @@ class Matches:
         value_tokens: Mapping[str, int],
     ) -> Batch:
         """The rows that come out, with the values that stand beside them."""
+        if match is not self._match:
+            self.forget()  # what was taken was taken by another
         made = rows if match.rows is None else self._take("rows", rows, match.rows, row_tokens)
         if match.beside is None:
             return made

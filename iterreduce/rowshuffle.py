@@ -46,7 +46,7 @@ from iterreduce.exchange import (
 from iterreduce.folding import RowSource
 from iterreduce.group import Group
 from iterreduce.lineage import KeyLineage, Pending
-from iterreduce.loop import Gather, Shuffle
+from iterreduce.loop import Gather, Number, Shuffle
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import Piece, joined
 from iterreduce.rowplan import RowPlan, RowPlanBody
@@ -443,7 +443,7 @@ class GatherRows(RowSender):
 
     def __init__(
         self,
-        stage: Gather,
+        stage: Gather | Number,
         number: int,
         group: Group,
         source: RowSource,

@@ -22,8 +22,8 @@ class Context(NamedTuple):
     """What a kernel may know beside its rows: never the rank.
 
     ``first_row`` is the global number of the first row of the first table read, and ``rows_total`` the rows
-    of all ranks; known for sources and results of loops, else 0 and -1 (a map may have dropped rows
-    elsewhere).
+    of all ranks; known for sources, results of loops, sorted rows and behind a `Number`, else 0 and -1 (a
+    map may have dropped rows elsewhere).
     """
 
     iteration: int
@@ -146,6 +146,16 @@ class Gather:
 
 
 @dataclass(frozen=True)
+class Number:
+    """The same rows where they are, whose numbers among those of all ranks are known: to a `Local` that reads
+    them, as ``first_row`` and ``rows_total`` of its `Context`.
+    """
+
+    rows: str
+    into: str
+
+
+@dataclass(frozen=True)
 class Lookup:
     """``columns`` of a keyed table beside rows that name its keys: the rows stay where they are.
 
@@ -153,7 +163,8 @@ class Lookup:
     are not repeated and only values travel. Rows that lie with their table (both by that key) ask nobody; of
     those the table may hold several rows per key: then a row comes out once for each of them.
     ``missing``: a key that the table does not have is an error, its rows are dropped, get nulls, or are the
-    ``only`` ones that come out.
+    ``only`` ones that come out. A null equals no key, unless ``nulls``: then it equals itself, which only
+    rows that lie with their table can ask.
     """
 
     rows: str
@@ -162,6 +173,7 @@ class Lookup:
     columns: tuple[str, ...]
     into: str
     missing: Literal["error", "drop", "null", "only"] = "error"
+    nulls: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,8 +195,8 @@ class Index:
     symmetric: bool = False
 
 
-Stage = Local | Shuffle | Total | Gather | Lookup | Index
-STAGES = (Local, Shuffle, Total, Gather, Lookup, Index)
+Stage = Local | Shuffle | Total | Gather | Number | Lookup | Index
+STAGES = (Local, Shuffle, Total, Gather, Number, Lookup, Index)
 
 
 # ---------------------------------------------------------------------- writes

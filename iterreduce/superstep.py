@@ -38,6 +38,7 @@ from iterreduce.loop import (
     Index,
     Local,
     Lookup,
+    Number,
     Replace,
     Shuffle,
     Sink,
@@ -50,6 +51,7 @@ from iterreduce.loop import (
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import BlockMap
 from iterreduce.rangeshuffle import RangeShuffle
+from iterreduce.rownumbers import NumberRows
 from iterreduce.rowshuffle import GatherRows, RowShuffle
 from iterreduce.shuffle import CombineShuffle
 from iterreduce.sources.blocks import RowStream
@@ -60,6 +62,8 @@ from iterreduce.uncombined import WithFallback, may_need_rows
 Exchanger = (
     CombineShuffle | RowShuffle | TotalRows | GatherRows | WithFallback | IndexRows | LinkShuffle | LookupRows
 )
+
+WHOLE = (Local, Index, Lookup, Number)  # stages that read tables, and no rows piece by piece
 
 
 @dataclass
@@ -116,6 +120,8 @@ class Workshop:
             )  # fmt: skip
         elif isinstance(stage, Gather):
             made = GatherRows(stage, *common, self.check, self.limit_bytes)
+        elif isinstance(stage, Number):
+            made = NumberRows(stage, *common, self.check, self.limit_bytes)
         elif isinstance(stage, Shuffle) and stage.combine is not None:
             made = combining = CombineShuffle(
                 stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats
@@ -358,7 +364,7 @@ def fused_maps(stages: Iterable[Stage], kept: set[str]) -> set[str]:
     for stage in stages:
         if isinstance(stage, Local) and stage.into not in kept:
             by = readers.get(stage.into, [])
-            if len(by) == 1 and not isinstance(by[0], Local | Index | Lookup) and by[0].rows == stage.into:
+            if len(by) == 1 and not isinstance(by[0], WHOLE) and by[0].rows == stage.into:
                 out.add(stage.into)
     return out
 

@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "total",
         "shuffle",
         "rowshuffle",
+        "rownumbers",
         "rangeshuffle",
         "uncombined",
         "indexing",

@@ -180,6 +180,8 @@ def _chosen_fixed(condition: Any, then: Value, otherwise: Value, rows: int) -> A
         pair[0] = pair[0].spread(rows)
     a, b = aligned(pair)
     condition = np.asarray(condition)
+    if not condition.ndim and condition and np.ndim(a) >= np.ndim(b):  # a column as it is
+        return np.asarray(a, dtype)
     if condition.ndim:
         condition = condition.reshape(len(condition), *([1] * (max(np.ndim(a), np.ndim(b)) - 1)))
     made: Array = np.where(condition, a, b)

@@ -12,9 +12,10 @@ from typing import Literal
 
 from iterreduce.columns.expressions import Column, Expr
 from iterreduce.loop import Insert, Joined, Local, Lookup, Patch, Replace, Shuffle
+from iterreduce.plan.flow import Flow, Made, Place
 from iterreduce.plan.kernels import Columns, Concat, Improved, NewRows
 from iterreduce.plan.linking import joined_table, renamed_aggregate, resident, visible
-from iterreduce.plan.lower import Flow, Lowering, Made, Place
+from iterreduce.plan.lower import Lowering
 from iterreduce.plan.nodes import Group, Iterate, Node
 
 
@@ -108,7 +109,7 @@ def _new_rows(lowering: Lowering, loop: Iterate, proposed: Made, state: Made, pl
     into = lowering.name_of(loop, "new rows")
     key = loop.states[0].key
     rows = lowering.read(proposed, place)
-    lowering.emit(place, Lookup(rows, key, state.name, (), into, missing="only"))
+    lowering.emit(place, Lookup(rows, key, state.name, (), into, missing="only", nulls=True))
     return into
 
 
@@ -127,7 +128,8 @@ def _met(
     flow = Flow(proposed, tuple(n for n, _ in trees), proposed.lies, steps=(Columns(tuple(trees)),))
     renamed = lowering.table(flow, place, loop.states[1].result)
     into = lowering.name_of(loop, "proposed")
-    stage = Lookup(lowering.read(renamed, place), key, state.name, tuple(loop.merge), into, missing)
+    rows, columns = lowering.read(renamed, place), tuple(loop.merge)
+    stage = Lookup(rows, key, state.name, columns, into, missing, nulls=True)
     lowering.emit(place, stage)
     return into
 

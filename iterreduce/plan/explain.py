@@ -21,7 +21,7 @@ from iterreduce.plan.known import rows_of
 from iterreduce.plan.lower import Lowering
 from iterreduce.plan.nodes import Group, Iterate, Join, Node, Project, Rows, Source, StateRows, walk
 from iterreduce.plan.planning import Planned, planned
-from iterreduce.plan.reasons import anew, hoisted, why_not_indexed
+from iterreduce.plan.reasons import anew, hoisted
 from iterreduce.plan.stagewords import stages
 from iterreduce.plan.tree import plain, tree
 from iterreduce.run import run_loop
@@ -155,7 +155,7 @@ def _of_loop(loop: Iterate, lowering: Lowering) -> Iterator[Section]:
     for node, why in anew(loop, facts):
         lines.append(plain(f"{node.label}{_at(node)}: {why}"))
         if isinstance(node, Group) and id(node) not in lowering.links.fused:
-            reason = why_not_indexed(node, facts)
+            reason = lowering.links.why_not.get(id(node), "")
             lines += [plain(f"  no shuffle of indexed rows: {reason}")] if reason else []
     yield f"made anew {named}", lines
     yield f'states of "{loop.name}"', [_state(state.rows, lowering) for state in loop.states]

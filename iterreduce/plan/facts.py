@@ -54,13 +54,14 @@ class Facts:
         self._unique: dict[int, frozenset[Key]] = {}
         self._kept: list[Node] = []  # ids of nodes are kept for as long as the nodes are
         self._aligned: set[int] = set()  # states whose rows are those that they begin with
-        self._keys: dict[int, tuple[str, ...]] = {}
+        self._of_states: dict[int, frozenset[Key]] = {}  # what tells the rows of states apart
+        self._unproven: dict[int, Key] = {}  # keys that the first rows of a state perhaps do not have
         self.notes: dict[int, str] = {}  # why a state's rows are not invariant
         self._readers: Counter[int] = Counter()
-        for node in walk(*roots):
+        nodes = list(walk(*roots))
+        for node in nodes:
             self._readers.update(id(part) for part in reads(node))
-            if isinstance(node, Iterate):
-                self._settle(node)
+        self._settle([node for node in nodes if isinstance(node, Iterate)])
 
     def read_once(self, node: Node) -> bool:
         """Does one node of the plan read it, and no other? (Of a node that is no part of it: no.)"""
@@ -106,42 +107,73 @@ class Facts:
 
     # ------------------------------------------------------------------ states
 
-    def _settle(self, loop: Iterate) -> None:
-        """Assume that all states keep the rows that they begin with; drop those that the body does not keep,
-        until the rest holds.
+    def _settle(self, loops: list[Iterate]) -> None:
+        """Assume that all states keep the rows that they begin with, and what tells those apart; drop what
+        the bodies do not keep, until the rest holds. (Then it holds in every iteration, by induction, also of
+        loops in each other's bodies.)
         """
-        assumed = [] if loop.delta else list(loop.states)
+        assumed = [s for loop in loops if not loop.delta for s in loop.states]
         self._aligned |= {id(s.rows) for s in assumed}
-        for state in loop.states:
-            self._keys[id(state.rows)] = state.key or self._key_of(state)
+        given = (s for loop in loops for s in loop.states if s.key or not s.keyed)
+        self._of_states |= {id(s.rows): frozenset((frozenset(s.key),) if s.key else ()) for s in given}
+        open_ = [s for s in assumed if not s.key and s.keyed]
+        self._drop(assumed, open_)
+        for state in open_:
+            if not self._keys_of(state.rows):
+                self._assume_key(state, assumed, open_)
+
+    def _drop(self, assumed: list[Evolving], without_key: list[Evolving]) -> None:
+        """Drop what is not so until nothing changes."""
         while True:
-            wrong = [s for s in assumed if id(s.rows) in self._aligned and self._why_not(s)]
-            if not wrong:
-                return
-            for state in wrong:
-                self.notes[id(state.rows)] = self._why_not(state)
-                self._aligned.discard(id(state.rows))
             self._unique.clear()
+            wrong = {id(s.rows): why for s in assumed if self.aligned(s.rows) and (why := self._why_not(s))}
+            fewer = {
+                id(s.rows): keys for s in without_key if (keys := self._keys_kept(s)) != self._keys_of(s.rows)
+            }
+            if not wrong and not fewer:
+                return
+            self.notes |= wrong
+            self._aligned -= wrong.keys()
+            self._of_states |= fewer
+
+    def _keys_of(self, rows: StateRows) -> frozenset[Key]:
+        """The sets of columns that tell a state's rows apart."""
+        if id(rows) not in self._of_states:
+            self._of_states[id(rows)] = self.unique(rows.initial)
+        return self._of_states[id(rows)]
+
+    def _keys_kept(self, state: Evolving) -> frozenset[Key]:
+        """Those that the first rows have, and the body keeps."""
+        unproven = self._unproven.get(id(state.rows))
+        return frozenset(
+            key
+            for key in self._keys_of(state.rows)
+            if self.is_unique(state.result, key)
+            and (key == unproven or self.is_unique(state.rows.initial, key))
+        )
+
+    def _assume_key(self, state: Evolving, assumed: list[Evolving], without_key: list[Evolving]) -> None:
+        """A key that the body's rows have surely, and the first rows perhaps: that shows when it runs."""
+        names = state.rows.initial.names or ()
+        for key in sorted(self.unique(state.result), key=_size):
+            if key and key <= set(names):
+                self._unproven[id(state.rows)] = key
+                self._of_states[id(state.rows)] = frozenset((key,))
+                self._drop(assumed, without_key)
+                if self._keys_of(state.rows):
+                    return
+                del self._unproven[id(state.rows)]
 
     def _why_not(self, state: Evolving) -> str:
         """Why the body does not keep the state's rows; empty where it does."""
         if self.identity(state.result) is not self.identity(state.rows.initial):
             return f"its rows are made anew by: {self.identity(state.result).label}"
-        for key in self._keys[id(state.rows)]:
+        for key in self.state_key(state.rows):
             if key not in (state.result.names or ()):
                 return f'the body\'s result has no column "{key}"'
             if self.origin(state.result, key) != self.origin(state.rows.initial, key):
                 return f'the body changes its key column "{key}"'
         return ""
-
-    def _key_of(self, state: Evolving) -> tuple[str, ...]:
-        """The key that tells a state's rows apart: one that both its first rows and later ones have."""
-        before = self.unique(state.rows.initial)
-        here = self.unique(state.result)
-        names = state.rows.initial.names or ()
-        both = [key for key in before if key in here] or [k for k in here if k <= set(names)]
-        best = min(both, key=lambda k: (len(k), sorted(k)), default=frozenset[str]())
-        return tuple(n for n in names if n in best)
 
     def aligned(self, state: StateRows) -> bool:
         """Are its rows, in every iteration, those that it began with?"""
@@ -149,7 +181,8 @@ class Facts:
 
     def state_key(self, state: StateRows) -> tuple[str, ...]:
         """The columns that tell its rows apart; empty: none are known."""
-        return self._keys.get(id(state), ())
+        best = min(self._keys_of(state), key=_size, default=frozenset[str]())
+        return tuple(n for n in state.initial.names or () if n in best)
 
     # ------------------------------------------------------------------ rows
 
@@ -164,6 +197,8 @@ class Facts:
                 node = node.initial
             elif isinstance(node, MapBatches) and node.keeps:
                 node = node.rows[0]
+            elif isinstance(node, Iterate | StateOf) and self.aligned(_given(node).rows):
+                node = _given(node).rows.initial
             else:
                 return node
 
@@ -203,8 +238,15 @@ class Facts:
                 node = node.initial
             elif isinstance(node, MapBatches) and column in node.keeps:
                 node = node.rows[0]
+            elif isinstance(node, Iterate | StateOf) and self._passes(node, column):
+                node = _given(node).rows.initial
             else:
                 return node, column
+
+    def _passes(self, node: Iterate | StateOf, column: str) -> bool:
+        """Are the values of a column those that the state began with, row for row?"""
+        rows = _given(node).rows
+        return self.aligned(rows) and column in self.state_key(rows)
 
     def unique(self, node: Node) -> frozenset[Key]:
         """Sets of columns whose values no two rows share; the empty set: there is one row at most."""
@@ -212,7 +254,7 @@ class Facts:
         if found is None:
             for part in walk(node):
                 if id(part) not in self._unique:
-                    keys = sorted(self._unique_here(part), key=lambda k: (len(k), sorted(k)))[:MOST_KEYS]
+                    keys = sorted(self._unique_here(part), key=_size)[:MOST_KEYS]
                     self._unique[id(part)] = frozenset(keys)
                     self._kept.append(part)
             found = self._unique[id(node)]
@@ -235,13 +277,9 @@ class Facts:
         if isinstance(node, Join):
             return self._unique_join(node)
         if isinstance(node, StateRows):
-            key = self.state_key(node)
-            return {frozenset(key)} if key else self.unique(node.initial) if self.aligned(node) else set()
+            return self._keys_of(node)
         if isinstance(node, Iterate | StateOf):
-            name, loop = (node.gives, node) if isinstance(node, Iterate) else (node.name, node.loop)
-            state = next(s for s in loop.states if s.name == name)
-            key = self.state_key(state.rows)
-            return {frozenset(key)} if key else set()
+            return self._keys_of(_given(node).rows)
         if isinstance(node, MapBatches) and node.keeps:
             numbers: set[Key] = set()
             if isinstance(node.function, RowNumber):
@@ -307,6 +345,16 @@ class Facts:
                 rows = rows.left
             else:
                 return False
+
+
+def _size(key: Key) -> tuple[int, list[str]]:
+    return len(key), sorted(key)
+
+
+def _given(node: Iterate | StateOf) -> Evolving:
+    """The state whose last rows these are."""
+    name, loop = (node.gives, node) if isinstance(node, Iterate) else (node.name, node.loop)
+    return next(state for state in loop.states if state.name == name)
 
 
 def _renamed(keys: Iterable[Key], node: Project) -> set[Key]:

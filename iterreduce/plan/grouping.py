@@ -8,8 +8,9 @@ from dataclasses import replace
 from iterreduce.columns.aggregators import Aggregator, count
 from iterreduce.columns.expressions import Column, Expr
 from iterreduce.loop import Local, Shuffle, Total
+from iterreduce.plan.flow import Flow, Made, Place
 from iterreduce.plan.kernels import Columns, GroupHere, OneRow
-from iterreduce.plan.lower import Flow, Lowering, Made, Place
+from iterreduce.plan.lower import Lowering
 from iterreduce.plan.making import columns_read
 from iterreduce.plan.nodes import Aggregate, Group, Node
 

@@ -13,10 +13,11 @@ from iterreduce.columns.aggregators import Aggregator, count
 from iterreduce.columns.expressions import Column, Expr, col, lit, where
 from iterreduce.loop import Local, Lookup, Shuffle
 from iterreduce.plan import making
+from iterreduce.plan.flow import Flow, Made, Place
 from iterreduce.plan.grouping import ROWS, combined, prepared
 from iterreduce.plan.kernels import Columns, Compute, Concat, GroupHere, GroupOnto, Keep, WithNulls
 from iterreduce.plan.linking import complete, finished, has_all_keys, shuffled
-from iterreduce.plan.lower import Flow, Lowering, Made, Place
+from iterreduce.plan.lower import Lowering
 from iterreduce.plan.making import columns_read
 from iterreduce.plan.nodes import Filter, Group, Join, MapBatches, Node, Project, Repartition, Union
 from iterreduce.plan.nulls import filled_everywhere, is_sum, others_than
@@ -174,7 +175,7 @@ def _side_by_side(lowering: Lowering, node: Join) -> Flow | None:
     if tuple(names.get(k) for k in node.right_keys) != grouped.keys or id(grouped) in lowering.flows:
         return None
     left, home = lowering.flow(node.left), lowering.place(grouped)
-    if left.lies != node.left_keys or home.scope is not lowering.place(node).scope:
+    if left.lies != node.left_keys or not lowering.place(node).scope.inside(home.scope):
         return None
     if left.steps:
         left = Flow.of(lowering.made(node.left))
@@ -287,7 +288,6 @@ def _beside(
         beside=(*left.beside, (made, columns)),
         steps=(*left.steps, Columns(tuple(plain))),
         columns=tuple(n for n, _ in plain),
-        filled=left.filled | (frozenset(new for new, _ in trees) if filled else frozenset()),
     )
 
 

@@ -8,7 +8,7 @@ every row of the result has taken over, under which name: so it knows where rows
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,11 +23,14 @@ from iterreduce.columns.expressions import Expr
 from iterreduce.columns.groups import group_rows
 from iterreduce.columns.joins import KeyRows
 from iterreduce.columns.ragged import Ragged
+from iterreduce.columns.random import choose
 from iterreduce.columns.schema import Field, Schema
 from iterreduce.columns.sortkeys import sorted_order
 from iterreduce.columns.trees import columns_of
+from iterreduce.errors import UsageError
 from iterreduce.loop import Context
 
+STREAM_SAMPLE = 1  # streams of random numbers: one number for each use, so that equal seeds do not correlate
 Beside = tuple[tuple[str, str], ...]  # columns of a table that stands beside: (its name, name in the rows)
 
 
@@ -283,6 +286,28 @@ class FirstRows:
 
 
 @dataclass(frozen=True)
+class ChooseRows:
+    """A kernel: ``k`` random rows out of all, the same on any number of ranks (rows keep their order)."""
+
+    k: int
+    seed: int
+    of: str = field(compare=False)  # for messages
+    at_least: int = 0
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """The chosen rows of this share."""
+        (rows,) = batches
+        wanted = max(self.k, self.at_least)
+        if wanted > context.rows_total:
+            raise UsageError(
+                f"wanted k={wanted} different rows of {self.of}, which has {context.rows_total}; ask for "
+                "fewer (a smaller k), or give more rows"
+            )
+        chosen = np.sort(choose(self.seed, STREAM_SAMPLE, context.rows_total, self.k)) - context.first_row
+        return rows.take(chosen[(chosen >= 0) & (chosen < len(rows))])
+
+
+@dataclass(frozen=True)
 class WithNulls:
     """Rows with columns of nothing but nulls, like those of another table: the right rows of a full join."""
 
@@ -340,7 +365,8 @@ class Improved:
         rows, table = (batches[0], batches[1]) if self.beside else (batches[0], batches[0])
         mark = "" if self.beside else "\0"
         wins = np.zeros(len(rows), bool)
-        columns, valid = {k: rows[k] for k in self.key}, {}
+        keys = rows.select(*self.key)
+        columns, valid = dict(keys._columns), dict(keys._valid)
         here = None if self.beside or self.met else known_rows(rows, self.merge)
         for name, kind in self.merge:
             new, old = rows[mark + name], table[name]

@@ -9,10 +9,11 @@ from iterreduce.columns.aggregators import Aggregator, count
 from iterreduce.columns.expressions import Column, Expr, col, where
 from iterreduce.columns.trees import columns_of, renamed
 from iterreduce.loop import Index, Joined, Shuffle
+from iterreduce.plan.flow import PREPARE, Flow, Made, Place
 from iterreduce.plan.grouping import ROWS
 from iterreduce.plan.kernels import Columns, Keep, Step
 from iterreduce.plan.links import Fused, Graph
-from iterreduce.plan.lower import PREPARE, Flow, Lowering, Made, Place
+from iterreduce.plan.lower import Lowering
 from iterreduce.plan.nodes import Group
 
 HERE = "\0here"  # of a row that stands for a key: how many rows it was made of

@@ -27,7 +27,7 @@ from iterreduce.columns.trees import columns_of, parameters_of, renamed, substit
 from iterreduce.columns.trees import walk as parts_of
 from iterreduce.errors import UsageError
 from iterreduce.plan.facts import Facts
-from iterreduce.plan.nodes import Group, Join, Node, Project, Source, Union, walk
+from iterreduce.plan.nodes import Filter, Group, Join, Node, Project, Source, Union, walk
 
 KINDS = frozenset(("sum", "count", "min", "max", "any", "all", "mean"))
 ADDED = frozenset(
@@ -81,6 +81,7 @@ class Links:
         self.fused: dict[int, Fused] = {}
         self.vertices: dict[int, tuple[Graph, str]] = {}  # distinct values of ends -> the column
         self.graphs: list[Graph] = []
+        self.why_not: dict[int, str] = {}  # of groups of joined rows that change
         nodes = list(walk(*roots))
         for node in nodes:
             if isinstance(node, Group):
@@ -91,6 +92,7 @@ class Links:
         for node in nodes:
             if id(node) in self.fused and not self._can_pull(self.fused[id(node)]):
                 del self.fused[id(node)]
+                self.why_not[id(node)] = "it asks for values of keys that the table may not have"
 
     def _can_pull(self, fused: Fused) -> bool:
         """Where rows lie with the key that they are grouped by, they ask for a value of every key of the
@@ -120,19 +122,23 @@ class Links:
 
     def _join_of(self, group: Group) -> None:
         """Is it a group of indexed rows joined with a table?"""
-        found = match_join(group, self.facts)
-        if found is None:
+        try:
+            found = match_join(group, self.facts)
+        except NotIndexed as why:
+            self.why_not[id(group)] = str(why)
             return
-        graph = self._graph(found)
-        if graph is not None:
+        if self._graph(found) is None:
+            self.why_not[id(group)] = "the rows are indexed by other columns"
+        else:
             self.fused[id(group)] = found
 
     def _of_ends(self, group: Group) -> None:
         """Groups of rows that are indexed anyway: their keys alone, or aggregates of the rows by one end."""
         if not group.aggregates and self._both_ends(group):
             return
-        found = match_rows(group)
-        if found is None:
+        try:
+            found = match_rows(group)
+        except NotIndexed:
             return
         for graph in self.graphs:
             if graph.symmetric:
@@ -182,58 +188,74 @@ class Links:
                           and a.bounds == b.bounds)  # fmt: skip
 
 
-def match_join(group: Group, facts: Facts) -> Fused | None:
-    """The group as a shuffle of indexed rows joined with a table, if it is one."""
+class NotIndexed(Exception):
+    """Why a group is no shuffle of indexed rows; without a text: it is not of joined rows that change."""
+
+
+def match_join(group: Group, facts: Facts) -> Fused:
+    """The group as a shuffle of indexed rows joined with a table; raises `NotIndexed` if it is none."""
+    join = _join_below(group, facts)
     trees = _needed(group)
-    if trees is None:
-        return None
     node, trees = _down(group.input, trees)
-    if not isinstance(node, Join) or node.how != "inner" or len(node.on) != 1:
-        return None
-    for left, right, on, by in (
-        (node.left, node.right, node.left_keys[0], node.right_keys[0]),
-        (node.right, node.left, node.right_keys[0], node.left_keys[0]),
-    ):
-        found = _as_sides(group, node, left, right, on, by, trees, facts)
-        if found is not None:
-            return found
-    return None
+    if node is not join:
+        raise NotIndexed("rows are filtered behind the join; a filter before it would do")
+    if join.how != "inner":
+        raise NotIndexed(f"the join is a {join.how} join, not an inner one")
+    if len(join.on) != 1:
+        raise NotIndexed("the join is by several columns")
+    return _of_sides(group, join, trees, facts)
 
 
-def _as_sides(
-    group: Group,
-    join: Join,
-    edges: Node,
-    table: Node,
-    on: str,
-    by: str,
-    trees: dict[str, Expr],
-    facts: Facts,
-) -> Fused | None:
-    if facts.varies(edges) or not facts.varies(table) or not facts.is_unique(table, (by,)):
-        return None
+def _join_below(group: Group, facts: Facts) -> Join:
+    node: Node = group.input
+    while isinstance(node, Project | Filter):
+        node = node.input
+    if not isinstance(node, Join) or not group.aggregates or not facts.varies(node):
+        raise NotIndexed
+    return node
+
+
+def _of_sides(group: Group, join: Join, trees: dict[str, Expr], facts: Facts) -> Fused:
+    (on, by), edges, table = join.on[0], join.left, join.right
+    if facts.varies(edges):
+        if facts.varies(table):
+            raise NotIndexed("both sides of the join change")
+        edges, table, on, by = table, edges, by, on
+    if not facts.is_unique(table, (by,)):
+        raise NotIndexed(
+            f'the side that changes is not known to have each "{by}" once; make it by a group_by, or say '
+            "key=... where the iteration is made"
+        )
     of_table, of_edges = _columns_of_sides(join, edges is join.left)
     hidden = {name: f"\0{name}" for name in of_table}
     mixed = {n: renamed(t, {**hidden, **of_edges}) for n, t in trees.items()}
     root, mixed = _down(edges, {**mixed, "\0on": Column(on)}, frozenset(hidden.values()))
-    key, joined = mixed.pop("\0key"), mixed.pop("\0on")
-    if not isinstance(key, Column) or not isinstance(joined, Column) or key.name == joined.name:
-        return None
+    named, by_name = f'its key "{group.keys[0]}"', f'the key "{on}" of the join'
+    key, joined = _as_key(mixed.pop("\0key"), named), _as_key(mixed.pop("\0on"), by_name)
     if key.name in hidden.values():
-        return None
+        raise NotIndexed(f"{named} is not a column of the rows that stay")
+    if key.name == joined.name:
+        raise NotIndexed("it groups by the column that is joined")
     turned = both_ways(root, key.name, joined.name) if is_extreme(group) else None
     if turned is not None:
         root, made = turned
         made |= {name: Column(name) for name in hidden.values()}
         mixed = {name: substitute(tree, made) for name, tree in mixed.items()}
-        key, joined = _column(made[key.name]), _column(made[joined.name])
-    fields = _fields(root, table, hidden, of_table)
-    aggregates = _aggregates(group, mixed, fields)
-    if aggregates is None or not _is_key(root, key.name) or not _is_key(root, joined.name):
-        return None
+        key, joined = _as_key(made[key.name], named), _as_key(made[joined.name], named)
+    for column, what in ((key, named), (joined, by_name)):
+        if why := _no_key(root, column.name):
+            raise NotIndexed(f"{what} {why}")
+    aggregates = _aggregates(group, mixed, _fields(root, table, hidden, of_table))
     columns = {new: of_table[name] for name, new in hidden.items()}
-    symmetric = turned is not None
-    return Fused(group, root, joined.name, key.name, aggregates, table, by, columns, symmetric)
+    return Fused(
+        group, root, joined.name, key.name, aggregates, table, by, columns, symmetric=turned is not None
+    )
+
+
+def _as_key(tree: Expr, what: str) -> Column:
+    if not isinstance(tree, Column):
+        raise NotIndexed(f"{what} is computed")
+    return tree
 
 
 def is_extreme(group: Group) -> bool:
@@ -260,32 +282,25 @@ def _seen_through(node: Node) -> tuple[Node, dict[str, Expr]]:
     return node, {name: Column(name) for name in node.names or ()}
 
 
-def _column(tree: Expr) -> Column:
-    assert isinstance(tree, Column)
-    return tree
+def match_rows(group: Group) -> Fused:
+    """The group as a shuffle of indexed rows alone, if they are indexed; raises `NotIndexed`."""
+    root, trees = _down(group.input, _needed(group))
+    key = _as_key(trees.pop("\0key"), "its key")
+    if root.fields is None:
+        raise NotIndexed
+    return Fused(group, root, "", key.name, _aggregates(group, trees, dict(root.fields)))
 
 
-def match_rows(group: Group) -> Fused | None:
-    """The group as a shuffle of indexed rows alone, if they are indexed."""
-    trees = _needed(group)
-    if trees is None:
-        return None
-    root, trees = _down(group.input, trees)
-    key = trees.pop("\0key")
-    if not isinstance(key, Column) or root.fields is None:
-        return None
-    aggregates = _aggregates(group, trees, dict(root.fields))
-    return None if aggregates is None else Fused(group, root, "", key.name, aggregates)
-
-
-def _needed(group: Group) -> dict[str, Expr] | None:
-    """What the aggregates fold, by output, and the key; None for groups that cannot be folded so."""
-    if len(group.keys) != 1 or not group.aggregates:
-        return None
+def _needed(group: Group) -> dict[str, Expr]:
+    """What the aggregates fold, by output, and the key; raises `NotIndexed` where that cannot be."""
+    if len(group.keys) != 1:
+        raise NotIndexed("it has several keys")
+    if not group.aggregates:
+        raise NotIndexed
     out: dict[str, Expr] = {"\0key": Column(group.keys[0])}
     for name, aggregator in group.aggregates:
         if aggregator.kind not in KINDS or aggregator.definition is not None:
-            return None
+            raise NotIndexed(f'"{name}" is {aggregator.kind}, which indexed rows cannot fold')
         column = aggregator.column
         if column is not None:
             out[name] = column if isinstance(column, Expr) else Column(column)
@@ -331,16 +346,16 @@ def of_edges(node: Node) -> bool:
 
 def _aggregates(
     group: Group, trees: Mapping[str, Expr], fields: Mapping[str, Field | None]
-) -> tuple[tuple[str, Aggregator], ...] | None:
-    """The aggregates of these values, if each is a number that is never null."""
+) -> tuple[tuple[str, Aggregator], ...]:
+    """The aggregates of these values; raises `NotIndexed` unless each is a number that is never null."""
     out: list[tuple[str, Aggregator]] = []
     for name, aggregator in group.aggregates:
         if aggregator.column is None:
             out.append((name, count()))
             continue
         tree = trees[name]
-        if not _is_number(tree, fields) or len(columns_of(tree)) > MOST_VALUES:
-            return None
+        if why := _no_number(tree, fields):
+            raise NotIndexed(f'"{name}" {why}')
         if aggregator.kind == "count":
             out.append((name, count()))
         elif aggregator.kind == "mean":
@@ -350,29 +365,38 @@ def _aggregates(
     return tuple(out)
 
 
-def _is_number(tree: Expr, fields: Mapping[str, Field | None]) -> bool:
-    """Is it surely a number without nulls, of operations that the kernels know?"""
+def _no_number(tree: Expr, fields: Mapping[str, Field | None]) -> str:
+    """Why it is not surely a number without nulls, of operations that the kernels know; empty: it is one."""
     if parameters_of(tree):
-        return False
-    for part in parts_of(tree):
-        operation = getattr(part, "operation", None)
-        if operation is not None and operation not in SCALAR:
-            return False
+        return "uses a number of other rows; multiply the result by it instead"
+    if len(columns_of(tree)) > MOST_VALUES:
+        return f"is of more than {MOST_VALUES} columns; compute some of it before the join"
+    operations = (getattr(part, "operation", None) for part in parts_of(tree))
+    strange = next((o for o in operations if o is not None and o not in SCALAR), None)
+    if strange is not None:
+        return f"uses {strange}, which indexed rows cannot compute; compute it before the join"
     try:
         found = typed(tree, fields)
     except UsageError:
-        return False
-    if found is None or found.nullable or found.kind != "fixed" or found.shape:
-        return False
-    return found.dtype.kind in "bif" or (found.dtype.kind == "u" and found.dtype.itemsize < 8)
+        found = None
+    if found is None:
+        return "is of values whose type is not known before it runs; cast them"
+    if found.nullable:
+        return "is of values that may be null; fill_null(0) before the join"
+    small = found.dtype.kind in "bif" or (found.dtype.kind == "u" and found.dtype.itemsize < 8)
+    if found.kind != "fixed" or found.shape or not small:
+        return f"is of {found.describe()}; wanted numbers of up to 64 bits"
+    return ""
 
 
-def _is_key(root: Node, name: str) -> bool:
-    """Can the column number the rows of an index? Ids of edges are whole numbers or text."""
+def _no_key(root: Node, name: str) -> str:
+    """Why the column cannot number the rows of an index; empty: it can. Ids of edges are numbers or text."""
     if root.fields is None or name not in root.fields:
-        return False
+        return "is of a type that is not known before it runs; cast it"
     of = root.fields[name]
-    return of_edges(root) if of is None else can_be_key(of)
+    if of is None:
+        return "" if of_edges(root) else "is of a type that is not known before it runs; cast it"
+    return "" if can_be_key(of) else f"is {of.describe()}; wanted whole numbers or text without nulls"
 
 
 def can_be_key(of: Field) -> bool:

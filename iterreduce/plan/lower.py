@@ -14,104 +14,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from iterreduce.columns.expressions import Column, Expr, Parameter
 from iterreduce.columns.trees import parameters_of, with_parameters
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import MaxIterations, Until
-from iterreduce.loop import Gather, Local, Loop, Replace, Shuffle, Stage, State, Superstep, Write
+from iterreduce.loop import Gather, Local, Loop, Number, Replace, Shuffle, Stage, State, Superstep
 from iterreduce.plan.facts import Facts
-from iterreduce.plan.kernels import Beside, Columns, Compute, Keep, NumberOf, Step
+from iterreduce.plan.flow import BODY, FINISH, PREPARE, Flow, Made, Place, Scope, passed_through
+from iterreduce.plan.kernels import Columns, Compute, NumberOf
 from iterreduce.plan.links import Links
-from iterreduce.plan.nodes import Group, Iterate, Node, Scalar, reads, walk
+from iterreduce.plan.nodes import Group, Iterate, Node, Scalar, StateOf, reads, walk
 
-PREPARE, BODY, FINISH = "prepare", "body", "finish"
 SMALL_ROWS = 1 << 16  # rows that are brought to every rank rather than shuffled: some MB
 MOST_ROWS = 1 << 22  # that are brought to every rank where the other side is so many times larger:
 SMALLER = 8
 Sizes = Callable[[Node], int | None]
-
-
-@dataclass(eq=False)
-class Scope:
-    """A loop that is being built; ``loop`` None: a plan without iteration, which runs once."""
-
-    loop: Iterate | None
-    parent: Scope | None = None
-    sources: dict[str, Any] = field(default_factory=dict)
-    prepare: list[Stage] = field(default_factory=list)
-    finish: list[Stage] = field(default_factory=list)
-    states: dict[str, State] = field(default_factory=dict)
-    steps: list[Superstep | Loop] = field(default_factory=list)
-    stages: list[Stage] = field(default_factory=list)  # of the superstep that is open
-    writes: list[Write] = field(default_factory=list)
-    outer: list[str] = field(default_factory=list)
-    loops: set[str] = field(default_factory=set)  # results of loops inside the body
-
-    def close_step(self, name: str) -> None:
-        """End the superstep that is open, if it does anything."""
-        if self.stages or self.writes:
-            number = f" {len(self.steps) + 1}" if self.steps else ""
-            self.steps.append(Superstep(name + number, tuple(self.stages), tuple(self.writes)))
-            self.stages, self.writes = [], []
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where stages go: a part of a loop."""
-
-    scope: Scope
-    part: str
-
-    def same(self, other: Place) -> bool:
-        """Is it the same part of the same loop?"""
-        return self.scope is other.scope and self.part == other.part
-
-
-@dataclass(frozen=True, eq=False)
-class Made:
-    """A table of the loop that is being built.
-
-    ``lies``: the key by which its rows lie; () on all ranks; None: anyhow. ``order``: tables with the same
-    object have their rows in the same order, row for row.
-    """
-
-    name: str
-    columns: tuple[str, ...] | None
-    lies: tuple[str, ...] | None
-    place: Place
-    order: object
-    step: int = 0  # of a body: how many supersteps and loops stood before
-
-
-@dataclass(frozen=True, eq=False)
-class Flow:
-    """Rows under way: a table, what stands beside it, and steps that are not computed yet."""
-
-    table: Made
-    columns: tuple[str, ...] | None
-    lies: tuple[str, ...] | None
-    beside: tuple[tuple[Made, Beside], ...] = ()
-    steps: tuple[Step, ...] = ()
-    numbers: Mapping[str, tuple[Made, NumberOf]] = field(default_factory=dict)
-    filled: frozenset[str] = frozenset()  # columns that are never null, whatever their field says
-
-    @classmethod
-    def of(cls, table: Made) -> Flow:
-        """The table as it is."""
-        return cls(table, table.columns, table.lies)
-
-    @property
-    def plain(self) -> bool:
-        """Is nothing to be computed?"""
-        return not self.steps and not self.beside
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Do the same rows come out as go in?"""
-        return not any(isinstance(step, Keep) for step in self.steps)
 
 
 class Rules(NamedTuple):
@@ -128,15 +48,25 @@ class Rules(NamedTuple):
 class Lowering:
     """One plan on its way to a loop."""
 
-    def __init__(self, root: Node, rules: Rules, name: str = "plan", sizes: Sizes = lambda node: None):
+    def __init__(
+        self,
+        root: Node,
+        rules: Rules,
+        name: str = "plan",
+        sizes: Sizes = lambda node: None,
+        around: Lowering | None = None,
+    ):
         """``rules``: how the rows of each kind of node are lowered; ``sizes``: how many rows a node has,
-        where all ranks know that alike.
+        where all ranks know that alike; ``around``: of the plan before whose loop this one runs.
         """
         self.root, self.rules, self.name, self.sizes = root, rules, name, sizes
         self.facts = Facts((root,))
         self.links = Links((root,), self.facts)
         self.main = self._main(root)
         self.after = self._after(root)
+        self.earlier: dict[int, tuple[Loop, dict[str, Made]]] = around.earlier if around else {}
+        self.asked_of: dict[int, list[str]] = around.asked_of if around else asked_states(root)
+        self.befores: dict[int, dict[str, Made]] = {}
         self.uses = Counter(id(part) for node in walk(root) for part in reads(node))
         self.parents = parents_of(root)
         self.top = Scope(self.main)
@@ -150,6 +80,7 @@ class Lowering:
         self.shuffled: dict[tuple[str, tuple[str, ...]], Made] = {}
         self.notes: list[tuple[Node, str]] = []
         self.extra: list[Node] = []  # ids of nodes are kept for as long as the nodes are
+        self.counted: set[str] = set()  # tables whose global row numbers are known
         self.on_all_ranks: set[int] = set()  # groups that every rank needs whole
 
     # ------------------------------------------------------------------ which loop
@@ -218,12 +149,31 @@ class Lowering:
             return self.main.gives
         return self.made(self.root).name
 
-    def before(self, node: Node) -> Made:
-        """A node as a loop of its own, which runs before this one."""
-        loop = Lowering(node, self.rules, node.label, self.sizes).loop()
+    def before(self, node: Iterate) -> dict[str, Made]:
+        """An iteration as a loop of its own, which runs before this one: its states that are read."""
+        found = self.befores.get(id(node))
+        if found is None:
+            loop, states = self.earlier.get(id(node)) or self._earlier(node)
+            self.earlier[id(node)] = loop, states
+            found = self.befores[id(node)] = self._of_earlier(node, loop, states)
+        return found
+
+    def _earlier(self, node: Iterate) -> tuple[Loop, dict[str, Made]]:
+        work = Lowering(node, self.rules, node.label, self.sizes, self)
+        loop = work.loop()
+        states = {s.name: work.tables[id(s.rows)] for s in node.states}
+        gives = {f"{node.name}: {n}": states[n].name for n in self.asked_of[id(node)] if n != node.gives}
+        return replace(loop, gives=gives), states
+
+    def _of_earlier(self, node: Iterate, loop: Loop, states: dict[str, Made]) -> dict[str, Made]:
+        place, out = Place(self.top, PREPARE), {}
         name = self.name_of_source(loop.name)
         self.top.sources[name] = loop
-        return self.new(name, node.names, None, Place(self.top, PREPARE))
+        of = {table: name for name, table in loop.gives.items()} | {loop.result: name}
+        for state, made in states.items():
+            if made.name in of:
+                out[state] = self.new(of[made.name], made.columns, made.lies, place)
+        return out
 
     @staticmethod
     def build(scope: Scope, name: str, until: Until, result: str) -> Loop:
@@ -401,15 +351,14 @@ class Lowering:
         return found
 
     def numbered(self, node: Node) -> Made:
-        """A node's rows as a table whose global row numbers are known: a source, or the result of a loop."""
+        """A node's rows as a table whose global row numbers are known, as those of sorted rows are."""
         made = self.made(node)
-        if made.name in self.top.sources:
+        if made.lies == () or made.name in self.counted or made.name in self.top.sources:
             return made
-        if self.place(node).part != PREPARE:
-            raise UsageError(
-                f"sample: wanted rows that an iteration does not make ({node.where}); take the sample before"
-            )
-        return self.before(node)
+        place, into = self.place(node), self.name_of(node, f"{made.name} counted")
+        self.emit(place, Number(self.read(made, place), into))
+        self.counted.add(into)
+        return self.new(into, made.columns, made.lies, place, made.order)
 
     def name_of_source(self, base: str) -> str:
         """A name for a source, its own if that is free."""
@@ -452,6 +401,17 @@ class Lowering:
         self.notes.append((node, text))
 
 
+def asked_states(root: Node) -> dict[int, list[str]]:
+    """The states of each iteration that something reads when it has ended, by its id."""
+    out: dict[int, list[str]] = {}
+    for node in walk(root):
+        if isinstance(node, Iterate):
+            out.setdefault(id(node), []).append(node.gives)
+        elif isinstance(node, StateOf):
+            out.setdefault(id(node.loop), []).append(node.name)
+    return out
+
+
 def parents_of(root: Node) -> dict[int, list[Node]]:
     """The nodes that read each node."""
     out: dict[int, list[Node]] = {}
@@ -459,23 +419,3 @@ def parents_of(root: Node) -> dict[int, list[Node]]:
         for part in reads(node):
             out.setdefault(id(part), []).append(node)
     return out
-
-
-def passed_through(flow: Flow) -> dict[str, str]:
-    """The columns of the result that are columns of the first table, unchanged: name -> its name there."""
-    names = {name: name for name in flow.table.columns or ()}
-    for _, columns in flow.beside:
-        for _, new in columns:
-            names.pop(new, None)
-    for step in flow.steps:
-        if isinstance(step, Columns):
-            made = {
-                new: names[tree.name]
-                for new, tree in step.trees
-                if isinstance(tree, Column) and tree.name in names
-            }
-            if step.rest:
-                changed = {new for new, _ in step.trees}
-                made |= {n: old for n, old in names.items() if n not in changed}
-            names = made
-    return names

@@ -357,13 +357,14 @@ class Aggregate(Aggregated):
 @dataclass(frozen=True)
 class Evolving:
     """A state of an `Iterate`: its rows in an iteration (a placeholder), and what they become; of the changes
-    of a delta iteration: what is proposed.
+    of a delta iteration: what is proposed. ``keyed``: a key may be looked for where none is given.
     """
 
     name: str
     rows: StateRows
     result: Node
     key: tuple[str, ...] = ()
+    keyed: bool = True
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

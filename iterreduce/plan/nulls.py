@@ -7,17 +7,14 @@ are 0 there, so where each reader asks for just that (``fill_null(0)``) nothing 
 from __future__ import annotations
 
 from iterreduce.columns.expressions import Apply, Column, Constant, Expr
-from iterreduce.columns.trees import rebuilt
 from iterreduce.plan.lower import Lowering
 from iterreduce.plan.nodes import Aggregate, Group, Join, Node, Project
 
 
 def filled_everywhere(lowering: Lowering, node: Join, grouped: Group, names: dict[str, str]) -> bool:
     """Does whoever reads the groups' columns put there, for null, just what a sum or count of nothing is?"""
-    aggregates = dict(grouped.aggregates)
-    for old in node.taken.values():
-        if old not in names or aggregates[names[old]].kind not in ("sum", "count"):
-            return False
+    if any(old not in names or not _is_zero_of_nothing(grouped, names[old]) for old in node.taken.values()):
+        return False
     if node is lowering.root or not node.taken:
         return False
     readers = lowering.parents.get(id(node), [])
@@ -27,6 +24,12 @@ def filled_everywhere(lowering: Lowering, node: Join, grouped: Group, names: dic
         and all(_only_filled(tree, new) for tree in reader.expressions for new in node.taken)
         for reader in readers
     )
+
+
+def _is_zero_of_nothing(grouped: Group, name: str) -> bool:
+    """Is the aggregate 0 for a key without a row? Sums of values that may be null are null there."""
+    kind, field = dict(grouped.aggregates)[name].kind, (grouped.fields or {}).get(name)
+    return kind == "count" or (kind == "sum" and field is not None and not field.nullable)
 
 
 def others_than(lowering: Lowering, grouped: Group, join: Join) -> list[Node]:
@@ -69,14 +72,3 @@ def is_filled(tree: Expr) -> bool:
 
 def _is_zero(value: object) -> bool:
     return isinstance(value, int | float) and value == 0
-
-
-def without_fills(tree: Expr, filled: frozenset[str]) -> Expr:
-    """The tree without putting 0 for nulls of columns that have none."""
-    if is_filled(tree) and isinstance(tree, Apply):
-        first = tree.arguments[0]
-        if isinstance(first, Column) and first.name in filled:
-            return first
-    if isinstance(tree, Apply):
-        return rebuilt(tree, lambda part: without_fills(part, filled))
-    return tree

@@ -254,7 +254,7 @@ class Operations:
         A dataset of fewer than ``k`` (or ``at_least``) rows is an error when it runs.
         """
         if isinstance(k, bool) or k != int(k) or k < 1:
-            raise UsageError(f"sample: wanted at least 1 row, got k={k}")
+            raise UsageError(f"sample: wanted at least 1 row, got k={k} ({making.user_line()})")
         return self._of(
             Sample(
                 input=self.node,

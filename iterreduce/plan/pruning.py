@@ -50,6 +50,8 @@ def wanted_columns(root: Node) -> Wanted:
     wanted: Wanted = {id(root): None}
     for node in reversed(list(walk(root))):
         asked = wanted.setdefault(id(node), set())
+        if asked is not None and not asked and node.names:
+            asked |= {node.names[0]}  # rows that are only counted keep a column, and what it is made of
         for scalar in node.scalars:
             _add(wanted, scalar.node, {scalar.column})
         for part, columns in _asks(node, asked):

@@ -8,10 +8,11 @@ from typing import Any
 from iterreduce.columns.expressions import Column
 from iterreduce.columns.trees import substitute
 from iterreduce.errors import UsageError
-from iterreduce.loop import ChooseRows, Gather, Local, Shuffle, Splitters
+from iterreduce.loop import Gather, Local, Shuffle, Splitters
+from iterreduce.plan.flow import PREPARE, Flow, Made, Place
 from iterreduce.plan.functions import Declared, OfGroups, RowByRow, RowNumber
-from iterreduce.plan.kernels import Columns, Concat, FirstRows, Keep
-from iterreduce.plan.lower import PREPARE, Flow, Lowering, Made, Place
+from iterreduce.plan.kernels import ChooseRows, Columns, Concat, FirstRows, Keep
+from iterreduce.plan.lower import Lowering
 from iterreduce.plan.nodes import (
     Filter,
     Limit,
@@ -26,7 +27,6 @@ from iterreduce.plan.nodes import (
     StateRows,
     Union,
 )
-from iterreduce.plan.nulls import without_fills
 
 
 def source(lowering: Lowering, node: Source) -> Flow:
@@ -70,8 +70,7 @@ def project(lowering: Lowering, node: Project) -> Flow:
     """One more step of computing."""
     flow = _ready(lowering, node)
     numbers = dict(flow.numbers)
-    plain = [(name, without_fills(tree, flow.filled)) for name, tree in node.columns]
-    trees = tuple((name, lowering.tree(tree, numbers)) for name, tree in plain)
+    trees = tuple((name, lowering.tree(tree, numbers)) for name, tree in node.columns)
     columns = node.names
     if columns is None and flow.columns is not None and node.rest:
         columns = tuple(dict.fromkeys((*flow.columns, *(n for n, _ in trees))))
@@ -87,9 +86,7 @@ def project(lowering: Lowering, node: Project) -> Flow:
         if all(isinstance(tree, Column) for tree in passed.values()):  # only other names: one step for two
             merged = tuple((name, substitute(tree, passed)) for name, tree in trees)
             steps = (*flow.steps[:-1], Columns(merged))
-    kept = {name for name, tree in trees if isinstance(tree, Column) and tree.name in flow.filled}
-    kept |= flow.filled - {name for name, _ in trees} if node.rest else set()
-    return replace(flow, steps=steps, columns=columns, lies=lies, numbers=numbers, filled=frozenset(kept))
+    return replace(flow, steps=steps, columns=columns, lies=lies, numbers=numbers)
 
 
 def _still(node: Project, keys: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -120,7 +117,7 @@ def map_batches(lowering: Lowering, node: MapBatches) -> Flow:
     if node.by:
         return _map_groups(lowering, node, place)
     first, *others = node.rows
-    made = lowering.made(first)
+    made = lowering.numbered(first) if isinstance(node.function, RowNumber) else lowering.made(first)
     reads = [lowering.read(made, place)]
     reads += [lowering.read(lowering.everywhere(other), place) for other in others]
     into = lowering.name_of(node, "mapped")
@@ -179,6 +176,7 @@ def sort(lowering: Lowering, node: Sort) -> Flow:
     into = lowering.name_of(node)
     route = Splitters(descending=node.descending) if any(node.descending) else Splitters()
     lowering.emit(place, Shuffle(lowering.read(made, place), node.keys, into, route=route))
+    lowering.counted.add(into)
     return Flow.of(lowering.new(into, node.names or made.columns, None, place))
 
 
@@ -197,7 +195,7 @@ def limit(lowering: Lowering, node: Limit) -> Flow:
 
 
 def sample(lowering: Lowering, node: Sample) -> Flow:
-    """Rows chosen by their global numbers, which sources and results of loops have."""
+    """Rows chosen by their global numbers."""
     place = lowering.place(node)
     made = lowering.numbered(node.input)
     name = lowering.name_of(node)

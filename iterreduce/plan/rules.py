@@ -31,7 +31,6 @@ from iterreduce.plan.below import invariant_columns, table_to_the_right, total_o
 from iterreduce.plan.facts import Facts
 from iterreduce.plan.nodes import (
     Aggregate,
-    Evolving,
     Fields,
     Filter,
     Group,
@@ -442,7 +441,7 @@ class Rewriter:
         for state in node.states:
             initial, result = self.made[id(state.rows.initial)], self.made[id(state.result)]
             same = same and initial is state.rows.initial and result is state.result
-            states.append(Evolving(state.name, state.rows, result, state.key))
+            states.append(replace(state, result=result))
             if initial is not state.rows.initial:
                 object.__setattr__(state.rows, "initial", initial)  # the placeholder is the plan's own
         return node if same else replace(node, states=tuple(states))
@@ -455,7 +454,7 @@ class Rewriter:
             if rows is None:  # a body that does not read its state
                 rows = replace(state.rows, initial=self.made[id(state.rows.initial)])
             assert isinstance(rows, StateRows)
-            states.append(Evolving(state.name, rows, self.made[id(state.result)], state.key))
+            states.append(replace(state, rows=rows, result=self.made[id(state.result)]))
         return replace(node, states=tuple(states), fields=states[0].rows.fields)
 
 

@@ -11,7 +11,20 @@ from typing import Any
 
 from iterreduce.columns.aggregators import Aggregator
 from iterreduce.laid import laid_out, lay_out, lies_beside, lies_here
-from iterreduce.loop import Gather, Index, Local, Lookup, Loop, Shuffle, Stage, Superstep, Total, Write
+from iterreduce.loop import (
+    Gather,
+    Index,
+    Local,
+    Lookup,
+    Loop,
+    Number,
+    Shuffle,
+    Stage,
+    Superstep,
+    Total,
+    Write,
+    names_of_sources,
+)
 from iterreduce.plan.kernels import Columns, Compute, GroupHere, Keep
 from iterreduce.plan.tree import plain
 
@@ -41,7 +54,7 @@ def _loop(
     once = loop.until.rules and len(loop.body) == 1 and not _stages_of(loop.body[0]) and not inner
     if loop.prepare:
         yield "once:" if once else "before the first iteration:"
-        so_far: dict[str, tuple[str, ...]] = {n: k for n, k in laid.items() if n in loop.sources}
+        so_far: dict[str, tuple[str, ...]] = {n: k for n, k in laid.items() if n in names_of_sources(loop)}
         yield from _part(loop.prepare, so_far, behind, f"{within}prepare")
     for step in loop.body:
         if isinstance(step, Loop):
@@ -82,6 +95,8 @@ def words(stage: Stage) -> str:
         return f"{stage.into}: {stage.rows} {_looked_up(stage)}, by {', '.join(stage.key)}"
     if isinstance(stage, Gather):
         return f"{stage.into}: all rows of {stage.rows}"
+    if isinstance(stage, Number):
+        return f"{stage.into}: {stage.rows} with their numbers"
     if isinstance(stage, Total):
         by = f" by {', '.join(stage.key)}" if stage.key else ""
         return f"{stage.into}: {reduced(stage.aggregators)} of {stage.rows}{by}"
@@ -141,6 +156,8 @@ def moves(stage: Stage, laid: Mapping[str, tuple[str, ...]]) -> str:
         return "keys are numbered and rows travel, a word each"
     if isinstance(stage, Gather):
         return "" if laid.get(stage.rows) == () else "its rows travel to every rank"
+    if isinstance(stage, Number):
+        return "how many rows each rank has"
     if isinstance(stage, Total):
         return "one record of each rank travels" if not stage.key else "a record per key of each rank travels"
     if isinstance(stage, Lookup):

@@ -8,8 +8,9 @@ from iterreduce.errors import UsageError
 from iterreduce.fixpoint import Until
 from iterreduce.loop import Local, Replace, Shuffle, State
 from iterreduce.plan.deltas import lower_changes
+from iterreduce.plan.flow import BODY, FINISH, Flow, Made, Place, Scope
 from iterreduce.plan.kernels import Concat
-from iterreduce.plan.lower import BODY, FINISH, Flow, Lowering, Made, Place, Scope
+from iterreduce.plan.lower import Lowering
 from iterreduce.plan.nodes import Evolving, Iterate, MapBatches, Node, Project, StateOf
 
 
@@ -25,7 +26,9 @@ def lower_states(lowering: Lowering, loop: Iterate, scope: Scope) -> None:
         home = first.place.scope
         initial = first.name if home is scope else lowering.read(first, Place(scope, "prepare"))
         if scope is lowering.top and state.name in lowering.taken:
-            raise UsageError(f'iterate: the state "{state.name}" has the name of another table; rename it')
+            raise UsageError(
+                f'iterate: the state "{state.name}" has the name of another table; rename it ({loop.where})'
+            )
         name = lowering.name_of_source(state.name)
         scope.states[name] = State(initial, key)
         aligned = lowering.facts.aligned(state.rows)
@@ -118,9 +121,30 @@ def _write(lowering: Lowering, state: Evolving, first: Made, place: Place) -> No
 
 def iterate(lowering: Lowering, node: Iterate) -> Flow:
     """An iteration that is not the loop itself: one inside a body, or one that runs before."""
+    return Flow.of(_ended(lowering, node)[node.gives])
+
+
+def state_of(lowering: Lowering, node: StateOf) -> Flow:
+    """Another state of an iteration that has ended."""
+    if node.loop is not lowering.main:
+        return Flow.of(_ended(lowering, node.loop)[node.name])
+    made = lowering.tables[id(_given(node.loop, node.name).rows)]
+    return Flow.of(replace(made, place=Place(lowering.top, FINISH)))
+
+
+def _ended(lowering: Lowering, node: Iterate) -> dict[str, Made]:
+    """The states of an iteration that has ended, of those that are read."""
     place = lowering.place(node)
     if place.part != BODY:
-        return Flow.of(lowering.before(node))
+        return lowering.before(node)
+    found = lowering.befores.get(id(node))
+    if found is None:
+        found = lowering.befores[id(node)] = _inside(lowering, node, place)
+    return found
+
+
+def _inside(lowering: Lowering, node: Iterate, place: Place) -> dict[str, Made]:
+    """A loop in the body of another."""
     scope = Scope(node, place.scope)
     lowering.scopes.append(scope)
     try:
@@ -128,27 +152,16 @@ def iterate(lowering: Lowering, node: Iterate) -> Flow:
         scope.close_step(node.name)
     finally:
         lowering.scopes.pop()
-    name = lowering.name_of(node, node.name)
-    outer, result = place.scope, lowering.tables[id(_given(node, node.gives).rows)]
+    outer, name = place.scope, lowering.name_of(node, node.name)
     outer.close_step(getattr(outer.loop, "name", "step"))
-    names = {state.name: lowering.tables[id(state.rows)].name for state in node.states}
-    rules = (replace(r, table=names[r.table]) if r.table in names else r for r in node.until.rules)
-    outer.steps.append(lowering.build(scope, name, Until(tuple(rules)), names[node.gives]))
-    outer.loops.add(name)
-    return Flow.of(lowering.new(name, node.names, result.lies, place, result.order))
-
-
-def state_of(lowering: Lowering, node: StateOf) -> Flow:
-    """Another state of an iteration that has ended."""
-    if node.loop is not lowering.main and lowering.place(node).part != BODY:
-        return Flow.of(lowering.before(node))
-    if node.loop is not lowering.main:
-        raise UsageError(
-            f'the iteration "{node.loop.name}" inside another one gives one state, "{node.loop.gives}"; '
-            f'"{node.name}" was asked for too: put its columns into that one ({node.where})'
-        )
-    made = lowering.tables[id(_given(node.loop, node.name).rows)]
-    return Flow.of(replace(made, place=Place(lowering.top, FINISH)))
+    made = {state.name: lowering.tables[id(state.rows)] for state in node.states}
+    rules = (replace(r, table=made[r.table].name) if r.table in made else r for r in node.until.rules)
+    gives = {n: f"{name}: {n}" for n in lowering.asked_of[id(node)] if n != node.gives}
+    loop = lowering.build(scope, name, Until(tuple(rules)), made[node.gives].name)
+    outer.steps.append(replace(loop, gives={gives[n]: made[n].name for n in gives}))
+    gives[node.gives] = name
+    outer.loops |= set(gives.values())
+    return {n: lowering.new(gives[n], made[n].columns, made[n].lies, place, made[n].order) for n in gives}
 
 
 def _given(loop: Iterate, name: str) -> Evolving:

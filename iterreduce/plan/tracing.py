@@ -143,7 +143,7 @@ def trace(
     rules = Until.of(until, max_iterations).on(next(iter(states)))
     _check_rules(rules, states)
     chosen = _state_keys(keys, states)
-    evolving = tuple(Evolving(n, rows[n], made[n], chosen[n]) for n in states)
+    evolving = tuple(Evolving(n, rows[n], made[n], key or (), key != ()) for n, key in chosen.items())
     first = next(iter(states))
     return Iterate(
         name=called, states=evolving, until=rules, gives=first, body=body, fields=states[first].fields,
@@ -208,7 +208,8 @@ def check_merge(
     what, names = "iterate_changes", state.names
     if names is None:
         raise UsageError(
-            f"{what}: the columns of the state are not known before it runs; name them by select(...)"
+            f"{what}: the columns of the state are not known before it runs; name them by select(...) "
+            f"({making.user_line()})"
         )
     given = dict(merge or {})
     making.require(state.fields, (*key, *given), what)
@@ -234,16 +235,22 @@ def _returned(given: Any, rows: Mapping[str, StateRows], alone: bool, name: str)
     what = f'iterate "{name}"'
     if alone:
         if isinstance(given, Mapping):
-            raise UsageError(f"{what}: the step returned a mapping; wanted rows, like the state it was given")
+            raise UsageError(
+                f"{what}: the step returned a mapping; wanted rows, like the state it was given "
+                f"({making.user_line()})"
+            )
         given = {next(iter(rows)): given}
     if not isinstance(given, Mapping):
         raise UsageError(
             f"{what}: the step returned {type(given).__name__}; wanted a mapping of the names of states to "
-            f"their rows ({', '.join(rows)})"
+            f"their rows, {', '.join(rows)} ({making.user_line()})"
         )
     for n in given:
         if n not in rows:
-            raise UsageError(f'{what}: the step returned "{n}", which is no state{did_you_mean(n, rows)}')
+            raise UsageError(
+                f'{what}: the step returned "{n}", which is no state{did_you_mean(n, rows)} '
+                f"({making.user_line()})"
+            )
     out = {}
     for n, state in rows.items():
         out[n] = _like(making.node_of(given[n], what), state, what) if n in given else state
@@ -260,7 +267,8 @@ def _like(node: Node, state: StateRows, what: str) -> Node:
     if unlike:
         side = "missing in what the step returns" if unlike[0] in wanted else "not in the first rows"
         raise SchemaError(
-            f'{where}: column "{unlike[0]}" is {side} (first: {", ".join(wanted)}; then: {", ".join(got)})'
+            f'{where}: column "{unlike[0]}" is {side} (first: {", ".join(wanted)}; then: {", ".join(got)}) '
+            f"({making.user_line()})"
         )
     for n, field_ in wanted.items():
         _check_type(n, field_, got[n], where)
@@ -275,7 +283,7 @@ def _check_type(name: str, first: Field | None, then: Field | None, where: str) 
     if (first.kind, first.dtype, first.shape) != (then.kind, then.dtype, then.shape):
         raise SchemaError(
             f'{where}: column "{name}" is {first.describe()} in the first rows and {then.describe()} in what '
-            "the step returns; cast one of them"
+            f"the step returns; cast one of them ({making.user_line()})"
         )
 
 
@@ -285,7 +293,7 @@ def _check_rules(until: Until, states: Mapping[str, Node]) -> None:
         if table is not None and table not in states:
             raise UsageError(
                 f'until names "{table}", which is no state (states: {", ".join(states)})'
-                f"{did_you_mean(table, states)}"
+                f"{did_you_mean(table, states)} ({making.user_line()})"
             )
         if isinstance(rule, Distance):
             making.require(states[table or ""].fields, rule.columns, "until")
@@ -293,16 +301,19 @@ def _check_rules(until: Until, states: Mapping[str, Node]) -> None:
             making.require(states[table or ""].fields, (rule.column,), "until")
 
 
-def _state_keys(given: Any, states: Mapping[str, Node]) -> dict[str, tuple[str, ...]]:
-    """The key of each state, as the user gives it: for all, or by name."""
+def _state_keys(given: Any, states: Mapping[str, Node]) -> dict[str, tuple[str, ...] | None]:
+    """The key of each state, as the user gives it: for all, or by name. None: not given; (): it has none."""
     by_name = given if isinstance(given, Mapping) else dict.fromkeys(states, given)
     for n in by_name:
         if n not in states:
-            raise UsageError(f'iterate: key of "{n}", which is no state{did_you_mean(n, states)}')
-    out = {}
+            raise UsageError(
+                f'iterate: key of "{n}", which is no state{did_you_mean(n, states)} ({making.user_line()})'
+            )
+    out: dict[str, tuple[str, ...] | None] = {}
     for n, node in states.items():
-        out[n] = keys_of(by_name.get(n))
-        making.require(node.fields, out[n], f'iterate, key of "{n}"')
+        key = by_name.get(n)
+        out[n] = None if key is None else keys_of(key)
+        making.require(node.fields, out[n] or (), f'iterate, key of "{n}"')
     return out
 
 

@@ -22,6 +22,16 @@ def test_distances_in_trees_grids_and_rings_are_those_known(ranks: int) -> None:
     assert by(rows, "vertex", "distance") == {i: min(i, 9 - i) for i in range(9)}
 
 
+def test_log_normal_degrees_have_the_distances_of_dijkstra() -> None:
+    rng = np.random.default_rng(7)
+    degree = np.minimum(rng.lognormal(4, 1.3, 400).astype(np.int64), 2000)
+    src = np.repeat(np.arange(400), degree)
+    edges = graph(src, rng.integers(0, 400, len(src)), weight=np.ones(len(src), np.int64))
+    for ranks in (1, 3):
+        _, rows = solved("shortest_paths", ranks, edges, "0")
+        assert verify("shortest_paths", rows, edges, "0") > 300
+
+
 @pytest.mark.parametrize("options", WAYS, ids=["weighted", "both ways", "unweighted"])
 def test_random_graphs_have_the_distances_of_scipy(options: dict[str, bool], ranks: int) -> None:
     for kind, name in NAMES.items():

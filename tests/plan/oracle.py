@@ -85,10 +85,9 @@ class Oracle:
     def _group(self, node: nodes.Group) -> Rows:
         groups: dict[tuple[Any, ...], Rows] = {}
         for row in self.rows(node.input):
-            groups.setdefault(tuple(row[k] for k in node.keys), []).append(row)
+            groups.setdefault(tuple(key_value(row[k]) for k in node.keys), []).append(row)
         return [
-            {**dict(zip(node.keys, key, strict=True)), **self._aggregates(node, rows)}
-            for key, rows in groups.items()
+            {**{k: rows[0][k] for k in node.keys}, **self._aggregates(node, rows)} for rows in groups.values()
         ]
 
     def _aggregate(self, node: nodes.Aggregate) -> Rows:
@@ -178,7 +177,12 @@ def _holds(rule: Any, now: Mapping[str, Rows], then: Mapping[str, Rows], loop: n
 
 
 def _match(left: Row, right: Row, on: Sequence[tuple[str, str]]) -> bool:
-    return all(left[a] is not None and left[a] == right[b] for a, b in on)
+    return all(left[a] is not None and key_value(left[a]) == key_value(right[b]) for a, b in on)
+
+
+def key_value(value: Any) -> Any:
+    """A value as a key: NaN is one, and equals itself."""
+    return "NaN" if isinstance(value, float) and math.isnan(value) else value
 
 
 def _typed(value: Any, fields: Any, name: str) -> Any:
@@ -188,10 +192,14 @@ def _typed(value: Any, fields: Any, name: str) -> Any:
     return float(value) if whole and field is not None and field.dtype.kind == "f" else value
 
 
+def is_nan(value: Any) -> bool:
+    return value != value
+
+
 AGGREGATES: dict[str, Callable[[list[Any]], Any]] = {
     "sum": lambda v: (math.fsum(v) if isinstance(v[0], float) else sum(v)) if v else None,
-    "min": lambda v: min(v) if v else None,
-    "max": lambda v: max(v) if v else None,
+    "min": lambda v: next(filter(is_nan, v), min(v)) if v else None,
+    "max": lambda v: next(filter(is_nan, v), max(v)) if v else None,
     "count": len,
     "mean": lambda v: math.fsum(v) / len(v) if v else None,
     "any": lambda v: any(v) if v else None,
@@ -202,11 +210,12 @@ AGGREGATES: dict[str, Callable[[list[Any]], Any]] = {
 
 
 def ordered(rows: Rows, keys: Sequence[str], descending: Sequence[bool]) -> Rows:
-    """The rows in order, nulls last either way; stable."""
+    """The rows in order, NaN and then nulls last either way; stable."""
     out = list(rows)
     for key, down in reversed(list(zip(keys, descending, strict=True))):
-        some = sorted((r for r in out if r[key] is not None), key=lambda r, k=key: r[k], reverse=down)
-        out = some + [r for r in out if r[key] is None]
+        last = [r for r in out if r[key] is not None and is_nan(r[key])] + [r for r in out if r[key] is None]
+        some = [r for r in out if r[key] is not None and not is_nan(r[key])]
+        out = sorted(some, key=lambda r, k=key: r[k], reverse=down) + last
     return out
 
 
@@ -272,8 +281,8 @@ KNOWN: dict[str, Callable[..., Any]] = {
     "remainder": _remainder,
     "negative": lambda a: -a,
     "absolute": abs,
-    "minimum": min,
-    "maximum": max,
+    "minimum": np.minimum,
+    "maximum": np.maximum,
     "sqrt": np.sqrt,
     "not": lambda a: not a,
     "less": lambda a, b: a < b,

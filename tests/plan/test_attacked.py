@@ -69,13 +69,65 @@ def test_a_null_of_a_known_key_is_improved_and_is_not_taken_for_a_new_key(case: 
     agrees(build, TABLES, (1, 2, 3, 8), ("even", "last"), want=[{"k": k, "x": x} for k, x in rows])
 
 
-def test_a_null_in_the_key_of_a_delta_iteration_is_told_on_all_ranks() -> None:
-    def work(group: Group) -> str:
-        t = Tables(TABLES, group)
-        step = lambda c: c.join(t["gaps"], dst="src").select("src", dst="dst_right")  # noqa: E731
-        return str(raised(group, ir.UsageError, ir.iterate_changes(step, t["gaps"]).collect))
+def _steps_to_null(t: Tables) -> Dataset:
+    step = lambda c: c.join(t["gaps"], dst="src").select("src", dst="dst_right")  # noqa: E731
+    return ir.iterate_changes(step, t["gaps"].select("src", "dst"))
 
-    assert "fill nulls of key columns" in run_ranks(3, work)[0]
+
+def _least_of_null(t: Tables) -> Dataset:
+    """The null end is proposed again and again, and improves."""
+    start = t["links"].vertices("src", "dst", name="k").select("k", x=col("k") + 0.0)
+
+    def step(changed: Dataset) -> Dataset:
+        return t["gaps"].join(changed, src="k").group_by(k="dst").agg(x=ir.min(col("x")))
+
+    return ir.iterate_changes(step, start, merge={"x": ir.MIN}, key="k")
+
+
+NULL_KEYS: list[tuple[Any, list[tuple[Any, ...]]]] = [
+    (_steps_to_null, [(0, 1), (1, N), (0, 2), (2, 3), (3, N), (0, N), (0, 3), (2, N)]),
+    (_least_of_null, [(0, 0.0), (1, 0.0), (2, 0.0), (3, 0.0), (4, 4.0), (5, 5.0), (N, 0.0)]),
+]
+
+
+@pytest.mark.parametrize("case", range(len(NULL_KEYS)))
+def test_nulls_are_one_key_of_a_delta_iteration(case: int) -> None:
+    build, rows = NULL_KEYS[case]
+    names = build(Tables(TABLES)).columns
+    agrees(
+        build, TABLES, (1, 2, 3, 8), ("even", "last"), want=[dict(zip(names, r, strict=True)) for r in rows]
+    )
+
+
+def _weighed(t: Tables) -> Dataset:
+    """Groups of values that may be null, beside the table of their keys: no row came, or none but null."""
+    links = t["links"].with_columns(w=ir.when(col("src") > 0).then(col("src") + 0.5))
+    start = links.vertices("src", "dst", name="k").with_columns(x=ir.lit(1.0))
+
+    def step(state: Dataset) -> Dataset:
+        heard = links.join(state, src="k").group_by(k="dst").agg(heard=ir.sum(col("x") * col("w")))
+        return state.select("k").left_join(heard, "k").select("k", x=col("heard").fill_null(0) + 0.25)
+
+    return ir.iterate(step, start, max_iterations=3)
+
+
+def test_sums_of_nothing_but_nulls_are_filled_as_those_of_no_rows_are() -> None:
+    agrees(_weighed, TABLES, (1, 2, 3, 8), ("even", "last"))
+
+
+def test_a_number_of_no_rows_is_null_also_where_the_plan_takes_it_for_a_number() -> None:
+    def build(t: Tables) -> Dataset:
+        start = t["links"].group_by(k="src").agg(x=ir.count()).select("k", x=col("x") + 0.0)
+
+        def step(state: Dataset) -> Dataset:
+            none = state.filter(col("x") > 99).sum("x")
+            told = t["steps"].join(state, "k").select(k=col("k") // 2, x="x").group_by("k").agg(y=ir.sum("x"))
+            made = state.select("k").left_join(told, "k")
+            return made.select("k", x=ir.when(col("k") > 0).then(col("y").fill_null(0) + none).otherwise(1.0))
+
+        return ir.iterate(step, start, max_iterations=3)
+
+    agrees(build, TABLES, (1, 3))
 
 
 def _fading(rows: Dataset) -> Dataset:

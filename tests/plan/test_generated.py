@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,10 +21,11 @@ Code = tuple[int, int, int, int]
 MOST_JOINS = 3
 
 
-def tables() -> st.SearchStrategy[dict[str, Table]]:
-    """Two tables of the same columns: few values, so that there are duplicates; nulls in the second."""
+def tables(nan: bool = True) -> st.SearchStrategy[dict[str, Table]]:
+    """Two tables of the same columns: few values, hence duplicates; NaN, and nulls in the second."""
     small = st.integers(-2, 3)
     half = st.integers(-3, 5).map(lambda n: n / 2)
+    half = st.one_of(half, st.sampled_from([math.nan, -0.0])) if nan else half
     text = st.sampled_from(["", "a", "b", "Ä"])
     some = st.lists(st.tuples(small, small, half, text), max_size=6)
     parts = [st.one_of(st.none(), part) for part in (small, small, half, text)]
@@ -161,7 +163,8 @@ def _filter(data: Dataset, columns: list[str], pool: list[Dataset], code: Codes3
 
 def _group(data: Dataset, columns: list[str], pool: list[Dataset], code: Codes3) -> Dataset:
     a, b, c = code
-    keys = [n for n in columns if n not in names(data, "f")][: 1 + c % 2] or columns[:1]
+    first = c // 2 % len(columns)
+    keys = (columns[first:] + columns[:first])[: 1 + c % 2]
     made = {n: g for n, g in aggregates(data, a, b).items() if n not in keys}
     return data.group_by(*keys).agg(**made) if made else data.distinct(*keys)
 
@@ -174,7 +177,7 @@ def _join(data: Dataset, columns: list[str], pool: list[Dataset], code: Codes3) 
     a, b, c = code
     other = pool[b % len(pool)]
     how = pick(["inner", "left", "right", "full", "semi", "anti"], c)
-    kind = pick(["i", "i", "i", "t"], a)
+    kind = pick(["i", "i", "f", "t"], a)
     mine, theirs = names(data, kind), names(other, kind)
     if not mine or not theirs:
         return data.union(data)

@@ -306,6 +306,26 @@ def test_groups_of_indexed_rows_are_one_index_and_one_shuffle_onto_the_state() -
     assert isinstance(sums, ir.Shuffle) and sums.joined is not None and sums.onto is not None
 
 
+def test_an_iteration_in_the_body_of_another_has_the_stages_that_it_has_alone() -> None:
+    """What is proven of its state is proven with that of the state around it, which it begins with."""
+
+    def body(ranks: Dataset, links: Dataset) -> Dataset:
+        degrees = links.group_by("src").agg(degree=ir.count())
+        sent = links.join(degrees, "src").join(ranks, src="page")
+        return told(ranks, sent.group_by(page="dst").agg(h=ir.sum(col("rank") / col("degree"))))
+
+    def around(ranks: Dataset, links: Dataset) -> Dataset:
+        inner = ir.iterate(lambda r: body(r, links), ranks, max_iterations=2, name="inner")
+        return inner.with_columns(rank=col("rank") + 1)
+
+    (alone,), (inner, _) = (to_loop(loop(b).node).body for b in (body, around))
+    assert isinstance(inner, ir.Loop) and isinstance(inner.body[0], ir.Superstep)
+    assert isinstance(alone, ir.Superstep)
+    assert [type(s) for s in inner.body[0].stages] == [type(s) for s in alone.stages]
+    assert not any(isinstance(s, ir.Lookup) for s in inner.body[0].stages)
+    assert answers(loop(around), True) == answers(loop(around), False)
+
+
 def test_a_join_in_the_body_with_rows_that_lie_with_the_state_is_beside_it() -> None:
     def body(ranks: Dataset, links: Dataset) -> Dataset:
         best = (
