@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from iterreduce.errors import LaunchError, UsageError
 from iterreduce.group import MAX_WORDS, Group, Plan, SoloGroup, Window
+from iterreduce.windows import node_name, node_window, shared_bytes_free
 from iterreduce.words import WORD_BYTES, Move, Words, checked_color, checked_words, packed_displs
 
 __all__ = [
@@ -247,28 +248,20 @@ class MpiGroup(Group):
         self._comm.Free()
 
     def node_ranks(self) -> int:
-        node = self._node()
-        ranks: int = node.Get_size()
-        node.Free()
-        return ranks
+        names = np.empty(self.size, np.int64)
+        self.allgather(np.array([node_name()]), names, header_words=1)
+        return int(np.count_nonzero(names == names[self.rank]))
 
     def window(self, words: int) -> Window | None:
-        node = self._node()
-        if node.Get_size() < self.size or not self._fits_node(checked_words(words)):  # both are agreed
-            node.Free()
-            return None
-        return _MpiWindow(node, words, self._patient)
-
-    def _node(self) -> Any:
-        node = self._comm.Split_type(_mpi().COMM_TYPE_SHARED, self.rank)
-        node.Set_errhandler(_mpi().ERRORS_RETURN)
-        return node
+        checked_words(words)
+        crosses = self.agree_any(self.node_ranks() < self.size)
+        return None if crosses or not self._fits_node(words) else node_window(self, words)
 
     def _fits_node(self, words: int) -> bool:
         """Whether /dev/shm holds the areas of all ranks: touching a page that it cannot hold kills."""
         total = np.array([words + _PAGE_WORDS], np.int64)
         self.allreduce(total, "sum", header_words=1)
-        return not self.agree_any(int(total[0]) * WORD_BYTES > 0.9 * shared_bytes_free())
+        return not self.agree_any(not 0 <= int(total[0]) * WORD_BYTES <= 0.9 * shared_bytes_free())
 
     def abort(self, code: int) -> None:
         sys.stdout.flush()
@@ -338,49 +331,6 @@ def _is_crowded() -> bool:
 
 
 _PAGE_WORDS = 512  # each rank's area starts on a page of its own
-
-
-class _MpiWindow(Window):
-    """Memory of MPI on one node; `node` is a communicator of the group's ranks in their order."""
-
-    def __init__(self, node: Any, words: int, patient: bool = False) -> None:
-        MPI = _mpi()
-        info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # each area on pages of its rank
-        self._win = MPI.Win.Allocate_shared(max(1, words) * WORD_BYTES, WORD_BYTES, info, node)
-        info.Free()
-        self._node, self._call = node, _Patient(node) if patient else node
-        self._win.Lock_all(MPI.MODE_NOCHECK)  # loads and stores need an epoch to synchronise in
-        self._words = np.empty(node.Get_size(), np.int64)
-        node.Allgather(np.array([words], np.int64), self._words)
-        self.mine = self.of(node.Get_rank())
-        self.mine[:] = 0
-        self.fence()
-
-    def of(self, rank: int) -> npt.NDArray[np.int64]:
-        if not 0 <= rank < len(self._words):
-            raise UsageError(f"there is no rank {rank} in a group of {len(self._words)}")
-        memory, _ = self._win.Shared_query(rank)
-        return np.frombuffer(memory, np.int64)[: self._words[rank]]
-
-    def fence(self) -> None:
-        self._win.Sync()
-        self._call.Barrier()
-        self._win.Sync()
-
-    def free(self) -> None:
-        self.mine = np.zeros(0, np.int64)
-        self._win.Unlock_all()
-        self._win.Free()
-        self._node.Free()
-
-
-def shared_bytes_free(path: str = "/dev/shm") -> int:
-    """Bytes that shared memory of this node can still grow by; 0 where there is none."""
-    try:
-        room = os.statvfs(path)
-    except OSError:
-        return 0
-    return room.f_bavail * room.f_frsize
 
 
 # -- the launcher ------------------------------------------------------------------------------------------
