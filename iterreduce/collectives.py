@@ -14,24 +14,29 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from iterreduce.errors import LaunchError, UsageError
+from iterreduce import healing
+from iterreduce.aside import Aside, Channel
+from iterreduce.errors import IterReduceError, LaunchError, RanksLost, UsageError
 from iterreduce.group import MAX_WORDS, Group, Plan, SoloGroup, Window
 from iterreduce.windows import node_name, node_window, shared_bytes_free
 from iterreduce.words import WORD_BYTES, Move, Words, checked_color, checked_words, packed_displs
 
 __all__ = [
     "MAX_WORDS",
+    "Channel",
     "Group",
     "MpiGroup",
     "Plan",
     "SoloGroup",
     "Window",
+    "aside",
     "group_for",
     "launched_size",
     "node_ranks",
@@ -74,8 +79,15 @@ def _finalize() -> None:
 
 
 def world(max_words: int = MAX_WORDS) -> Group:
-    """All ranks that the launcher started; initialises MPI where nobody did. Collective."""
-    return Group.from_comm(_mpi().COMM_WORLD, max_words)
+    """All ranks that the launcher started; initialises MPI where nobody did. Collective.
+
+    It goes on without ranks that die where MPI and the launcher can.
+    """
+    everybody = _mpi().COMM_WORLD
+    everybody.Set_errhandler(_mpi().ERRORS_RETURN)
+    group = MpiGroup(everybody.Dup(), max_words=max_words)
+    group.heals = group.tolerant
+    return group
 
 
 def group_for(comm: Any) -> Group:
@@ -121,10 +133,13 @@ def _checked_comm(comm: Any) -> Any:
 class MpiGroup(Group):
     """The ranks of an mpi4py communicator, which belongs to the group from now on.
 
-    An error of MPI is raised as `mpi4py.MPI.Exception`; what could not be sent then is not known.
+    An error of MPI is raised as `mpi4py.MPI.Exception`; what could not be sent then is not known. Where the
+    death of a rank leaves the others alive (``tolerant``), any of them may mean that (`iterreduce.healing`).
+    ``around_healing``: a context to heal in, of the command line.
     """
 
     name = "mpi"
+    around_healing: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __init__(self, comm: Any, epoch: int = 0, max_words: int = MAX_WORDS) -> None:
         super().__init__(comm.Get_rank(), comm.Get_size(), epoch)
@@ -135,6 +150,7 @@ class MpiGroup(Group):
         vendor, version = MPI.get_vendor()
         self.library = f"{vendor} {'.'.join(map(str, version))}"
         self._persistent: weakref.WeakSet[_Persistent] = weakref.WeakSet()
+        self.tolerant, self._objected = healing.is_tolerant(MPI), False
         # blocking and nonblocking collectives do not match, so all ranks wait alike
         crowded = np.array([_is_crowded()], np.int64)
         comm.Allreduce(MPI.IN_PLACE, [crowded, 1, self._word], MPI.MAX)
@@ -214,6 +230,7 @@ class MpiGroup(Group):
             to if out.size else nobody,
             recvbuf=[into, into.size, self._word],
             source=source if into.size else nobody,
+            recvtag=0,
         )
 
     def _bcast(self, array: Words, root: int) -> None:
@@ -247,6 +264,60 @@ class MpiGroup(Group):
             call.free()
         self._comm.Free()
 
+    def wait(self, request: Any) -> None:
+        """Until this request of MPI is done, in the way of this group."""
+        wait_patiently(request) if self._patient else request.Wait()
+
+    # -- ranks that die
+
+    @property
+    def comm(self) -> Any:
+        """The communicator of this epoch."""
+        return self._comm
+
+    @property
+    def launched_ranks(self) -> tuple[int, ...]:
+        """The ranks of the group, as the launcher numbered them."""
+        return healing.numbers(_mpi(), self._comm, _mpi().COMM_WORLD)
+
+    def is_loss(self, error: BaseException) -> bool:
+        return self.tolerant and isinstance(error, _mpi().Exception)
+
+    def all_here(self) -> None:
+        if self.tolerant and not healing.all_agree(_mpi(), self._comm):
+            self._objected = True
+            raise _mpi().Exception(_mpi().ERR_PROC_FAILED)
+
+    def heal(self, error: BaseException) -> tuple[int, ...]:
+        if not self.is_loss(error):
+            raise error
+        MPI, before = _mpi(), self._comm
+        with self.around_healing():
+            healing.interrupt(MPI, before, self._objected)
+            after = healing.survivors(MPI, before)
+        self._objected, lost = False, healing.lost(MPI, before, after)
+        healing.keep(before, *self._persistent)
+        if lost and not self.heals:
+            healing.keep(after)
+            raise RanksLost(lost, after.Get_size())
+        self._persistent = weakref.WeakSet()
+        self._comm, self._call = after, _Patient(after) if self._patient else after
+        self._renumbered(after.Get_rank(), after.Get_size())
+        if not lost:
+            self._raise_of_all(error)
+        return lost
+
+    def _raise_of_all(self, error: BaseException) -> None:
+        """Nobody has died: what the lowest rank says that has an error of its own. Collective."""
+        mine = healing.is_own(_mpi(), error)
+        told = self.allgather_bytes(str(error).encode() if mine else b"")
+        rank, text = next(((r, t.decode()) for r, t in enumerate(told) if t), (0, str(error)))
+        if mine or rank == self.rank:
+            raise error
+        raise IterReduceError(f"MPI failed on rank {rank}: {text}") from error
+
+    # -- memory of a node
+
     def node_ranks(self) -> int:
         names = np.empty(self.size, np.int64)
         self.allgather(np.array([node_name()]), names, header_words=1)
@@ -267,6 +338,11 @@ class MpiGroup(Group):
         sys.stdout.flush()
         sys.stderr.flush()
         _mpi().COMM_WORLD.Abort(code)
+
+
+def aside(group: Group) -> Channel:
+    """Another way for the ranks of a group to talk, and for those that are left. Local."""
+    return Aside(group) if isinstance(group, MpiGroup) else group
 
 
 def _over(comm: Any, max_words: int) -> Group:

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from iterreduce.collectives import Group, SoloGroup, launched_size, world
+from iterreduce.aside import Channel
+from iterreduce.collectives import Group, SoloGroup, aside, launched_size, world
 from iterreduce.errors import DisagreementError, LaunchError
 from iterreduce.start import launched_rank
 from iterreduce.supervising import vitals
@@ -85,10 +86,10 @@ TERMINATED = Problem(143, "iterreduce: terminated")
 
 @dataclass(frozen=True)
 class Crew:
-    """The ranks of the run: the group that works and another, for the farewell, that nothing else uses."""
+    """The ranks of the run: the group that works, and a channel for the farewell that nothing else uses."""
 
     group: Group
-    farewell: Group
+    farewell: Channel
     job: str
 
     @property
@@ -120,7 +121,7 @@ def join(timeout_seconds: float, forked: Callable[[], None] = lambda: None) -> C
         group = world()
         _check_size(group)
         job = group.bcast_bytes(os.urandom(8).hex().encode()).decode()
-        return Crew(group, group.duplicate(), job)
+        return Crew(group, aside(group), job)
 
 
 def _check_size(group: Group) -> None:
