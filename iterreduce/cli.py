@@ -44,6 +44,7 @@ from iterreduce.signals import Watch, held
 from iterreduce.start import launched_rank
 from iterreduce.stopping import StopRequest
 from iterreduce.supervising import vitals
+from iterreduce.survival import guard_healing, part, together
 from iterreduce.version import __version__
 
 INSPECT_USAGE = (
@@ -103,21 +104,25 @@ def _start(request: Request | Answer | Problem, watch: Watch) -> int:
             _print(request.text)
         return 0
     watch.settle(isinstance(request, Request) and request.config.options.checkpoint_dir is not None)
+    options = _options(request)
     try:
-        crew = launch.join(_start_timeout(request), watch.leave_to_parent)
+        crew = launch.join(options.start_timeout, watch.leave_to_parent, options.recover == "auto")
     except LaunchError as error:
         launch.speak_for_all(launch.job_key(), f"iterreduce: {error}")
         return FAILED
+    guard_healing(crew, options.recover_timeout, FAILED if options.checkpoint_dir is None else STOPPED_STATUS)
     watch.serve(partial(_end_now, crew), partial(_tell, crew), not crew.alone)
     supervised = vitals.current()
     if supervised is not None:
         supervised.beat(watch.ask)
-    return _run_together(crew, request, watch)
+    status = _run_together(crew, request, watch)
+    part(crew, status)
+    return status
 
 
 def _end_now(crew: Crew, status: int) -> None:
     """From any thread: a signal wants the job to end whatever it is doing."""
-    launch.end_now(crew.job, INTERRUPTED if status == INTERRUPTED.status else TERMINATED, crew.alone)
+    launch.end_now(crew, INTERRUPTED if status == INTERRUPTED.status else TERMINATED)
 
 
 def _tell(crew: Crew, text: str) -> None:
@@ -150,19 +155,19 @@ def _exit_problem(error: SystemExit) -> Problem:
     return Problem(FAILED, str(error.code))
 
 
-def _start_timeout(request: Request | Problem) -> float:
+def _options(request: Request | Problem) -> Options:
     if isinstance(request, Request):
-        return request.config.options.start_timeout
+        return request.config.options
     try:
-        return resolve().options.start_timeout
+        return resolve().options
     except UsageError:
-        return Options().start_timeout
+        return Options()
 
 
 def _run_together(crew: Crew, request: Request | Problem, watch: Watch) -> int:
-    problem = request if isinstance(request, Problem) else None
+    own = request if isinstance(request, Problem) else None
     digest = "" if isinstance(request, Problem) else _digest(request)
-    problem = launch.agree(crew, problem, digest)
+    problem = together(crew, lambda: launch.agree(crew, own, digest))
     if problem is None and isinstance(request, Request):
         problem = _attempt(crew, request, watch)
     if problem is None:
@@ -185,7 +190,7 @@ def _digest(request: Request) -> str:
 def _attempt(crew: Crew, request: Request, watch: Watch) -> Problem | None:
     """Work, and on failure leave together; does not return when other ranks did not fail."""
     try:
-        return _work(crew, request, watch)
+        return together(crew, lambda: _work(crew, request, watch))
     except KeyboardInterrupt:
         return _interrupted(crew)
     except BaseException as error:
@@ -196,7 +201,7 @@ def _attempt(crew: Crew, request: Request, watch: Watch) -> Problem | None:
 
 def _interrupted(crew: Crew) -> Problem:
     if not crew.alone:
-        launch.end_now(crew.job, INTERRUPTED)
+        launch.end_now(crew, INTERRUPTED)
     return INTERRUPTED
 
 

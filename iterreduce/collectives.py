@@ -78,15 +78,15 @@ def _finalize() -> None:
         _mpi().Finalize()
 
 
-def world(max_words: int = MAX_WORDS) -> Group:
+def world(max_words: int = MAX_WORDS, recovers: bool = True) -> MpiGroup:
     """All ranks that the launcher started; initialises MPI where nobody did. Collective.
 
-    It goes on without ranks that die where MPI and the launcher can.
+    With `recovers` it goes on without ranks that die, where MPI and the launcher can.
     """
     everybody = _mpi().COMM_WORLD
     everybody.Set_errhandler(_mpi().ERRORS_RETURN)
     group = MpiGroup(everybody.Dup(), max_words=max_words)
-    group.heals = group.tolerant
+    group.heals = group.tolerant = group.tolerant and recovers
     return group
 
 
@@ -295,17 +295,20 @@ class MpiGroup(Group):
         with self.around_healing():
             healing.interrupt(MPI, before, self._objected)
             after = healing.survivors(MPI, before)
-        self._objected, lost = False, healing.lost(MPI, before, after)
-        healing.keep(before, *self._persistent)
-        if lost and not self.heals:
-            healing.keep(after)
-            raise RanksLost(lost, after.Get_size())
-        self._persistent = weakref.WeakSet()
-        self._comm, self._call = after, _Patient(after) if self._patient else after
-        self._renumbered(after.Get_rank(), after.Get_size())
+            lost = healing.lost(MPI, before, after)
+            if lost and not self.heals:
+                healing.keep(after)
+                raise RanksLost(lost, after.Get_size())
+            self._go_on(after)
         if not lost:
             self._raise_of_all(error)
         return lost
+
+    def _go_on(self, after: Any) -> None:
+        healing.keep(self._comm, *self._persistent)
+        self._persistent, self._objected = weakref.WeakSet(), False
+        self._comm, self._call = after, _Patient(after) if self._patient else after
+        self._renumbered(after.Get_rank(), after.Get_size())
 
     def _raise_of_all(self, error: BaseException) -> None:
         """Nobody has died: what the lowest rank says that has an error of its own. Collective."""

@@ -77,7 +77,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("frontends",),
     ("observe",),
     ("testing",),
-    ("application", "appfile", "arguments", "start", "signals", "supervising", "launch", "cli", "__main__"),
+    (
+        "application",
+        "appfile",
+        "arguments",
+        "start",
+        "signals",
+        "supervising",
+        "launch",
+        "survival",
+        "cli",
+        "__main__",
+    ),
     ("__init__",),
 )
 
