@@ -300,9 +300,7 @@ class MpiGroup(Group):
                 healing.keep(after)
                 raise RanksLost(lost, after.Get_size())
             self._go_on(after)
-        if not lost:
-            self._raise_of_all(error)
-        return lost
+        return lost or self._heal_nobody(error)
 
     def _go_on(self, after: Any) -> None:
         healing.keep(self._comm, *self._persistent)
@@ -310,10 +308,14 @@ class MpiGroup(Group):
         self._comm, self._call = after, _Patient(after) if self._patient else after
         self._renumbered(after.Get_rank(), after.Get_size())
 
-    def _raise_of_all(self, error: BaseException) -> None:
-        """Nobody has died: what the lowest rank says that has an error of its own. Collective."""
+    def _heal_nobody(self, error: BaseException) -> tuple[int, ...]:
+        """Nobody had died: raise what the lowest rank says that has an error of its own. Collective."""
         mine = healing.is_own(_mpi(), error)
-        told = self.allgather_bytes(str(error).encode() if mine else b"")
+        try:
+            told = self.allgather_bytes(str(error).encode() if mine else b"")
+            self.all_here()
+        except _mpi().Exception as another:  # now somebody has
+            return self.heal(another)
         rank, text = next(((r, t.decode()) for r, t in enumerate(told) if t), (0, str(error)))
         if mine or rank == self.rank:
             raise error

@@ -56,7 +56,6 @@ class Options:
     recover: str = "auto"
     copy_every: int | None = None
     start_timeout: float = 120.0
-    recover: str = "auto"
     recover_timeout: float = 30.0
 
 
@@ -213,7 +212,6 @@ COUNT = Kind("N", "a whole number of at least 1", _parse_count)
 SECONDS = Kind("SECONDS", "seconds above zero", _parse_seconds)
 WHOLE = Kind("N", "a whole number, 0 or more", _parse_whole)
 DURATION = Kind("TIME", "a time such as 90, 30m, 24h or 1-12:00:00", parse_duration)
-RECOVER = Kind("WHEN", "auto or off", _parse_recover)
 FILES = Kind("WHOSE", "node or rank", _parse_files)
 RECOVER = Kind("WHEN", "auto or off", _parse_recover)
 
@@ -236,18 +234,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("checkpoint_files", FILES, "one checkpoint file per node, or per rank"),
     Setting("mtbf", DURATION, "mean time between interrupts of the whole job; not set: learnt, or 24h"),
     Setting("time_limit", DURATION, "save and stop, with exit status 75, before this time is over"),
-<<<<<<< HEAD
     Setting("recover", RECOVER, "go on without ranks that die: auto (where the MPI can), or off"),
     Setting(
         "copy_every", WHOLE, "copy the state to the next rank every N iterations, 0: never; not set: if cheap"
-=======
-    Setting("recover", RECOVER, "auto: go on without ranks that die, where MPI can; off: the job ends"),
+    ),
     Setting(
         "recover_timeout",
         SECONDS,
         "end the job when ranks have not agreed on who is left after this time",
         on_command_line=False,
->>>>>>> cb4e4bb (The command line and the supervisor go on without ranks that died)
     ),
     Setting("quiet", SWITCH, "no progress"),
     Setting(

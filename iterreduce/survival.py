@@ -40,19 +40,7 @@ def together(crew: Crew, work: Callable[[], T]) -> T:
         except Exception as error:
             if not (group.heals and group.is_loss(error)):
                 raise
-            _heal(crew, error)
-
-
-def _heal(crew: Crew, error: Exception) -> None:
-    """Raises what was no loss."""
-    while True:
-        try:
-            crew.group.heal(error)
-            return
-        except Exception as another:  # the next rank died
-            if another is error or not crew.group.is_loss(another):
-                raise
-            error = another
+            group.heal(error)
 
 
 def guard_healing(crew: Crew, seconds: float, status: int) -> None:
