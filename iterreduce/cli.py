@@ -16,8 +16,8 @@ import os
 import sys
 import time
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,6 @@ from iterreduce.arguments import USAGE, Answer, CommandLineError, Request, parse
 from iterreduce.collectives import Group
 from iterreduce.errors import (
     CheckpointError,
-    CheckpointWarning,
     FinishedError,
     InputError,
     IterReduceError,
@@ -44,8 +43,9 @@ from iterreduce.signals import Watch, held
 from iterreduce.start import launched_rank
 from iterreduce.stopping import StopRequest
 from iterreduce.supervising import vitals
-from iterreduce.survival import guard_healing, part, together
+from iterreduce.survival import guard_healing, part, tell_what_cannot_be, together
 from iterreduce.version import __version__
+from iterreduce.watchers import warnings_told, watching
 
 INSPECT_USAGE = (
     "usage: python -m iterreduce inspect DIR [--no-verify]\n"
@@ -111,6 +111,8 @@ def _start(request: Request | Answer | Problem, watch: Watch) -> int:
         launch.speak_for_all(launch.job_key(), f"iterreduce: {error}")
         return FAILED
     guard_healing(crew, options.recover_timeout, FAILED if options.checkpoint_dir is None else STOPPED_STATUS)
+    if isinstance(request, Request) and request.config.origins["recover"] == "command line":
+        tell_what_cannot_be(crew, options)
     watch.serve(partial(_end_now, crew), partial(_tell, crew), not crew.alone)
     supervised = vitals.current()
     if supervised is not None:
@@ -266,10 +268,11 @@ def _run(crew: Crew, request: Request, work: Any, watch: Watch) -> Problem | Non
     events, options, supervised = Events(), request.config.options, vitals.current()
     if supervised is not None:
         options = supervised.adapt(options)
+    options = replace(options, fresh=options.fresh and crew.group.epoch == 0)
     start_seconds = time.perf_counter() - watch.started
     stop = watch.stop_request(options.time_limit, supervised.started if supervised else watch.started)
     with _faults(events, crew.group):
-        with _watching(events, options, first=crew.group.rank == 0), _warnings_told():
+        with watching(events, options, crew.group), warnings_told():
             result = run(work, crew.group, options, events, stop)
         result, problem = _written(crew, options, result), None
         if options.summary is not None:
@@ -410,46 +413,6 @@ def _nothing_to_write(options: Options, request: Request, speaks: bool) -> Probl
         f"app {request.app.name!r} returned None, so there is nothing for {' and '.join(asked)}; "
         "return the loop or dataset to run"
     )
-
-
-@contextlib.contextmanager
-def _warnings_told() -> Iterator[None]:
-    """Warnings about checkpoints are messages of ours, each time."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)
-        show = warnings.showwarning
-
-        def tell(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, CheckpointWarning):
-                say(f"iterreduce: warning: {message}")
-            else:
-                show(message, category, *where, **more)
-
-        warnings.showwarning = tell
-        yield
-
-
-@contextlib.contextmanager
-def _watching(events: Events, options: Options, first: bool) -> Iterator[None]:
-    """The watchers of rank 0, and those of every rank, for the time of the run."""
-    with contextlib.ExitStack() as stack:
-        supervised = vitals.current()
-        if supervised is not None:
-            stack.callback(events.subscribe(supervised))
-        if first and not options.quiet:
-            from iterreduce.observe.progress import Progress
-
-            progress = Progress(sys.stderr)
-            stack.callback(progress.close)
-            events.subscribe(progress)
-        if first and options.events is not None:
-            from iterreduce.observe.jsonlines import JsonLines
-
-            # The name is opened now: whoever follows the file sees it grow.
-            lines = JsonLines(stack.enter_context(open(options.events, "w", encoding="utf-8")))
-            stack.callback(lines.close)
-            events.subscribe(lines)
-        yield
 
 
 def _write_summary(

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 from iterreduce.collectives import MpiGroup
-from iterreduce.launch import Crew, abort, speak_for_all
+from iterreduce.launch import Crew, abort, say, speak_for_all
+from iterreduce.options import Options
 from iterreduce.supervising import vitals
 
 #: MPI_Finalize gets this long; it takes some 50 ms.
@@ -48,6 +49,16 @@ def guard_healing(crew: Crew, seconds: float, status: int) -> None:
     if isinstance(crew.group, MpiGroup):
         group = crew.group
         group.around_healing = lambda: _in_time(crew, group, seconds, status)
+
+
+def tell_what_cannot_be(crew: Crew, options: Options) -> None:
+    """Once, to who asked for it: ranks that die will not be survived here."""
+    if options.recover == "off" or crew.alone or crew.group.heals or crew.group.rank:
+        return
+    library = crew.group.library
+    can = library.startswith("Open MPI") and int(library.split()[-1].partition(".")[0]) >= 5
+    how = "start it by mpirun --with-ft ulfm" if can else f"{library} cannot go on without ranks that die"
+    say(f"iterreduce: --recover auto: {how}; here the death of one ends the job")
 
 
 @contextlib.contextmanager

@@ -74,8 +74,15 @@ Start = Callable[..., Job]
 def start(tmp_path: Path) -> Iterator[Start]:
     jobs: list[Job] = []
 
-    def begin(ranks: int, *words: str, retries: int = 2, own: tuple[str, ...] = (), **more: str) -> Job:
-        own = ("-n", str(ranks), "--retries", str(retries), *own)
+    def begin(
+        ranks: int,
+        *words: str,
+        retries: int = 2,
+        own: tuple[str, ...] = (),
+        recover: str = "off",
+        **more: str,
+    ) -> Job:
+        own = ("-n", str(ranks), "--retries", str(retries), "--recover", recover, *own)
         jobs.append(Job(tmp_path, *words, own=own, **more))
         return jobs[-1]
 
