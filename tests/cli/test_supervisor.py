@@ -332,7 +332,7 @@ if is_open_mpi():
         job.kill(0)
         status, said = job.end()
         assert status == 0, said
-        assert re.search(r"rank 0 on .* died; last seen in iteration \d+: the others go on, on 2 ranks", said)
+        assert re.search(r"rank 0 on .* died.*: the others go on, on 2 ranks", said)
         assert "starts again" not in said
 
     def test_a_stopped_rank_is_killed_and_the_others_go_on(start: Start, tmp_path: Path) -> None:
