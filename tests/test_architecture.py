@@ -86,6 +86,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "supervising",
         "launch",
         "survival",
+        "watchers",
         "cli",
         "__main__",
     ),
