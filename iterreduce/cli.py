@@ -16,8 +16,8 @@ import os
 import sys
 import time
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,6 @@ from iterreduce.arguments import USAGE, Answer, CommandLineError, Request, parse
 from iterreduce.collectives import Group
 from iterreduce.errors import (
     CheckpointError,
-    CheckpointWarning,
     FinishedError,
     InputError,
     IterReduceError,
@@ -44,7 +43,9 @@ from iterreduce.signals import Watch, held
 from iterreduce.start import launched_rank
 from iterreduce.stopping import StopRequest
 from iterreduce.supervising import vitals
+from iterreduce.survival import guard_healing, part, tell_what_cannot_be, together
 from iterreduce.version import __version__
+from iterreduce.watchers import warnings_told, watching
 
 INSPECT_USAGE = (
     "usage: python -m iterreduce inspect DIR [--no-verify]\n"
@@ -103,21 +104,27 @@ def _start(request: Request | Answer | Problem, watch: Watch) -> int:
             _print(request.text)
         return 0
     watch.settle(isinstance(request, Request) and request.config.options.checkpoint_dir is not None)
+    options = _options(request)
     try:
-        crew = launch.join(_start_timeout(request), watch.leave_to_parent)
+        crew = launch.join(options.start_timeout, watch.leave_to_parent, options.recover == "auto")
     except LaunchError as error:
         launch.speak_for_all(launch.job_key(), f"iterreduce: {error}")
         return FAILED
+    guard_healing(crew, options.recover_timeout, FAILED if options.checkpoint_dir is None else STOPPED_STATUS)
+    if isinstance(request, Request) and request.config.origins["recover"] == "command line":
+        tell_what_cannot_be(crew, options)
     watch.serve(partial(_end_now, crew), partial(_tell, crew), not crew.alone)
     supervised = vitals.current()
     if supervised is not None:
         supervised.beat(watch.ask)
-    return _run_together(crew, request, watch)
+    status = _run_together(crew, request, watch)
+    part(crew, status)
+    return status
 
 
 def _end_now(crew: Crew, status: int) -> None:
     """From any thread: a signal wants the job to end whatever it is doing."""
-    launch.end_now(crew.job, INTERRUPTED if status == INTERRUPTED.status else TERMINATED, crew.alone)
+    launch.end_now(crew, INTERRUPTED if status == INTERRUPTED.status else TERMINATED)
 
 
 def _tell(crew: Crew, text: str) -> None:
@@ -150,19 +157,19 @@ def _exit_problem(error: SystemExit) -> Problem:
     return Problem(FAILED, str(error.code))
 
 
-def _start_timeout(request: Request | Problem) -> float:
+def _options(request: Request | Problem) -> Options:
     if isinstance(request, Request):
-        return request.config.options.start_timeout
+        return request.config.options
     try:
-        return resolve().options.start_timeout
+        return resolve().options
     except UsageError:
-        return Options().start_timeout
+        return Options()
 
 
 def _run_together(crew: Crew, request: Request | Problem, watch: Watch) -> int:
-    problem = request if isinstance(request, Problem) else None
+    own = request if isinstance(request, Problem) else None
     digest = "" if isinstance(request, Problem) else _digest(request)
-    problem = launch.agree(crew, problem, digest)
+    problem = together(crew, lambda: launch.agree(crew, own, digest))
     if problem is None and isinstance(request, Request):
         problem = _attempt(crew, request, watch)
     if problem is None:
@@ -185,7 +192,7 @@ def _digest(request: Request) -> str:
 def _attempt(crew: Crew, request: Request, watch: Watch) -> Problem | None:
     """Work, and on failure leave together; does not return when other ranks did not fail."""
     try:
-        return _work(crew, request, watch)
+        return together(crew, lambda: _work(crew, request, watch))
     except KeyboardInterrupt:
         return _interrupted(crew)
     except BaseException as error:
@@ -196,7 +203,7 @@ def _attempt(crew: Crew, request: Request, watch: Watch) -> Problem | None:
 
 def _interrupted(crew: Crew) -> Problem:
     if not crew.alone:
-        launch.end_now(crew.job, INTERRUPTED)
+        launch.end_now(crew, INTERRUPTED)
     return INTERRUPTED
 
 
@@ -261,10 +268,11 @@ def _run(crew: Crew, request: Request, work: Any, watch: Watch) -> Problem | Non
     events, options, supervised = Events(), request.config.options, vitals.current()
     if supervised is not None:
         options = supervised.adapt(options)
+    options = replace(options, fresh=options.fresh and crew.group.epoch == 0)
     start_seconds = time.perf_counter() - watch.started
     stop = watch.stop_request(options.time_limit, supervised.started if supervised else watch.started)
     with _faults(events, crew.group):
-        with _watching(events, options, first=crew.group.rank == 0), _warnings_told():
+        with watching(events, options, crew.group), warnings_told():
             result = run(work, crew.group, options, events, stop)
         result, problem = _written(crew, options, result), None
         if options.summary is not None:
@@ -405,46 +413,6 @@ def _nothing_to_write(options: Options, request: Request, speaks: bool) -> Probl
         f"app {request.app.name!r} returned None, so there is nothing for {' and '.join(asked)}; "
         "return the loop or dataset to run"
     )
-
-
-@contextlib.contextmanager
-def _warnings_told() -> Iterator[None]:
-    """Warnings about checkpoints are messages of ours, each time."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)
-        show = warnings.showwarning
-
-        def tell(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, CheckpointWarning):
-                say(f"iterreduce: warning: {message}")
-            else:
-                show(message, category, *where, **more)
-
-        warnings.showwarning = tell
-        yield
-
-
-@contextlib.contextmanager
-def _watching(events: Events, options: Options, first: bool) -> Iterator[None]:
-    """The watchers of rank 0, and those of every rank, for the time of the run."""
-    with contextlib.ExitStack() as stack:
-        supervised = vitals.current()
-        if supervised is not None:
-            stack.callback(events.subscribe(supervised))
-        if first and not options.quiet:
-            from iterreduce.observe.progress import Progress
-
-            progress = Progress(sys.stderr)
-            stack.callback(progress.close)
-            events.subscribe(progress)
-        if first and options.events is not None:
-            from iterreduce.observe.jsonlines import JsonLines
-
-            # The name is opened now: whoever follows the file sees it grow.
-            lines = JsonLines(stack.enter_context(open(options.events, "w", encoding="utf-8")))
-            stack.callback(lines.close)
-            events.subscribe(lines)
-        yield
 
 
 def _write_summary(

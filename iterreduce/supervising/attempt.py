@@ -37,6 +37,8 @@ from iterreduce.supervising.processes import (
 LOOK_SECONDS, MEET_SECONDS = 0.2, 0.02
 #: A launcher gets this long to end after all ranks have left, or after one has died.
 LEAVE_SECONDS, NOTICE_SECONDS = 30.0, 10.0
+#: And ranks get so long to find together without the dead, beyond the time that they give themselves.
+RECOVER_SECONDS = 10.0
 #: And this long to clear up behind ranks that were killed.
 CLEAR_SECONDS = 2.0
 
@@ -70,16 +72,22 @@ class Attempt:
         hang_timeout: float | None,
         watch: Watch,
         now: Callable[[], int | None],
+        say: Callable[[str], None] = lambda text: None,
+        recover_timeout: float = 30.0,
     ) -> None:
-        """`facts` for the ranks; `watch` and `now` say whether they should save and stop, or end at once."""
+        """`facts` for the ranks; `watch` and `now` say whether they should save and stop, or end at once;
+        `say` tells the user what does not end the attempt.
+        """
         self.directory, self.launcher, self.ranks = directory, launcher, ranks
-        self.hang_timeout, self.watch, self.now = hang_timeout, watch, now
+        self.hang_timeout, self.watch, self.now, self.say = hang_timeout, watch, now, say
+        self.notice = recover_timeout + RECOVER_SECONDS if launcher.tolerant else NOTICE_SECONDS
         pause = max(ranks / 64, min(1.0, (hang_timeout or 10.0) / 10))
         mine = {"machine": machine(), "pid": os.getpid(), "start": start_of(os.getpid())}
         places.write(directory, places.JOB, {**facts, **mine, "beat_seconds": pause})
         self.beats = Beats(directory, ranks, pause)
         self._known: dict[int, dict[str, Any]] = {}
         self._dead: list[int] = []  # in their order
+        self._living = set(range(ranks))  # those that do not go on without it
         self._handles: dict[int, int | None] = {}
         self._since, self._told, self._why = time.time(), False, ""
         self._left_since: float | None = None
@@ -148,6 +156,7 @@ class Attempt:
             return False
         self._next_look = time.monotonic() + max(LOOK_SECONDS, self.beats.pause / 2)
         self.beats.look()
+        self._learn_living()
         return self._is_stuck()
 
     def _meet(self, poll: select.epoll) -> None:
@@ -167,24 +176,50 @@ class Attempt:
         if not self._told:
             places.write(self.directory, places.STOP, {"reason": self.watch.reason})
             self._told = True
-            if self._is_here(0):
-                send(self._known[0]["pid"], self._known[0]["start"], signal.SIGUSR1)
+            self._signal(min(self._living), signal.SIGUSR1)
+
+    def _signal(self, rank: int, number: int) -> bool:
+        """Send it if the rank is here; whether it was."""
+        who = self._known.get(rank)
+        return who is not None and self._is_here(rank) and send(who["pid"], who["start"], number)
+
+    def _learn_living(self) -> None:
+        """Which ranks go on, if some have died."""
+        told = places.read(self.directory, places.LIVING).get("ranks") if self.launcher.tolerant else None
+        if told is None or set(told) == self._living:
+            return
+        lost, self._living = sorted(self._living - set(told)), set(told)
+        self.beats.forget(lost)
+        left = f"{len(told)} rank{'s' if len(told) > 1 else ''}"
+        self.say(f"{'; '.join(map(self._describe_death, lost))}: the others go on, on {left}")
 
     def _is_here(self, rank: int) -> bool:
         return rank in self._known and self._known[rank]["machine"] == machine()
 
     def _is_stuck(self) -> bool:
         """Nothing happens, or the launcher has not noticed that it is over."""
-        ends, dead = places.ranks_with(self.directory)["end"], set(self._dead)
-        limit = LEAVE_SECONDS if len(ends) == self.ranks else NOTICE_SECONDS if dead - ends else None
+        ends, dead = places.ranks_with(self.directory)["end"], set(self._dead) & self._living
+        limit = LEAVE_SECONDS if ends >= self._living else self.notice if dead - ends else None
         if limit is None:
             self._left_since = None
         else:
             self._left_since = self._left_since or time.monotonic()
             return time.monotonic() - self._left_since > limit
         if self.hang_timeout is not None and self.beats.is_still(self.hang_timeout):
-            self._why = self._describe_hang()
+            self._why = "" if self._kill_silent() else self._describe_hang()
         return bool(self._why)
+
+    def _kill_silent(self) -> bool:
+        """Let the others go on without ranks that give no sign of life, if that can be."""
+        silent = [rank for rank in self.beats.silent if rank in self._living]
+        if not self.launcher.tolerant or not silent or set(silent) >= self._living:
+            return False
+        if not all(self._signal(rank, signal.SIGKILL) for rank in silent):
+            return False
+        for rank in silent:
+            self.say(f"{self._name(rank)} gave no sign of life for {self.hang_timeout:g} s and is killed")
+        self.beats.forget(silent)
+        return True
 
     def _describe_hang(self) -> str:
         text = f"nothing has happened for {self.hang_timeout:g} s (--hang-timeout)"
@@ -192,7 +227,7 @@ class Attempt:
         if silent:
             names = ", ".join(self._name(rank) for rank in silent[:4])
             return f"{text}: {names} gives no sign of life"
-        return f"{text}, though all ranks live: {self.beats.describe(list(range(self.ranks)))}"
+        return f"{text}, though all ranks live: {self.beats.describe(sorted(self._living))}"
 
     # -- after it
 
@@ -218,8 +253,10 @@ class Attempt:
         ends = {rank: places.read(self.directory, f"end-{rank}") for rank in names["end"]}
         if now is not None:
             return Ended(now, path=path)
-        if len(ends) == self.ranks and {end.get("how") for end in ends.values()} == {"agreed"}:
-            return Ended(max(end["status"] for end in ends.values()), path=path)
+        self._learn_living()
+        last = [ends.get(rank, {}) for rank in self._living]
+        if {end.get("how") for end in last} == {"agreed"}:
+            return Ended(max(end["status"] for end in last), path=path)
         first = ends.get(self._dead[0], {}) if self._dead else {}
         if first.get("how") == "asked":  # not by the launcher, behind another's death
             return Ended(first["status"], path=path)
@@ -234,10 +271,10 @@ class Attempt:
     def _first_lost(self, ends: dict[int, dict[str, Any]]) -> int | None:
         """The rank that failed alone, or that died first; None where only other hosts have seen it."""
         alone = [rank for rank, end in ends.items() if end.get("how") == "alone"]
-        dead = [rank for rank in self._dead if rank not in ends]
-        gone = [rank for rank in self._known if rank not in ends and not self._is_here(rank)]
-        hosts = {self._known[rank]["host"] for rank in gone}
-        if not alone and not dead and len(hosts) > 1:
+        dead = [rank for rank in self._dead if rank not in ends and rank in self._living]
+        there = {rank: who for rank, who in self._known.items() if rank not in ends and rank in self._living}
+        gone = [rank for rank in there if not self._is_here(rank)]
+        if not alone and not dead and len({there[rank]["host"] for rank in gone}) > 1:
             return None
         return [*alone, *dead, *gone, 0][0]
 
@@ -246,11 +283,14 @@ class Attempt:
             return f"{self._name(rank)} failed, and the others did not"
         if self._killed and self.launcher.kind != NONE:
             return f"the launcher died, {self._status()}, and its ranks with it"
-        if rank is None:
-            hosts = sorted({who["host"] for at, who in self._known.items() if at not in ends})
-            path = ".".join(map(str, self.beats.path))
-            seen = f"; last seen in iteration {path}" if path else ""
-            return f"the launcher ended with {self._status()}; ranks on {', '.join(hosts)} died{seen}"
+        if rank is not None:
+            return self._describe_death(rank)
+        hosts = sorted({who["host"] for at, who in self._known.items() if at not in ends})
+        path = ".".join(map(str, self.beats.path))
+        seen = f"; last seen in iteration {path}" if path else ""
+        return f"the launcher ended with {self._status()}; ranks on {', '.join(hosts)} died{seen}"
+
+    def _describe_death(self, rank: int) -> str:
         path = ".".join(map(str, self.beats.path_of(rank)))
         how = f", {self._status()}" if self.launcher.kind == NONE else ""
         return f"{self._name(rank)} died{how}{f'; last seen in iteration {path}' if path else ''}"

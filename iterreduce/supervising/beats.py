@@ -6,6 +6,7 @@ Only this process's clock counts: other hosts' clocks may differ.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ class Beats:
         self.directory, self.pause = directory, pause
         now = time.monotonic()
         self._pulses = {rank: _Pulse({}, now, now) for rank in range(ranks)}
+        self._gone: dict[int, _Pulse] = {}
 
     def look(self) -> None:
         """Read what ranks say now."""
@@ -43,14 +45,26 @@ class Beats:
                     pulse.event_since = now
                 pulse.said = said
 
+    def forget(self, ranks: Iterable[int]) -> None:
+        """These are gone; the others begin anew to get on."""
+        for rank in ranks:
+            self._gone[rank] = self._pulses.pop(rank, _Pulse())
+        now = time.monotonic()
+        for pulse in self._pulses.values():
+            pulse.beat_since = pulse.event_since = now
+
     @property
     def path(self) -> tuple[int, ...]:
         """How far the farthest rank is."""
-        return max((tuple(pulse.said.get("path", ())) for pulse in self._pulses.values()), default=())
+        pulses = [*self._pulses.values(), *self._gone.values()]
+        return max((tuple(pulse.said.get("path", ())) for pulse in pulses), default=())
 
     def path_of(self, rank: int) -> tuple[int, ...]:
         """How far this rank was at its last beat."""
-        return tuple(self._pulses[rank].said.get("path", ())) if rank in self._pulses else ()
+        return tuple(self._pulse(rank).said.get("path", ()))
+
+    def _pulse(self, rank: int) -> _Pulse:
+        return self._pulses.get(rank) or self._gone.get(rank) or _Pulse()
 
     def is_still(self, seconds: float) -> bool:
         """Whether no rank had an event for so long; once all have run, whether one has been silent for so
@@ -75,6 +89,6 @@ class Beats:
         return "; ".join(told) + (f"; and {len(ranks) - most} more" if len(ranks) > most else "")
 
     def _describe(self, rank: int) -> str:
-        said = self._pulses[rank].said
+        said = self._pulse(rank).said
         path = ".".join(map(str, said.get("path", ())))
         return f"rank {rank}: {said.get('what', 'has not come')}" + (f", iteration {path}" if path else "")

@@ -66,6 +66,8 @@ class Job:
     launcher: str | None = None
     words: list[str] = field(default_factory=list)
     saves_in: str | None = None
+    recovers: bool = True
+    recover_timeout: float = 30.0
 
 
 def run(arguments: Sequence[str], started: float) -> int:
@@ -87,7 +89,7 @@ def _run(arguments: Sequence[str], watch: Watch) -> int:
         if job is None:
             return 0
         _check_not_launched()
-        launcher = find(job.ranks, job.launcher, job.hosts)
+        launcher = find(job.ranks, job.launcher, job.hosts, recovers=job.recovers)
         with _root(job) as root:
             return Supervisor(job, launcher, root, watch).run()
     except UsageError as error:
@@ -136,7 +138,10 @@ def _job(own: dict[str, str], words: list[str]) -> Job:
     if not any(word.endswith(".py") for word in words):
         raise CommandLineError("which app? wanted a file that ends in .py")
     read = {flag: _read(flag, text) for flag, text in own.items()}
-    job = Job(read["-n"], words=words, saves_in=_saves_in(words))
+    settings = options.resolve().options
+    job = Job(read["-n"], words=words, saves_in=_given("--checkpoint-dir", words) or settings.checkpoint_dir)
+    job.recovers = (_given("--recover", words) or settings.recover) != "off"
+    job.recover_timeout = settings.recover_timeout
     job.retries, job.hang_timeout = read.get("--retries", RETRIES), read.get("--hang-timeout")
     job.hosts, job.launcher = read.get("--host", ()), read.get("--launcher")
     return job
@@ -153,16 +158,16 @@ def _read(flag: str, text: str) -> Any:
         raise CommandLineError(f"{flag}: wanted {wanted}, got {text!r}") from None
 
 
-def _saves_in(words: Sequence[str]) -> str | None:
-    """The checkpoint directory that the ranks will be given."""
+def _given(wanted: str, words: Sequence[str]) -> str | None:
+    """The value of this option that the ranks will be given."""
     found = None
     for word, after in zip(words, [*words[1:], ""], strict=True):
         flag, equals, text = word.partition("=")
         if word == "--":
             break
-        if flag == "--checkpoint-dir":
+        if flag == wanted:
             found = text if equals else after
-    return found or options.resolve().options.checkpoint_dir
+    return found
 
 
 def _check_not_launched() -> None:
@@ -277,6 +282,8 @@ class Supervisor:
                 self.job.hang_timeout,
                 self.watch,
                 lambda: self._now,
+                _say,
+                self.job.recover_timeout,
             )
             return attempt.run()
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from iterreduce.errors import LaunchError
 from iterreduce.supervising.places import VARIABLE
@@ -57,6 +59,7 @@ class Launcher:
     kind: str
     words: tuple[str, ...] = ()
     hosts: tuple[Host, ...] = ()
+    tolerant: bool = False  # the death of a rank leaves the others alive
 
     def command(self, ranks: int, program: Sequence[str]) -> list[str]:
         """All words.
@@ -73,6 +76,8 @@ class Launcher:
             words += ["-hosts" if self.kind == MPICH else "--host", ",".join(map(str, self.hosts))]
         if self.kind == OPEN_MPI:
             words += ["-x", VARIABLE]  # other hosts get nothing else of our environment
+        if self.tolerant:
+            words += ["--with-ft", "ulfm"]
         return [*words, "-n", str(ranks), *program]
 
     def on_fewer(self, ranks: int, lost: str | None) -> tuple[Launcher, int]:
@@ -119,8 +124,24 @@ def find(
     named: str | None = None,
     hosts: tuple[Host, ...] = (),
     environment: Mapping[str, str] | None = None,
+    recovers: bool = False,
 ) -> Launcher:
-    """The launcher for so many ranks. Raises LaunchError."""
+    """The launcher for so many ranks; with `recovers` one that lets ranks go on without the dead, where it
+    can. Raises LaunchError.
+    """
+    launcher = _find(ranks, named, hosts, environment)
+    return replace(launcher, tolerant=recovers and _is_tolerant(launcher))
+
+
+def _is_tolerant(launcher: Launcher) -> bool:
+    """Open MPI from 5.0 on."""
+    version = re.search(r"\) (\d+)\.", _version(launcher.words[0])) if launcher.kind == OPEN_MPI else None
+    return version is not None and int(version[1]) >= 5
+
+
+def _find(
+    ranks: int, named: str | None, hosts: tuple[Host, ...], environment: Mapping[str, str] | None
+) -> Launcher:
     environment = os.environ if environment is None else environment
     if named is not None:
         words = shlex.split(named)
@@ -156,12 +177,19 @@ def _kind(program: str) -> str:
         return SRUN
     if not name.startswith(("mpirun", "mpiexec", "prterun", "orterun")):
         return OTHER
+    told = _version(program)
+    if "Open MPI" in told or "OpenRTE" in told:
+        return OPEN_MPI
+    return MPICH if "HYDRA" in told or "MPICH" in told else OTHER
+
+
+@cache
+def _version(program: str) -> str:
+    """What a launcher says of itself."""
     try:
         asked = subprocess.run(
             [program, "--version"], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired):
-        return OTHER
-    if "Open MPI" in asked.stdout or "OpenRTE" in asked.stdout:
-        return OPEN_MPI
-    return MPICH if "HYDRA" in asked.stdout or "MPICH" in asked.stdout else OTHER
+        return ""
+    return asked.stdout

@@ -4,6 +4,7 @@
     launcher      by the supervisor: the launcher's process, once it is known
     stop          by the supervisor: why the ranks should save and stop
     iterated      by the ranks, when the first iteration begins
+    living        by the ranks, when some have died and the others go on: which these are
     rank-3.json   by each rank when it begins: its host and process
     beat-3        by each rank, about once a second: what it did last
     end-3         by each rank that leaves in order: its exit status
@@ -25,7 +26,7 @@ from typing import Any
 #: The attempt's directory, for the ranks. Processes of the job are known by it.
 VARIABLE = "ITERREDUCE_SUPERVISED"
 
-JOB, LAUNCHER, STOP, ITERATED = "job.json", "launcher", "stop", "iterated"
+JOB, LAUNCHER, STOP, ITERATED, LIVING = "job.json", "launcher", "stop", "iterated", "living"
 #: A file larger than this is none of ours.
 MOST_BYTES = 100_000
 

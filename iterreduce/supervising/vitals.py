@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -176,3 +176,12 @@ def leave(status: int, how: str = "agreed") -> None:
     """Tell the supervisor, if there is one, how this rank leaves."""
     if _mine is not None:
         _mine.end(status, how)
+
+
+def tell_living(ranks: Sequence[int]) -> None:
+    """Tell the supervisor, if there is one, which ranks go on without the others, as the launcher numbered
+    them.
+    """
+    if _mine is not None:
+        with contextlib.suppress(OSError):
+            places.write(_mine.directory, places.LIVING, {"ranks": list(ranks)})

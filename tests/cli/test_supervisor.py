@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from tests.cli.waiting import SLOW, lines_of, pid_of, until
-from tests.launch import ROOT, RUN_VARIABLE, kill_run, mpirun_environment
+from tests.launch import ROOT, RUN_VARIABLE, is_open_mpi, kill_run, mpirun_environment
 
 ITERATIONS = 50
 
@@ -74,8 +75,15 @@ Start = Callable[..., Job]
 def start(tmp_path: Path) -> Iterator[Start]:
     jobs: list[Job] = []
 
-    def begin(ranks: int, *words: str, retries: int = 2, own: tuple[str, ...] = (), **more: str) -> Job:
-        own = ("-n", str(ranks), "--retries", str(retries), *own)
+    def begin(
+        ranks: int,
+        *words: str,
+        retries: int = 2,
+        own: tuple[str, ...] = (),
+        recover: str = "off",
+        **more: str,
+    ) -> Job:
+        own = ("-n", str(ranks), "--retries", str(retries), "--recover", recover, *own)
         jobs.append(Job(tmp_path, *words, own=own, **more))
         return jobs[-1]
 
@@ -314,3 +322,33 @@ exec "{sys.executable.rsplit("/", 1)[0]}/mpirun" "$@"
 def test_a_launcher_that_starts_nothing_is_told_at_once(start: Start, tmp_path: Path) -> None:
     status, said = start(2, own=("--launcher", "true")).end()
     assert (status, said) == (1, "iterreduce: the launcher ended with status 0 before a rank began")
+
+
+if is_open_mpi():
+
+    def test_ranks_go_on_without_one_that_is_killed(start: Start, tmp_path: Path) -> None:
+        job = start(3, "--iterations", str(ITERATIONS), recover="auto")
+        job.iterates()
+        job.kill(0)
+        status, said = job.end()
+        assert status == 0, said
+        assert re.search(r"rank 0 on .* died.*: the others go on, on 2 ranks", said)
+        assert "starts again" not in said
+
+    def test_a_stopped_rank_is_killed_and_the_others_go_on(start: Start, tmp_path: Path) -> None:
+        job = start(3, "--iterations", str(ITERATIONS), own=("--hang-timeout", "12"), recover="auto")
+        job.iterates()
+        job.kill(1, signal.SIGSTOP)
+        status, said = job.end()
+        assert status == 0, said
+        assert re.search(r"rank 1 on .* gave no sign of life for 12 s and is killed", said)
+        assert "the others go on, on 2 ranks" in said and "starts again" not in said
+
+    def test_where_ranks_do_not_find_together_the_job_starts_again(start: Start, tmp_path: Path) -> None:
+        """A rank that leaves by itself is not seen by MPI: the others wait for it inside a collective."""
+        words = "--iterations", str(ITERATIONS), *saving(tmp_path)
+        leaving = SLOW.replace("time.sleep(600)", "os._exit(3)")
+        job = start(2, *words, "--hang", "20", app=leaving, recover="auto", ITERREDUCE_RECOVER_TIMEOUT="2")
+        status, said = job.end()
+        assert status == 0, said
+        assert "rank 0 on " in said and "starts again on 2 ranks from the last checkpoint" in said

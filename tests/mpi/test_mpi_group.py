@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import iterreduce.collectives as collectives
+import iterreduce.windows as windows
 from iterreduce.collectives import Group, MpiGroup, group_for
 from iterreduce.errors import UsageError
 from tests.collectives.contract import Exchange, check_a_plan_sends_what_stands_in_its_array, uneven
@@ -151,16 +154,29 @@ def test_there_is_no_window_larger_than_shared_memory(group: Group) -> None:
     assert group.window(2**55) is None
 
 
-def test_there_is_no_window_over_several_nodes(mpi: Any) -> None:
-    class TwoNodes(mpi.Intracomm):  # type: ignore[misc]
-        def Split_type(self, kind: int, key: int = 0) -> Any:
-            return self.Split(self.rank % 2, key)
-
-    group = MpiGroup(TwoNodes(mpi.COMM_WORLD.Dup()))
+def test_there_is_no_window_over_several_nodes(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "node_name", lambda: group.rank % 2)
     if group.size > 1:
         assert group.window(10) is None
     assert group.node_ranks() == len(range(group.rank % 2, group.size, 2))
-    group.free()
+
+
+def test_there_is_no_window_where_one_rank_cannot_make_its_file(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if group.rank == group.size - 1:
+        monkeypatch.setattr(windows, "SHARED", "/nowhere")
+    monkeypatch.setattr(collectives, "node_name", lambda: 1)
+    assert group.window(10) is None
+    assert not list(Path("/dev/shm").glob(f"{windows.NAME}*-{os.getpid()}-*"))
+
+
+def test_a_windows_files_have_lost_their_names(group: Group) -> None:
+    window = group.window(1000)
+    assert window is not None
+    assert not list(Path("/dev/shm").glob(f"{windows.NAME}*-{os.getpid()}-*"))
+    window.mine[:] = 1
+    window.free()
 
 
 def test_another_thread_may_make_a_group_where_the_host_allows_it(mpi: Any) -> None:

@@ -1,0 +1,109 @@
+"""What the command line does where ranks may die and others go on (`Group.heals`).
+
+All work of a job is done inside `together`: whoever meets a loss outside of a run, which gets over it by
+itself, heals with the others, and all do the work again; nobody is through before all are. Where MPI does not
+get over a loss, a timer ends the job, so that who started it can start it again. A rank that has lost others
+leaves by `part`: MPI_Finalize may hang then, and mpi4py would hold the interpreter's lock meanwhile.
+
+For the command line only: a library must neither watch its host program nor end it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
+
+from iterreduce.collectives import MpiGroup
+from iterreduce.launch import Crew, abort, say, speak_for_all
+from iterreduce.options import Options
+from iterreduce.supervising import vitals
+
+#: MPI_Finalize gets this long; it takes some 50 ms.
+FINALIZE_SECONDS = 3.0
+
+T = TypeVar("T")
+
+
+def together(crew: Crew, work: Callable[[], T]) -> T:
+    """What `work` gives back when all ranks that are left have done it. Collective."""
+    group = crew.group
+    while True:
+        try:
+            done = work()
+            group.all_here()
+            return done
+        except Exception as error:
+            if not (group.heals and group.is_loss(error)):
+                raise
+            group.heal(error)
+
+
+def guard_healing(crew: Crew, seconds: float, status: int) -> None:
+    """From now on the job ends, with this status, where ranks do not find together in time after a loss."""
+    if isinstance(crew.group, MpiGroup):
+        group = crew.group
+        group.around_healing = lambda: _in_time(crew, group, seconds, status)
+
+
+def tell_what_cannot_be(crew: Crew, options: Options) -> None:
+    """Once, to who asked for it: ranks that die will not be survived here."""
+    if options.recover == "off" or crew.alone or crew.group.heals or crew.group.rank:
+        return
+    library = crew.group.library
+    can = library.startswith("Open MPI") and int(library.split()[-1].partition(".")[0]) >= 5
+    how = "start it by mpirun --with-ft ulfm" if can else f"{library} cannot go on without ranks that die"
+    say(f"iterreduce: --recover auto: {how}; here the death of one ends the job")
+
+
+@contextlib.contextmanager
+def _in_time(crew: Crew, group: MpiGroup, seconds: float, status: int) -> Iterator[None]:
+    timer = threading.Timer(seconds, _give_up, (crew, seconds, status))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if group.rank == 0:
+        vitals.tell_living(group.launched_ranks)
+
+
+def _give_up(crew: Crew, seconds: float, status: int) -> None:
+    """On a thread: the main one waits inside MPI."""
+    speak_for_all(
+        crew.job,
+        f"iterreduce: a rank has died, and {seconds:g} s later the others have not agreed on who is left "
+        f"(this is rank {crew.group.rank} on {socket.gethostname()}): the job ends",
+    )
+    vitals.leave(status, "alone")
+    abort(crew, status)
+
+
+def part(crew: Crew, status: int) -> None:
+    """Leave with this status; returns where this rank may leave like any program."""
+    if isinstance(crew.group, MpiGroup) and crew.group.tolerant:
+        vitals.leave(status)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _finalize_or_not(status)
+
+
+def _finalize_or_not(status: int) -> NoReturn:
+    timer = threading.Timer(FINALIZE_SECONDS, os._exit, (status,))
+    timer.daemon = True
+    timer.start()
+    with contextlib.suppress(OSError, AttributeError, StopIteration):
+        _library().MPI_Finalize()  # without the interpreter's lock
+    os._exit(status)
+
+
+def _library() -> ctypes.CDLL:
+    """The MPI library of this process."""
+    with open("/proc/self/maps") as maps:
+        return ctypes.CDLL(next(line.split()[-1] for line in maps if "/libmpi." in line))

@@ -1,0 +1,95 @@
+"""Who looks on at a run of the command line: progress, the file of events, the supervisor, warnings.
+
+Progress and events are rank 0's. Where ranks die that may become another process: it goes on with the file
+behind the last whole line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from iterreduce.collectives import Group
+from iterreduce.errors import CheckpointWarning
+from iterreduce.events import Event, Events
+from iterreduce.launch import say
+from iterreduce.options import Options
+from iterreduce.supervising import vitals
+
+
+@contextlib.contextmanager
+def watching(events: Events, options: Options, group: Group) -> Iterator[None]:
+    """The watchers of rank 0, whoever that is, and those of every rank, for the time of the run."""
+    with contextlib.ExitStack() as stack:
+        supervised = vitals.current()
+        if supervised is not None:
+            stack.callback(events.subscribe(supervised))
+        if group.rank == 0:
+            _first(stack, events, options)
+        elif group.heals:
+            stack.callback(events.subscribe(_Heir(stack, events, options, group)))
+        yield
+
+
+class _Heir:
+    """Becomes rank 0 when all before it are lost."""
+
+    def __init__(self, stack: contextlib.ExitStack, events: Events, options: Options, group: Group) -> None:
+        self._stack, self._events, self._options, self._group = stack, events, options, group
+        self._waits = True
+
+    def __call__(self, event: Event) -> None:
+        if self._waits and event.name == "rank.lost" and self._group.rank == 0:
+            self._waits = False
+            for watcher in _first(self._stack, self._events, self._options, takes_over=True):
+                watcher(event)
+
+
+def _first(
+    stack: contextlib.ExitStack, events: Events, options: Options, takes_over: bool = False
+) -> list[Any]:
+    """Those of rank 0."""
+    made: list[Any] = []
+    if not options.quiet:
+        from iterreduce.observe.progress import Progress
+
+        made.append(Progress(sys.stderr))
+    if options.events is not None:
+        from iterreduce.observe.jsonlines import JsonLines
+
+        if takes_over:
+            _cut_torn_line(options.events)
+        # The name is opened now: whoever follows the file sees it grow.
+        stream = open(options.events, "a" if takes_over else "w", encoding="utf-8")  # noqa: SIM115
+        made.append(JsonLines(stack.enter_context(stream)))
+    for watcher in made:
+        stack.callback(watcher.close)
+        stack.callback(events.subscribe(watcher))
+    return made
+
+
+def _cut_torn_line(path: str) -> None:
+    """What a rank wrote when it died may end anywhere."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        os.truncate(path, file.read().rfind(b"\n") + 1)
+
+
+@contextlib.contextmanager
+def warnings_told() -> Iterator[None]:
+    """Warnings about checkpoints are messages of ours, each time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        show = warnings.showwarning
+
+        def tell(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, CheckpointWarning):
+                say(f"iterreduce: warning: {message}")
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = tell
+        yield
