@@ -315,7 +315,7 @@ def compare_build(options: Any, data: Path) -> None:
 def compare_components(options: Any, data: Path) -> None:
     edges = graph("rmat", options.scale)
     write(data, edges)
-    contestants = command("components", data / "edges.npy") | rivals.graphblas_components(edges)
+    contestants = command("components", data / "edges.npy", "--settle") | rivals.graphblas_components(edges)
     contestants |= rivals.networkit_components(edges) | rivals.scipy_components(edges)
     seconds, answers = turns(contestants, options.repeats)
     compare_answers({n: smallest(answer, "component") for n, answer in answers.items()})
@@ -342,7 +342,7 @@ def compare_paths(work: str, options: Any, data: Path) -> None:
     write(data, edges)
     source = int(edges.src[0])
     if work == "sssp":
-        contestants = command("sssp", data / "weighted.npy", str(source))
+        contestants = command("sssp", data / "weighted.npy", str(source), "--settle")
         makers: list[Callable[[Edges, int], dict[str, Contestant]]] = [
             rivals.graphblas_sssp,
             rivals.networkit_sssp,

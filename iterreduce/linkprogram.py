@@ -229,6 +229,28 @@ class Program:
         return held
 
 
+def improving(stage: Shuffle, rows: Mapping[str, np.dtype[Any]], state: np.dtype[Any]) -> Bound:
+    """The one output of a stage that settles: a function of the state's value and of columns of the rows.
+
+    ``rows``: the types of their columns; ``state``: that of the column which the output improves.
+    """
+    ((name, aggregator),) = named(stage).items()
+    tree = _tree(name, aggregator)
+    taken, where = columns_of(tree), f'output "{name}" of a shuffle that settles'
+    columns = tuple(column for column in taken if column in rows)
+    if [column for column in taken if column not in rows] != [name] or len(columns) > MOST_VALUES:
+        raise UsageError(
+            f'{where}: {tree}; wanted the column "{name}" of the joined table, and at most {MOST_VALUES} '
+            "columns of the rows"
+        )
+    dtype = dtype_of(tree, {name: state, **{column: rows[column] for column in columns}})
+    if dtype != state or state not in (np.float64, np.int64):
+        raise SchemaError(f"{where}: {dtype} where the table has {state}; wanted int64 or float64 for both")
+    rest = edge_order(tree, (name,), columns)
+    output = Output(name, aggregator.kind, rest, (name,), columns)
+    return Bound(output, dtype, dtype, edge_function(rest, tuple(f"v{i}" for i in range(1 + len(columns)))))
+
+
 def _word_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The type in which a value is read: its own, or a wider one."""
     if dtype in READABLE:

@@ -429,16 +429,20 @@ class LinkShuffle:
 
     def _finish_touched(self, onto: Table) -> Table:
         """Only the keys that were reached."""
-        assert self.program is not None and self.resident is not None
+        assert self.program is not None
         slots, words = self._reached_here()
+        bound = zip(self.program.outputs, self._outputs(words), strict=True)
+        return self._at(onto, slots, {b.output.name: b.finished(column) for b, column in bound})
+
+    def _at(self, onto: Table, slots: Array, columns: dict[str, Array]) -> Table:
+        """These columns as rows of the table for these slots; what it has no row for is left out."""
         rows = self._rows_at(onto, slots)
         if len(rows) and rows.min() < 0:
             known = rows >= 0
-            slots, rows, words = slots[known], rows[known], [w[known] for w in words]
+            slots, rows = slots[known], rows[known]
+            columns = {name: column[known] for name, column in columns.items()}
         keys = self._target.keys.take(slots).rename(**{self._target.keys.names[0]: onto.layout.keys[0]})
-        made = dict(keys._columns)
-        for bound, column in zip(self.program.outputs, self._outputs(words), strict=True):
-            made[bound.output.name] = bound.finished(column)
+        made = {**keys._columns, **columns}
         made_of = RowsOf(onto.batch.select(*onto.layout.keys), rows)
         return Table(Batch._trusted(made, {}, len(slots)), onto.layout, rows_of=made_of)
 
@@ -454,7 +458,7 @@ class LinkShuffle:
             seen, into = self._touched[j], self._own[j]
             seen.begin()
             seen.merge(lane.combine, into, own, self._scratch[j][near])
-            for slots, values in self._came(j, lane):
+            for slots, values in self._came(j, lane.word):
                 seen.merge(lane.combine, into, slots, values)
         slots = self._touched[0].slots()
         return slots, [words[slots] for words in self._own]
@@ -468,14 +472,14 @@ class LinkShuffle:
         row_of[order[order >= 0]] = np.flatnonzero(order >= 0)
         return row_of[slots]
 
-    def _came(self, j: int, lane: Lane) -> list[tuple[Array, Array]]:
+    def _came(self, j: int, word: np.dtype[Any]) -> list[tuple[Array, Array]]:
         """Slots and values of lane ``j`` from each rank."""
         assert self.resident is not None
-        width, out = len(self._own), []
+        width, out = len(self._scratch), []
         rows = self._arrival.headers[:, ROWS].tolist()
         for rank, (segment, n) in enumerate(zip(self._arrival.segments(), rows, strict=True)):
             numbers = segment[width * n :].view(np.int32)[:n]
-            values = segment[j * n : (j + 1) * n].view(lane.word)
+            values = segment[j * n : (j + 1) * n].view(word)
             out.append((self.resident.asked[rank][numbers], values))
         return out
 

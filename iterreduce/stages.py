@@ -110,6 +110,14 @@ class Shuffle:
     whose key had a row, in an order of the engine's choice.
     ``joined``: aggregators of expressions (``ir.sum(ir.col("rank") / ir.col("degree"))``) may read the
     columns of the joined table too. ``route``: by hash, or by ranges (`Splitters`).
+    ``settle`` goes with ``touched`` rows of an `Index` whose keys are of one table, and one minimum or
+    maximum that has the name of a column of ``onto`` (int64 or float64) and reads that column alone of the
+    joined table. Rows of ``onto`` whose value becomes better then tell theirs at once, within the rank, until
+    no value of the rank improves; ``into`` has the rows that became better, and those that have still
+    something to tell, because values came from other ranks: where the column named ``settle`` is False.
+    Patch ``onto`` with ``into``, and join with those rows next. The fixpoint is that of a shuffle that does
+    not settle, in fewer supersteps, if a better value never leads to a worse one (x + w, the smaller of x and
+    w); how far a value has come after some supersteps depends on the ranks.
     """
 
     rows: str
@@ -122,6 +130,7 @@ class Shuffle:
     joined: Joined | None = None
     route: Splitters | None = None
     sorted: bool = True
+    settle: str = ""
 
 
 @dataclass(frozen=True)

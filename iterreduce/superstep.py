@@ -30,6 +30,7 @@ from iterreduce.folding import RowSource
 from iterreduce.indexing import IndexRows, Resident
 from iterreduce.inplace import IN_PLACE, KeyedState, detached, refuse_twice
 from iterreduce.laid import Laid, lay_out
+from iterreduce.linksettle import SettlingShuffle
 from iterreduce.linkshuffle import LinkShuffle
 from iterreduce.lookup import LookupRows
 from iterreduce.loop import (
@@ -112,7 +113,10 @@ class Workshop:
                 self.streams,
             )
         elif isinstance(stage, Shuffle) and stage.rows in self.indexes:
-            made = LinkShuffle(stage, common[0], self.group, self.residents, self.check, self.limit_bytes)
+            linked = SettlingShuffle if stage.settle else LinkShuffle
+            made = linked(stage, common[0], self.group, self.residents, self.check, self.limit_bytes)
+            if isinstance(made, SettlingShuffle):
+                made.by_round = self.reproducible
         elif isinstance(stage, Lookup):
             made = LookupRows(
                 stage, common[0], self.group, self.cache, self.partitions, laid, self.check, self.limit_bytes,

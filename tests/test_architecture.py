@@ -51,6 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "linkgrids",
         "linkexchange",
         "linkshuffle",
+        "linksettle",
         "answers",
         "matching",
         "lookup",

@@ -4,7 +4,8 @@
 
 Only vertices whose distance has become shorter speak, and only those that hear of a shorter one are written:
 a superstep costs as much as the edges of its frontier, whatever the size of the graph. Parallel edges count
-by the shortest. Weights are int64 or floats; distances are of that type.
+by the shortest. Weights are int64 or floats; distances are of that type. With --settle a vertex speaks as
+soon as it can, the nearest first, and ranks meet when none of their own vertices has anything to say.
 """
 
 from dataclasses import dataclass
@@ -61,6 +62,14 @@ def improved(heard: ir.Batch, vertices: ir.Batch) -> ir.Batch:
     return heard.take(np.flatnonzero(heard["distance"] < vertices["distance"]))
 
 
+def distances(heard: ir.Batch) -> ir.Batch:
+    return heard.drop("told")
+
+
+def untold(heard: ir.Batch) -> ir.Batch:
+    return heard.take(np.flatnonzero(~heard["told"])).drop("told")
+
+
 def reached(vertices: ir.Batch) -> ir.Batch:
     distance = vertices["distance"]
     return vertices.take(np.flatnonzero(distance < far(distance.dtype)))
@@ -73,25 +82,26 @@ def sssp(
     symmetric: bool = False,
     weights: bool = True,
     max_iterations: int = 1_000_000,
+    settle: bool = False,
 ) -> ir.Dataset:
     """How far the vertices of EDGES are from SOURCE; what cannot be reached is left out.
 
-    --symmetric: edges go both ways. --no-weights: every edge has the length 1. The result has the columns
-    vertex and distance.
+    --symmetric: edges go both ways. --no-weights: every edge has the length 1. --settle: fewer supersteps.
+    The result has the columns vertex and distance.
     """
     inputs = ir.Inputs()
     rows = inputs.rows("edges", edges.as_edges())
     length = ir.col("weight") if weights else 1
     distance = ir.col("distance")
-    step = ir.Superstep(
-        "relax",
-        (
-            ir.Shuffle("links", ("dst",), "heard", {"distance": ir.min(distance + length)}, "vertices",
-                       touched=True, joined=ir.Joined("active", "src")),
-            ir.Local(improved, ("heard", "vertices"), "better", cut="share"),
-        ),
-        (ir.Patch("vertices", "better"), ir.Replace("active", "better")),
-    )  # fmt: skip
+    settled = "told" if settle else ""
+    told = ir.Shuffle("links", ("dst",), "heard", {"distance": ir.min(distance + length)}, "vertices",
+                      touched=True, joined=ir.Joined("active", "src"), settle=settled)  # fmt: skip
+    better = (ir.Local(improved, ("heard", "vertices"), "better", cut="share"),)
+    if settle:
+        better = (ir.Local(distances, ("heard",), "better", cut="share"),
+                  ir.Local(untold, ("heard",), "next", cut="share"))  # fmt: skip
+    writes = (ir.Patch("vertices", "better"), ir.Replace("active", "next" if settle else "better"))
+    step = ir.Superstep("relax", (told, *better), writes)
     shortest = {"weight": ir.min("weight") if weights else ir.count()}
     prepare = (
         *inputs.prepare,

@@ -22,8 +22,10 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import ir as llvm
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
+from numba.extending import intrinsic
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,6 +39,40 @@ REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}
 
 yield_core = types.ExternalFunction("sched_yield", types.int32())
 """For kernels that wait: let another thread have this core. Also makes the compiler read memory again."""
+
+
+@intrinsic  # type: ignore[untyped-decorator,unused-ignore]
+def prefetch(typing: Any, arrays: Any, i: Any) -> Any:
+    """In a kernel: ask for the memory of row i (unsigned) of an array of one dimension, or of each of some,
+    before it is read. A row beyond the end does nothing.
+    """
+    byte, small = llvm.IntType(8).as_pointer(), llvm.IntType(32)
+    each = tuple(arrays) if isinstance(arrays, types.BaseTuple) else None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        asked = [(arrays, arguments[0])]
+        if each is not None:
+            asked = [(of, builder.extract_value(arguments[0], k)) for k, of in enumerate(each)]
+        kind = llvm.FunctionType(llvm.VoidType(), [byte, small, small, small])
+        call = builder.module.declare_intrinsic("llvm.prefetch", [byte], fnty=kind)
+        for of, value in asked:
+            data = context.make_array(of)(context, builder, value).data
+            at = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+            builder.call(call, [at, *(llvm.Constant(small, word) for word in (0, 3, 1))])  # read; keep; data
+        return context.get_dummy_value()
+
+    return types.void(arrays, i), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator,unused-ignore]
+def bit_length(typing: Any, word: Any) -> Any:
+    """Of a word of 64 bits, unsigned; for kernels."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        zeros = builder.ctlz(arguments[0], llvm.Constant(llvm.IntType(1), 0))
+        return builder.sub(llvm.Constant(llvm.IntType(64), 64), zeros)
+
+    return types.uint64(types.uint64), generate
 
 
 def _compile(function: Callable[P, R], **options: object) -> Callable[P, R]:
@@ -246,6 +282,20 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     10
     """
     return _compile(function)
+
+
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile like `kernel`, as a part of each kernel that calls it.
+
+    For what a hot loop calls with many arrays: else all their lengths and strides are handed over each time.
+
+    >>> @inlined
+    ... def twice(x):
+    ...     return x + x
+    >>> twice(4)
+    8
+    """
+    return _compile(function, forceinline=True)
 
 
 def kernel_reassoc(function: Callable[P, R]) -> Callable[P, R]:

@@ -105,6 +105,27 @@ def _split(
     return rebuilt(tree, lambda part: _split(part, here, found, names))
 
 
+def is_monotone(tree: Expr, name: str) -> bool:
+    """Does the value surely never fall where this column rises? (It may, and this says no.)
+
+    >>> from iterreduce.columns.expressions import col, maximum
+    >>> is_monotone(maximum(col("x") + col("w"), 3) - col("v"), "x"), is_monotone(1 - col("x"), "x")
+    (True, False)
+    """
+    if name not in columns_of(tree) or isinstance(tree, Column):
+        return True
+    if not isinstance(tree, Apply):
+        return False
+    first, *rest = tree.arguments
+    if tree.operation in ("add", "minimum", "maximum"):
+        return all(is_monotone(part, name) for part in tree.arguments)
+    if tree.operation == "subtract":
+        return is_monotone(first, name) and all(name not in columns_of(part) for part in rest)
+    if tree.operation == "where":
+        return name not in columns_of(first) and all(is_monotone(part, name) for part in rest)
+    return False
+
+
 def with_parameters(tree: Expr, numbers: Mapping[str, Expr]) -> Expr:
     """The tree with other numbers under these names."""
     if not any(p.name in numbers for p in parameters_of(tree)):

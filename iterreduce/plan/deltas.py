@@ -7,16 +7,25 @@ the table up there; those with new keys are inserted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
+from iterreduce.columns.compute import typed
 from iterreduce.columns.expressions import Column, Expr
+from iterreduce.columns.trees import columns_of, is_monotone
+from iterreduce.fixpoint import MaxIterations
 from iterreduce.loop import Insert, Joined, Local, Lookup, Patch, Replace, Shuffle
 from iterreduce.plan.flow import Flow, Made, Place
-from iterreduce.plan.kernels import Columns, Concat, Improved, NewRows
+from iterreduce.plan.kernels import Columns, Concat, Improved, NewRows, Settled
 from iterreduce.plan.linking import joined_table, renamed_aggregate, resident, visible
+from iterreduce.plan.links import Fused
 from iterreduce.plan.lower import Lowering
 from iterreduce.plan.nodes import Group, Iterate, Node
+
+TOLD = "\0told"  # of a row that improved: do all rows that start from it know?
 
 
 def lower_changes(lowering: Lowering, loop: Iterate, place: Place) -> None:
@@ -24,6 +33,13 @@ def lower_changes(lowering: Lowering, loop: Iterate, place: Place) -> None:
     table, changes = loop.states
     state, after = lowering.tables[id(table.rows)], lowering.tables[id(changes.rows)].name
     reached = _touched(lowering, loop, state, place)
+    if reached is not None and TOLD in (reached.columns or ()):
+        better, untold = (_settled(lowering, loop, reached, w, place) for w in (False, True))
+        place.scope.writes += [Patch(state.name, better), Replace(after, untold)]
+        lowering.note(
+            loop, "rows that improve tell others at once, and other ranks when none of a rank's own improves"
+        )
+        return
     if reached is not None:
         better = _better(lowering, loop, reached, state, place)
         place.scope.writes += [Patch(state.name, better), Replace(after, better)]
@@ -79,9 +95,39 @@ def _touched(lowering: Lowering, loop: Iterate, state: Made, place: Place) -> Ma
     into = lowering.name_of(node, "reached")
     links = visible(lowering, made.links, place)
     by = Joined(lowering.read(joined, place), fused.on)
-    stage = Shuffle(links, (fused.key,), into, aggregates, state.name, touched=True, joined=by)
+    told = TOLD if _settles(loop, fused, names) else ""
+    stage = Shuffle(links, (fused.key,), into, aggregates, state.name, touched=True, joined=by, settle=told)
     lowering.emit(place, stage)
-    return lowering.new(into, (*loop.states[0].key, *aggregates), state.lies, place)
+    columns = (*loop.states[0].key, *aggregates, *([told] if told else []))
+    return lowering.new(into, columns, state.lies, place)
+
+
+def _settles(loop: Iterate, fused: Fused, names: Mapping[str, str]) -> bool:
+    """Is what comes out in the end the same, whichever row improves first? So where a better value never
+    makes a worse one, and nobody counts the iterations.
+    """
+    if len(loop.merge) != 1 or any(isinstance(rule, MaxIterations) for rule in loop.until.rules):
+        return False
+    ((column, tree),) = ((name, a.column) for name, a in fused.aggregates)
+    known = (loop.states[0].rows.fields or {}).get(column)
+    if known is None or known.nullable or known.dtype not in (np.float64, np.int64) or known.shape:
+        return False
+    if fused.right is not loop.states[1].rows or not isinstance(tree, Expr):
+        return False
+    read = [new for new in columns_of(tree) if new in fused.columns]
+    if len(read) != 1 or fused.columns[read[0]] != column or names[read[0]] != column:
+        return False
+    fields = {**(fused.edges.fields or {}), read[0]: known}
+    made = typed(tree, fields)
+    return made is not None and made.dtype == known.dtype and is_monotone(tree, read[0])
+
+
+def _settled(lowering: Lowering, loop: Iterate, reached: Made, waiting: bool, place: Place) -> str:
+    """The rows that improved, or those that have still something to tell."""
+    into = lowering.name_of(loop, "untold rows" if waiting else "better rows")
+    kernel = Settled(TOLD, loop.states[0].key, waiting)
+    lowering.emit(place, Local(kernel, (reached.name,), into, cut="share"))
+    return into
 
 
 def _same_columns(loop: Iterate, node: Group) -> bool:

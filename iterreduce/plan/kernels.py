@@ -383,6 +383,25 @@ class Improved:
         return Batch.from_dict(columns, valid).take(np.flatnonzero(wins))
 
 
+@dataclass(frozen=True)
+class Settled:
+    """Of the rows that a shuffle settled all, or, ``waiting``, those that have still something to tell."""
+
+    told: str
+    key: tuple[str, ...]
+    waiting: bool
+
+    @property
+    def keeps(self) -> tuple[tuple[str, str], ...]:
+        """Keys are passed on."""
+        return tuple((k, k) for k in self.key)
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """Without the column that says which."""
+        (rows,) = batches
+        return (rows.take(np.flatnonzero(~rows[self.told])) if self.waiting else rows).drop(self.told)
+
+
 def with_nulls(better: Any, new: Any, old: Any) -> Any:
     """Comparisons where some values are null."""
     if old is not None:

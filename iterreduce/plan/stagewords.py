@@ -107,7 +107,8 @@ def words(stage: Stage) -> str:
     if stage.combine is None:
         return f"{stage.into}: {stage.rows} to the owners of {', '.join(stage.key)}"
     what, by = reduced(stage.combine), ", ".join(stage.key)
-    return f"{stage.into}: {what} of {stage.rows}{joined} by {by}{onto}"
+    settled = ", until no row improves" if stage.settle else ""
+    return f"{stage.into}: {what} of {stage.rows}{joined} by {by}{onto}{settled}"
 
 
 def _looked_up(stage: Lookup) -> str:
