@@ -25,6 +25,10 @@ def main() -> None:
         from iterreduce.supervising.command import run
 
         sys.exit(run(arguments[1:], STARTED))
+    if arguments[:1] == ["doctor"]:
+        from iterreduce.doctor.command import doctor
+
+        sys.exit(doctor(arguments[1:]))
     watch = signals.hold(arguments, STARTED)
     sys.exit(_command_line(arguments, watch))
 

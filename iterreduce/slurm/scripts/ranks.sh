@@ -1,0 +1,141 @@
+# shellcheck shell=bash
+# Starts the ranks of a job and stays with them: run_once, and run_until_done, which queues the job again.
+# PYTHON and LAUNCHER come from environment.sh.
+
+# Before the limit (`--signal=B:USR1@120` above) Slurm sends SIGUSR1 to this shell, and to nobody else. The ranks
+# take it as the wish to save and stop. A trap interrupts `wait`, so run_once waits again after it.
+wished='' launched=''
+forward() {
+    wished=1
+    [ -z "$launched" ] || kill -USR1 "$launched" 2>/dev/null || true
+}
+trap forward USR1
+# scancel and the limit itself send SIGTERM to the ranks too: they save. The shell stays to hear how they left.
+trap ':' TERM
+
+# run_once APP ARGUMENTS...: the exit status is that of the ranks.
+run_once() {
+    local status=0 nagging=''
+    # A signal that comes before Python is there to hold it would kill the rank: ignored until then.
+    # shellcheck disable=SC2016
+    "${LAUNCHER[@]}" sh -c 'trap "" USR1; exec "$0" "$@"' "$PYTHON" -m iterreduce "$@" &
+    launched=$!
+    [ -z "$wished" ] || kill -USR1 "$launched" # it came before there was anybody to tell
+    while :; do
+        if [ -n "$wished" ] && [ -z "$nagging" ]; then
+            # Asked again: the first wish may have come before any rank could hear it. Not often: a launcher that
+            # gets a signal while its ranks leave may take that for a failure.
+            (while sleep 30 && kill -USR1 "$launched" 2>/dev/null; do :; done) &
+            nagging=$!
+        fi
+        status=0
+        wait "$launched" || status=$?
+        kill -0 "$launched" 2>/dev/null || break
+    done
+    # where the signal interrupted the last wait, only another one tells the status
+    status=0
+    wait "$launched" || status=$?
+    launched=''
+    [ -z "$nagging" ] || kill "$nagging" 2>/dev/null || true
+    return "$status"
+}
+
+# checkpoint_dir ARGUMENTS...: what they say behind --checkpoint-dir
+checkpoint_dir() {
+    local found=${ITERREDUCE_CHECKPOINT_DIR:-}
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --checkpoint-dir=*) found=${1#*=} ;;
+            --checkpoint-dir) found=${2:-} ;;
+        esac
+        shift
+    done
+    printf '%s\n' "$found"
+}
+
+# newest_checkpoint DIR: the number of the last that was published
+newest_checkpoint() {
+    local place newest=0
+    for place in "$1"/attempt-*/0*; do
+        [ -d "$place" ] && place=$((10#${place##*/})) && [ "$place" -gt "$newest" ] && newest=$place
+    done
+    printf '%d\n' "$newest"
+}
+
+# has_finished DIR: whether the ranks said so. A launcher's status of 0 does not say it: mpirun ends with 0 when a
+# node dies, too.
+has_finished() {
+    compgen -G "$1/attempt-*/finished.json" >/dev/null
+}
+
+# sweep_nodes: remove shared memory that ranks of this user left when they were killed. Under srun MPICH names it by
+# job and step, which are those of the attempt before: on a node that has seen that one, MPI_Init fails or hangs.
+sweep_nodes() {
+    srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --mpi=none \
+        "$PYTHON" -m iterreduce doctor --sweep || echo "requeue: /dev/shm was not swept on all nodes" >&2
+}
+
+# run_until_done APP ARGUMENTS...: save before the limit, or when the job is preempted, and queue the job again
+# until it is done. The ranks' exit statuses: 0 done, 75 stopped and saved, 1 and 2 failed; others mean that
+# they were killed, and go on from the last checkpoint.
+run_until_done() {
+    local saved before after status=0 fruitless=0 why state
+    saved=$(checkpoint_dir "$@")
+    if [ -z "$saved" ]; then
+        echo "requeue: nothing could go on without --checkpoint-dir DIR" >&2
+        return 2
+    fi
+    if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
+        drop_fresh "$@" # that was for the first start
+        set -- "${words[@]}"
+        sweep_nodes
+    fi
+    before=$(newest_checkpoint "$saved")
+    run_once "$@" || status=$?
+    after=$(newest_checkpoint "$saved")
+    case $status in
+        0) why="the launcher says that all is well, and no rank said that the job has finished" ;;
+        75) why="stopped and saved" ;;
+        1 | 2) return "$status" ;; # the ranks said why, and it would be the same again
+        *) why="ranks were lost (status $status)" ;;
+    esac
+    if [ "$status" = 0 ] && has_finished "$saved"; then
+        rm -f "$saved.fruitless"
+        return 0
+    fi
+    # cancelled by scancel, it also was stopped and saved: a requeue would bring it back
+    state=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null | grep -o 'JobState=[A-Z_]*' || true)
+    if [ "$state" != JobState=RUNNING ]; then
+        echo "requeue: $why, and not queued again: ${state:-Slurm does not answer}" >&2
+        return "$((status == 0 ? 1 : status))"
+    fi
+    # a limit that is too short even for one iteration, or a rank that always dies, must not go on for ever
+    if [ "$after" = "$before" ]; then
+        fruitless=$(($(cat "$saved.fruitless" 2>/dev/null || echo 0) + 1))
+        echo "$fruitless" >"$saved.fruitless"
+    else
+        rm -f "$saved.fruitless"
+    fi
+    if [ "$fruitless" -ge "${MOST_FRUITLESS:-3}" ]; then
+        echo "requeue: $why; $fruitless attempts in a row published no checkpoint: given up" >&2
+        rm -f "$saved.fruitless"
+        return "$((status == 0 ? 1 : status))"
+    fi
+    echo "requeue: $why; queued again after checkpoint $after" >&2
+    if scontrol requeue "$SLURM_JOB_ID"; then
+        # Slurm ends this shell.
+        trap - TERM USR1
+        sleep 120
+    fi
+    echo "requeue: Slurm did not queue the job again; submit the same script again and it goes on" >&2
+    return "$((status == 0 ? 1 : status))"
+}
+
+# drop_fresh ARGUMENTS...: all but --fresh, in `words`
+drop_fresh() {
+    local word
+    words=()
+    for word in "$@"; do
+        [ "$word" = --fresh ] || words+=("$word")
+    done
+}
