@@ -89,6 +89,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "launch",
         "survival",
         "watchers",
+        "doctor",
+        "slurm",
         "cli",
         "__main__",
     ),

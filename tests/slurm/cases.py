@@ -10,8 +10,8 @@ from tests.slurm.cluster import ENDED, Cluster, Job, mpi, submit
 
 ITERATIONS = 120
 
-#: Two ranks that exchange values by key, so that a rank's loss shows. Rank 0 writes a line per iteration and takes
-#: its time, the others wait for it inside MPI.
+#: Two ranks that exchange values by key, so that a rank's loss shows. Rank 0 writes a line per iteration and
+#: takes its time, the others wait for it inside MPI.
 APP = '''
 import os, time
 import numpy as np
@@ -45,8 +45,8 @@ TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 ONE_NODE = ("--nodes=1", "--ntasks-per-node=2")
 #: A node that dies, or that is taken away, must not take others' jobs with it.
 ALONE = ("--exclusive", "--time=20")
-#: The wish to save comes 20 s before the limit of a minute, which Slurm looks at every half minute: 10 to 40 s
-#: after the start. A busy machine may not get beyond that in some attempts.
+#: The wish to save comes 20 s before the limit of a minute, which Slurm looks at every half minute: 10 to
+#: 40 s after the start. A busy machine may not get beyond that in some attempts.
 SHORT = ("--time=1", "--signal=B:USR1@20")
 #: 42 s in all.
 PAUSE = {"PAUSE": "0.35", "MOST_FRUITLESS": "10"}
@@ -93,7 +93,7 @@ class Cases:
         hand_in("limit", "requeue.sbatch", *TWO_NODES, *SHORT, **PAUSE)
         if library in OTHER_LAUNCHER:
             other = {"LAUNCHER": OTHER_LAUNCHER[library]}
-            hand_in("limit-mpirun", "requeue.sbatch", *TWO_NODES, *SHORT, **PAUSE, **other)
+            hand_in("mpirun", "requeue.sbatch", *TWO_NODES, words=SAVES, disturb=self._wish, **PAUSE, **other)
         for which, at in (("first", 0), ("last", -1)):
             lose = self._lose(at)
             hand_in(f"lost-{which}", "requeue.sbatch", *TWO_NODES, *ALONE, words=SAVES, disturb=lose, **PAUSE)
@@ -130,6 +130,10 @@ class Cases:
     def _preempt(self, job: Job) -> None:
         options = ("--exclusive", f"--nodelist={job.nodes[0]}", "--output=/dev/null", "--wrap=true")
         self.cluster.ask("sbatch", "--partition=high", *options)
+
+    def _wish(self, job: Job) -> None:
+        """What Slurm does before the limit, but now."""
+        self.cluster.ask("scancel", "--batch", "--signal=USR1", job.number)
 
     def _cancel(self, job: Job) -> None:
         self.cluster.ask("scancel", job.number)

@@ -86,8 +86,8 @@ _NODE = (
     "CoresPerSocket=4 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN\n"
 )
 _PARTITIONS = """
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
-PartitionName=high Nodes=ALL Default=NO MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
+PartitionName=high Nodes=ALL Default=NO State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -181,8 +181,8 @@ class Cluster:
         sweep(segments() - self._segments)
 
     def lose(self, name: str) -> None:
-        """A node dies: its daemon, what that started, and the ranks on it. All stand still before the first is
-        killed, so that none can report the death of another.
+        """A node dies: its daemon, what that started, and the ranks on it. All stand still before the first
+        is killed, so that none can report the death of another.
         """
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for process in self._on(name):
@@ -191,15 +191,17 @@ class Cluster:
         self._daemons[name].wait()
 
     def _on(self, name: str) -> Iterator[psutil.Process]:
-        """The processes of a node; slurmstepd writes its title over its environment, and has the node's log open."""
+        """The processes of a node. A slurmstepd writes its title over its environment: it has the log open."""
         log = str(self.place / "log" / name)
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 variables = process.environ()
-                marked = name in (variables.get(NODE_VARIABLE), variables.get("SLURMD_NODENAME"))
-                if marked and variables.get(RUN_VARIABLE) == self.token:
-                    yield process
-                elif process.name() == "slurmstepd" and log in {file.path for file in process.open_files()}:
+                if variables.get(RUN_VARIABLE) == self.token:
+                    belongs = name in (variables.get(NODE_VARIABLE), variables.get("SLURMD_NODENAME"))
+                else:
+                    step = process.name() == "slurmstepd"
+                    belongs = step and log in {file.path for file in process.open_files()}
+                if belongs:
                     yield process
 
     def idle(self) -> int:
@@ -232,8 +234,8 @@ class Cluster:
             time.sleep(0.2)
 
     def hurry(self) -> None:
-        """Slurm lets a job that was queued again wait for two minutes. Here it waits for two seconds: in the one
-        in which it was queued its nodes still refuse it ("credential revoked").
+        """Slurm lets a job that was queued again wait for two minutes. Here it waits for two seconds: in the
+        one in which it was queued its nodes still refuse it ("credential revoked").
         """
         said = self.ask("squeue", "-h", "-r", "-t", "PD", "-o", "%A %r", check=False).splitlines()
         waiting = {line.split()[0] for line in said if line.endswith(" BeginTime")}

@@ -1,4 +1,4 @@
-"""One cluster for all tests of Slurm, and the jobs of all of them, handed in at once: they wait side by side."""
+"""One cluster for all tests of Slurm, and the jobs of all, handed in at once: they wait side by side."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ trap ':' TERM
 # run_once APP ARGUMENTS...: the exit status is that of the ranks.
 run_once() {
     local status=0 nagging=''
+    [ -z "$wished" ] || return 75 # there is no time left to begin
     # A signal that comes before Python is there to hold it would kill the rank: ignored until then.
     # shellcheck disable=SC2016
     "${LAUNCHER[@]}" sh -c 'trap "" USR1; exec "$0" "$@"' "$PYTHON" -m iterreduce "$@" &
     launched=$!
-    [ -z "$wished" ] || kill -USR1 "$launched" # it came before there was anybody to tell
     while :; do
         if [ -n "$wished" ] && [ -z "$nagging" ]; then
             # Asked again: the first wish may have come before any rank could hear it. Not often: a launcher that
