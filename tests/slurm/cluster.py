@@ -191,7 +191,7 @@ class Cluster:
         self._daemons[name].wait()
 
     def _on(self, name: str) -> Iterator[psutil.Process]:
-        """The processes of a node. A slurmstepd writes its title over its environment: it has the log open."""
+        """The processes of a node. A slurmstepd has a title for an environment, but its log open."""
         log = str(self.place / "log" / name)
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
