@@ -81,7 +81,8 @@ def paper_group(paper: Paper) -> Iterator[Group]:
     from mpi4py import MPI
 
     class OnPaper(MPI.Intracomm):  # type: ignore[misc]
-        def Sendrecv(self, send: Any, to: int, recvbuf: Any, source: int) -> None:
+        def Sendrecv(self, send: Any, to: int, recvbuf: Any, source: int, recvtag: int) -> None:
+            assert recvtag == 0  # other words of the run go under another tag
             paper.note(send, to, recvbuf, source)
 
         def Alltoallv(self, *messages: object) -> None:
