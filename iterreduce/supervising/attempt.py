@@ -46,7 +46,7 @@ class Ended:
     """How an attempt ended: with the exit `status` of ranks that left in order, or because of `text`.
 
     ``came``: at least one rank had begun. ``path``: how far the farthest was. ``lost``: the host of the rank
-    that died first.
+    that died first, where that is known. ``hosts``: where the ranks were.
     """
 
     status: int | None
@@ -54,6 +54,7 @@ class Ended:
     came: bool = True
     path: tuple[int, ...] = ()
     lost: str | None = None
+    hosts: frozenset[str] = frozenset()
 
 
 class Attempt:
@@ -226,22 +227,30 @@ class Attempt:
             return Ended(None, self._why, path=path)
         if not names["rank"]:
             return Ended(None, f"the launcher ended with {self._status()} before a rank began", came=False)
-        rank = self._first_lost(ends)
+        rank, hosts = self._first_lost(ends), frozenset(str(who["host"]) for who in self._known.values())
         lost = self._known[rank]["host"] if rank in self._known else None
-        return Ended(None, self._describe_loss(rank, ends), path=path, lost=lost)
+        return Ended(None, self._describe_loss(rank, ends), path=path, lost=lost, hosts=hosts)
 
-    def _first_lost(self, ends: dict[int, dict[str, Any]]) -> int:
-        """The rank that failed alone, or that died first; of other hosts any that left no end."""
+    def _first_lost(self, ends: dict[int, dict[str, Any]]) -> int | None:
+        """The rank that failed alone, or that died first; None where only other hosts have seen it."""
         alone = [rank for rank, end in ends.items() if end.get("how") == "alone"]
         dead = [rank for rank in self._dead if rank not in ends]
-        gone = [rank for rank in range(self.ranks) if rank not in ends and not self._is_here(rank)]
-        return next(iter((*alone, *dead, *gone, 0)))
+        gone = [rank for rank in self._known if rank not in ends and not self._is_here(rank)]
+        hosts = {self._known[rank]["host"] for rank in gone}
+        if not alone and not dead and len(hosts) > 1:
+            return None
+        return [*alone, *dead, *gone, 0][0]
 
-    def _describe_loss(self, rank: int, ends: dict[int, dict[str, Any]]) -> str:
-        if ends.get(rank, {}).get("how") == "alone":
+    def _describe_loss(self, rank: int | None, ends: dict[int, dict[str, Any]]) -> str:
+        if rank is not None and ends.get(rank, {}).get("how") == "alone":
             return f"{self._name(rank)} failed, and the others did not"
         if self._killed and self.launcher.kind != NONE:
             return f"the launcher died, {self._status()}, and its ranks with it"
+        if rank is None:
+            hosts = sorted({who["host"] for at, who in self._known.items() if at not in ends})
+            path = ".".join(map(str, self.beats.path))
+            seen = f"; last seen in iteration {path}" if path else ""
+            return f"the launcher ended with {self._status()}; ranks on {', '.join(hosts)} died{seen}"
         path = ".".join(map(str, self.beats.path_of(rank)))
         how = f", {self._status()}" if self.launcher.kind == NONE else ""
         return f"{self._name(rank)} died{how}{f'; last seen in iteration {path}' if path else ''}"

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from iterreduce import options
@@ -238,6 +238,7 @@ class Supervisor:
         self._now: int | None = None
         self._iterated = False
         self._lost: str | None = None
+        self._answering = job.hosts
         watch.saves = job.saves_in is not None
         watch.serve(self._end_now, lambda text: _say(text.removeprefix("iterreduce: ")), ends_job=True)
 
@@ -291,7 +292,9 @@ class Supervisor:
         progress = self._progress(ended)
         self.fruitless = 0 if progress else self.fruitless + 1
         if self.fruitless >= MOST_WITHOUT_PROGRESS:
-            _say(f"{self.fruitless} attempts without progress: given up")
+            several = len(ended.hosts) > 1 and not self.job.hosts
+            hint = "; with --host NAME:SLOTS,... hosts that do not answer are left out" if several else ""
+            _say(f"{self.fruitless} attempts without progress: given up{hint}")
             return FAILED
         if self.left == 0:
             again = progress and self.job.saves_in is not None
@@ -320,7 +323,7 @@ class Supervisor:
 
     def _prepare_next(self, ended: Ended) -> None:
         self.left -= 1
-        if not ended.came:
+        if not self._has_other_hosts() and not ended.came:
             self.launcher, self.ranks = self.launcher.on_fewer(self.ranks, ended.lost or self._lost)
         self._lost = ended.lost
         newest = newest_checkpoint(self.job.saves_in)
@@ -335,6 +338,22 @@ class Supervisor:
             f"starts again on {self.ranks} rank{'s' if self.ranks > 1 else ''} {where} "
             f"(attempt {self.number + 1}, {self.left} more after it)"
         )
+
+    def _has_other_hosts(self) -> bool:
+        """Whether more or fewer of the hosts that were named answer than before; it goes on with those."""
+        if len(self.job.hosts) < 2:
+            return False
+        named = replace(self.launcher, hosts=self.job.hosts)
+        left = named.answering()
+        if not left or left == self._answering:
+            return False
+        gone = [host.name for host in self.job.hosts if host not in left]
+        if gone:
+            many = len(gone) > 1
+            _say(f"host{'s' * many} {', '.join(gone)} do{'es' * (not many)} not answer")
+        self._answering, self.launcher = left, replace(named, hosts=left)
+        self.ranks = min(self.job.ranks, sum(host.slots for host in left))
+        return True
 
     def _wait(self) -> bool:
         """A moment, longer the longer nothing helps; whether to go on."""

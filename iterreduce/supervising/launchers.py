@@ -13,13 +13,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from iterreduce.errors import LaunchError
 from iterreduce.supervising.places import VARIABLE
+from iterreduce.supervising.processes import die_with_parent, kill_group, start_of
 
 MPICH, OPEN_MPI, SRUN, OTHER, NONE = "MPICH", "Open MPI", "srun", "other", "none"
+#: A host on which nothing starts for so long is taken for lost.
+ANSWER_SECONDS = 20.0
+_ANSWER = "here"
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,36 @@ class Launcher:
             left = tuple(host for host in self.hosts if host is not gone)
             return replace(self, hosts=left), max(1, min(ranks - 1, sum(host.slots for host in left)))
         return self, max(1, ranks // 2)
+
+    def answering(self, seconds: float = ANSWER_SECONDS) -> tuple[Host, ...]:
+        """Those of its hosts on which a Python can be started, tried on all at once."""
+        deadline = time.monotonic() + seconds
+        asked = [(host, self._ask(host)) for host in self.hosts]
+        return tuple([host for host, process in asked if _answers(process, deadline)])
+
+    def _ask(self, host: Host) -> subprocess.Popen[str]:
+        program = [sys.executable, "-S", "-c", f"print({_ANSWER!r})"]
+        return subprocess.Popen(
+            replace(self, hosts=(host,)).command(1, program),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, VARIABLE: ""},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+
+
+def _answers(process: subprocess.Popen[str], deadline: float) -> bool:
+    """By what it writes: a launcher's exit status may be 0 all the same."""
+    try:
+        out, _ = process.communicate(timeout=max(0.01, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        kill_group(process.pid, start_of(process.pid))
+        process.communicate()
+        return False
+    return _ANSWER in out
 
 
 def find(

@@ -93,9 +93,9 @@ def programs(folder: Path, **said: str) -> str:
 
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Python without an mpirun beside it, and a path with nothing but the shell."""
+    """A Python without an mpirun beside it, and an empty path: the machine may have an mpirun."""
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 
 
@@ -147,6 +147,20 @@ def test_with_fewer_slots_the_lost_host_goes_else_half_the_ranks() -> None:
     assert ([host.name for host in fewer.hosts], ranks) == (["a"], 2)
     assert fewer.on_fewer(ranks, "a")[1] == 1
     assert Launcher(SRUN, ("srun",)).on_fewer(1, None)[1] == 1
+
+
+def test_hosts_are_asked_all_at_once_whether_they_answer(tmp_path: Path) -> None:
+    """`b` refuses, `c` says nothing for ever, `d` starts nothing and reports success."""
+    agent = tmp_path / "agent"
+    agent.write_text(
+        '#!/bin/sh\ncase $2 in b:2) exit 255;; c:2) sleep 100;; d:2) exit 0;; esac\nshift 4; exec "$@"\n'
+    )
+    agent.chmod(0o755)
+    hosts = tuple(Host(name, 2) for name in "abcde")
+    started = time.monotonic()
+    left = Launcher(MPICH, (str(agent),), hosts).answering(seconds=3.0)
+    assert [host.name for host in left] == ["a", "e"]
+    assert time.monotonic() - started < 30
 
 
 def test_launchers_are_asked_for_their_version_without_a_terminal(bare: Path) -> None:
