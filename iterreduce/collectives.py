@@ -22,6 +22,8 @@ import numpy.typing as npt
 
 from iterreduce.errors import LaunchError, UsageError
 from iterreduce.group import MAX_WORDS, Group, Plan, SoloGroup, Window
+from iterreduce.leaders import SpreadGroup
+from iterreduce.windows import node_name
 from iterreduce.words import WORD_BYTES, Move, Words, checked_color, checked_words, packed_displs
 
 __all__ = [
@@ -117,7 +119,7 @@ def _checked_comm(comm: Any) -> Any:
     return comm
 
 
-class MpiGroup(Group):
+class MpiGroup(SpreadGroup):
     """The ranks of an mpi4py communicator, which belongs to the group from now on.
 
     An error of MPI is raised as `mpi4py.MPI.Exception`; what could not be sent then is not known.
@@ -134,11 +136,13 @@ class MpiGroup(Group):
         vendor, version = MPI.get_vendor()
         self.library = f"{vendor} {'.'.join(map(str, version))}"
         self._persistent: weakref.WeakSet[_Persistent] = weakref.WeakSet()
+        self._patient, self._call = False, comm
+        told = np.empty((self.size, 2), np.int64)
+        self._allgather(np.array([_is_crowded(), node_name()]), told.ravel())
         # blocking and nonblocking collectives do not match, so all ranks wait alike
-        crowded = np.array([_is_crowded()], np.int64)
-        comm.Allreduce(MPI.IN_PLACE, [crowded, 1, self._word], MPI.MAX)
-        self._patient = bool(crowded[0])
+        self._patient = bool(told[:, 0].any())
         self._call = _Patient(comm) if self._patient else comm
+        self.nodes = told[:, 1].tolist()
 
     def _allgather(self, send: Words, recv: Words) -> None:
         self._prepare_allgather(send, recv)()
@@ -234,14 +238,15 @@ class MpiGroup(Group):
     def split(self, color: int | None, key: int = 0) -> Group | None:
         chosen = _mpi().UNDEFINED if checked_color(color) is None else color
         comm = self._comm.Split(chosen, key)
-        return None if color is None else MpiGroup(comm, self.epoch, self._max_words)
+        return None if color is None else self._alike(MpiGroup(comm, self.epoch, self._max_words))
 
     def duplicate(self) -> Group:
-        return MpiGroup(self._comm.Dup(), self.epoch, self._max_words)
+        return self._alike(MpiGroup(self._comm.Dup(), self.epoch, self._max_words))
 
     def free(self) -> None:
         """Collective."""
         self.drop_shared()
+        self._free_led()
         for call in list(self._persistent):
             call.free()
         self._comm.Free()
