@@ -223,16 +223,17 @@ class Leaders:
         self.node._alltoallv(self._within(move), bound)
         send, recv = move.send.view(np.int64), move.recv.view(np.int64)
         most = bound * int(self.node_sizes.max())  # of a leader, agreed
-        window = self.node.shared([trip.words_out + trip.words_in, *[0] * (self.node.size - 1)])
+        between = trip.words_out + 1  # equal addresses, though nothing is sent, are MPI_IN_PLACE to Open MPI
+        window = self.node.shared([between + trip.words_in, *[0] * (self.node.size - 1)])
         if window is None:
             self._by_messages(trip, send, recv, most)
             return
         area = window.of(0)
         trip.pack.copy(send, area)
         window.fence()
-        self._between(trip, area, area[trip.words_out :], most)
+        self._between(trip, area, area[between:], most)
         window.fence()
-        trip.unpack.copy(area[trip.words_out :], recv)
+        trip.unpack.copy(area[between:], recv)
 
     def _within(self, move: Move) -> Move:
         """What stays on this node."""
@@ -342,7 +343,8 @@ class Trip:
 
 
 def _of(leaders: Leaders, numbers: list[int]) -> Numbers:
-    return np.array(numbers, np.int64)[leaders.others]
+    chosen: Numbers = np.array(numbers, np.int64)[leaders.others]
+    return chosen
 
 
 def _starts(counts: Numbers) -> Numbers:

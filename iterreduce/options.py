@@ -55,6 +55,7 @@ class Options:
     time_limit: float | None = None
     recover: str = "auto"
     copy_every: int | None = None
+    node_leaders: str = "auto"
     start_timeout: float = 120.0
 
 
@@ -198,6 +199,12 @@ def _parse_recover(text: str) -> str:
     return text
 
 
+def _parse_leaders(text: str) -> str:
+    if text not in ("auto", "always", "never"):
+        raise ValueError(text)
+    return text
+
+
 def _parse_path(text: str) -> str:
     if not text:
         raise ValueError(text)
@@ -212,6 +219,7 @@ SECONDS = Kind("SECONDS", "seconds above zero", _parse_seconds)
 WHOLE = Kind("N", "a whole number, 0 or more", _parse_whole)
 DURATION = Kind("TIME", "a time such as 90, 30m, 24h or 1-12:00:00", parse_duration)
 RECOVER = Kind("WHEN", "auto or off", _parse_recover)
+LEADERS = Kind("WHEN", "auto, always or never", _parse_leaders)
 FILES = Kind("WHOSE", "node or rank", _parse_files)
 
 SETTINGS: tuple[Setting, ...] = (
@@ -236,6 +244,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("recover", RECOVER, "go on without ranks that die: auto (where the MPI can), or off"),
     Setting(
         "copy_every", WHOLE, "copy the state to the next rank every N iterations, 0: never; not set: if cheap"
+    ),
+    Setting(
+        "node_leaders",
+        LEADERS,
+        "ranks exchange through the first of their node: auto (beyond 256 on several nodes), always, never",
+        on_command_line=False,
     ),
     Setting("quiet", SWITCH, "no progress"),
     Setting(

@@ -21,6 +21,7 @@ Counts = Sequence[int] | npt.NDArray[Any]
 
 WORD_BYTES = 8
 INT64, FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
+_NOTHING, _NOWHERE = np.zeros(1, np.int64), np.zeros(1, np.int64)
 OPERATIONS = {INT64: ("sum", "min", "max", "or"), FLOAT64: ("min", "max")}
 
 
@@ -93,10 +94,15 @@ class Move(NamedTuple):
         return sum(self.send_counts) - self.send_counts[rank]
 
     def messages(self, word: Any) -> tuple[list[Any], list[Any]]:
-        """As mpi4py takes them; `word` is the datatype."""
+        """As mpi4py takes them; `word` is the datatype.
+
+        An empty slice has the address of the whole array; where that is the other side's too, Open MPI's
+        nonblocking collectives take it for MPI_IN_PLACE.
+        """
+        send, recv = (self.send if self.send.size else _NOTHING), self.recv if self.recv.size else _NOWHERE
         return (
-            [self.send, (self.send_counts, self.send_displs), word],
-            [self.recv, (self.recv_counts, self.recv_displs), word],
+            [send, (self.send_counts, self.send_displs), word],
+            [recv, (self.recv_counts, self.recv_displs), word],
         )
 
 

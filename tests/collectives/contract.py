@@ -141,6 +141,17 @@ def check_alltoallv_of_nothing_returns(group: Group) -> None:
     group.alltoallv(nothing, zeros, zeros, nothing.copy(), zeros, zeros)
 
 
+def check_nothing_may_be_sent_from_where_others_receive(group: Group) -> None:
+    """Both sides are slices of one array; rank 0 only sends."""
+    counts = [0, *[3] * (group.size - 1)] if group.rank == 0 else [0] * group.size
+    come = [3 * (group.rank > 0), *[0] * (group.size - 1)]
+    both = np.arange(sum(counts) + sum(come))
+    group.alltoallv(both[: sum(counts)], counts, None, both[sum(counts) :], come, None)
+    group.barrier()
+    if group.rank:
+        assert both.tolist() == list(range(3 * group.rank - 3, 3 * group.rank))
+
+
 def check_random_exchanges_arrive(group: Group) -> None:
     for seed in range(12):
         random = np.random.default_rng(seed)
