@@ -37,6 +37,7 @@ from iterreduce.errors import (
 )
 from iterreduce.events import Events
 from iterreduce.launch import INTERRUPTED, TERMINATED, Crew, Problem, say
+from iterreduce.leaders import SpreadGroup
 from iterreduce.memory import peak_rss_bytes
 from iterreduce.options import FAULTS_VARIABLE, Options, resolve
 from iterreduce.signals import Watch, held
@@ -228,6 +229,8 @@ def _describe(error: BaseException, request: Request) -> Problem:
 
 def _work(crew: Crew, request: Request, watch: Watch) -> Problem | None:
     options = request.config.options
+    if isinstance(crew.group, SpreadGroup):
+        crew.group.node_leaders = options.node_leaders
     _check_ranks(crew.group.size, options)
     _check_saving(request)
     problem = launch.agree(crew, _check_outputs(options) if crew.group.rank == 0 else None, "")

@@ -25,6 +25,7 @@ from iterreduce import healing
 from iterreduce.aside import Aside, Channel
 from iterreduce.errors import IterReduceError, LaunchError, RanksLost, UsageError
 from iterreduce.group import MAX_WORDS, Group, Plan, SoloGroup, Window
+from iterreduce.leaders import SpreadGroup
 from iterreduce.windows import node_name, node_window, shared_bytes_free
 from iterreduce.words import WORD_BYTES, Move, Words, checked_color, checked_words, packed_displs
 
@@ -130,7 +131,7 @@ def _checked_comm(comm: Any) -> Any:
     return comm
 
 
-class MpiGroup(Group):
+class MpiGroup(SpreadGroup):
     """The ranks of an mpi4py communicator, which belongs to the group from now on.
 
     An error of MPI is raised as `mpi4py.MPI.Exception`; what could not be sent then is not known. Where the
@@ -151,11 +152,13 @@ class MpiGroup(Group):
         self.library = f"{vendor} {'.'.join(map(str, version))}"
         self._persistent: weakref.WeakSet[_Persistent] = weakref.WeakSet()
         self.tolerant, self._objected = healing.is_tolerant(MPI), False
+        self._patient, self._call = False, comm
+        told = np.empty((self.size, 2), np.int64)
+        self._allgather(np.array([_is_crowded(), node_name()]), told.ravel())
         # blocking and nonblocking collectives do not match, so all ranks wait alike
-        crowded = np.array([_is_crowded()], np.int64)
-        comm.Allreduce(MPI.IN_PLACE, [crowded, 1, self._word], MPI.MAX)
-        self._patient = bool(crowded[0])
+        self._patient = bool(told[:, 0].any())
         self._call = _Patient(comm) if self._patient else comm
+        self.nodes = told[:, 1].tolist()
 
     def _allgather(self, send: Words, recv: Words) -> None:
         self._prepare_allgather(send, recv)()
@@ -252,14 +255,15 @@ class MpiGroup(Group):
     def split(self, color: int | None, key: int = 0) -> Group | None:
         chosen = _mpi().UNDEFINED if checked_color(color) is None else color
         comm = self._comm.Split(chosen, key)
-        return None if color is None else MpiGroup(comm, self.epoch, self._max_words)
+        return None if color is None else self._alike(MpiGroup(comm, self.epoch, self._max_words))
 
     def duplicate(self) -> Group:
-        return MpiGroup(self._comm.Dup(), self.epoch, self._max_words)
+        return self._alike(MpiGroup(self._comm.Dup(), self.epoch, self._max_words))
 
     def free(self) -> None:
         """Collective."""
         self.drop_shared()
+        self._free_led()
         for call in list(self._persistent):
             call.free()
         self._comm.Free()
@@ -293,20 +297,24 @@ class MpiGroup(Group):
             raise error
         MPI, before = _mpi(), self._comm
         with self.around_healing():
+            led = [part._comm for part in self.led_groups if isinstance(part, MpiGroup)]
+            for comm in led:  # who waits there is to come here
+                comm.Revoke()
             healing.interrupt(MPI, before, self._objected)
             after = healing.survivors(MPI, before)
             lost = healing.lost(MPI, before, after)
             if lost and not self.heals:
                 healing.keep(after)
                 raise RanksLost(lost, after.Get_size())
-            self._go_on(after)
+            healing.keep(*led)
+            self._go_on(after, lost)
         return lost or self._heal_nobody(error)
 
-    def _go_on(self, after: Any) -> None:
+    def _go_on(self, after: Any, lost: tuple[int, ...]) -> None:
         healing.keep(self._comm, *self._persistent)
         self._persistent, self._objected = weakref.WeakSet(), False
         self._comm, self._call = after, _Patient(after) if self._patient else after
-        self._renumbered(after.Get_rank(), after.Get_size())
+        self._renumbered(after.Get_rank(), lost)
 
     def _heal_nobody(self, error: BaseException) -> tuple[int, ...]:
         """Nobody had died: raise what the lowest rank says that has an error of its own. Collective."""

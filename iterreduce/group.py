@@ -15,7 +15,7 @@ import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -37,6 +37,7 @@ from iterreduce.words import (
     check_header,
     check_words,
     checked_color,
+    checked_move,
     checked_words,
     from_ordered_keys,
     layout,
@@ -171,13 +172,13 @@ class Group(ABC):
         Collective.
         """
         words = self._check_alltoall(send, recv, header_words)
-        self._alltoall(send, recv)
+        self._exchange_equal(send, recv)
         self.traffic.count((self.size - 1) * words, (self.size - 1) * header_words)
 
     def alltoall_plan(self, send: Words, recv: Words, header_words: int = 0) -> Plan:
         """`alltoall`, prepared: each `run()` sends what then stands in `send`. Local."""
         words = self._check_alltoall(send, recv, header_words)
-        call = self._prepare_alltoall(send, recv)
+        call = self._planned_equal(send, recv)
         return Plan(self, call, (self.size - 1) * words, (self.size - 1) * header_words)
 
     def alltoallv(
@@ -199,11 +200,12 @@ class Group(ABC):
 
         Collective.
         """
-        move, end = self._checked_move(send, send_counts, send_displs, recv, recv_counts, recv_displs)
+        sent, received = (send, send_counts, send_displs), (recv, recv_counts, recv_displs)
+        move, end = checked_move(sent, received, self.rank, self.size)
         check_header(header_words, min(move.send_counts))
         if bound_words is not None and end > bound_words:
             raise UsageError(f"bound_words is {bound_words}, but a segment on this rank ends at {end} words")
-        self._alltoallv(move, self.agree_max(end) if bound_words is None else bound_words)
+        self._exchange(move, self.agree_max(end) if bound_words is None else bound_words)
         self.traffic.count(move.words_off(self.rank), (self.size - 1) * header_words)
 
     def alltoallv_plan(
@@ -217,9 +219,10 @@ class Group(ABC):
         header_words: int = 0,
     ) -> Plan:
         """`alltoallv`, prepared: each `run()` sends what then stands in `send`. Collective."""
-        move, end = self._checked_move(send, send_counts, send_displs, recv, recv_counts, recv_displs)
+        sent, received = (send, send_counts, send_displs), (recv, recv_counts, recv_displs)
+        move, end = checked_move(sent, received, self.rank, self.size)
         check_header(header_words, min(move.send_counts))
-        call = self._prepare_alltoallv(move, self.agree_max(end))
+        call = self._planned(move, self.agree_max(end))
         return Plan(self, call, move.words_off(self.rank), (self.size - 1) * header_words)
 
     def bcast(self, array: Words, root: int = 0) -> None:
@@ -371,10 +374,10 @@ class Group(ABC):
         leave what they could be asked to do again. Collective, where the group heals.
         """
 
-    def _renumbered(self, rank: int, size: int) -> None:
-        """The group goes on with other ranks."""
-        self.rank, self.size, self.epoch = rank, size, self.epoch + 1
-        self._kept = KeptWindow(size)
+    def _renumbered(self, rank: int, lost: Collection[int]) -> None:
+        """The group goes on without the ranks that had these numbers."""
+        self.rank, self.size, self.epoch = rank, self.size - len(lost), self.epoch + 1
+        self._kept = KeptWindow(self.size)
         survived()
 
     @abstractmethod
@@ -413,6 +416,20 @@ class Group(ABC):
     def _prepare_alltoallv(self, move: Move, bound: int) -> Callable[[], Any]:
         return partial(self._alltoallv, move, bound)
 
+    # -- the same for exchanges, where several nodes may make a difference (`leaders`)
+
+    def _exchange_equal(self, send: Words, recv: Words) -> None:
+        self._alltoall(send, recv)
+
+    def _exchange(self, move: Move, bound: int) -> None:
+        self._alltoallv(move, bound)
+
+    def _planned_equal(self, send: Words, recv: Words) -> Callable[[], Any]:
+        return self._prepare_alltoall(send, recv)
+
+    def _planned(self, move: Move, bound: int) -> Callable[[], Any]:
+        return self._prepare_alltoallv(move, bound)
+
     def _check_root(self, root: int) -> None:
         if not 0 <= root < self.size:
             raise UsageError(f"root is {root}; wanted a rank from 0 to {self.size - 1}")
@@ -430,25 +447,6 @@ class Group(ABC):
         pair(send, recv)
         want("recv", recv, self.size * send.size)
         check_header(header_words, send.size)
-
-    def _checked_move(
-        self,
-        send: Words,
-        send_counts: Counts,
-        send_displs: Counts | None,
-        recv: Words,
-        recv_counts: Counts,
-        recv_displs: Counts | None,
-    ) -> tuple[Move, int]:
-        """The move, and where its last segment ends."""
-        pair(send, recv)
-        out, out_at, send_end = layout("send", send, send_counts, send_displs, self.size)
-        into, into_at, recv_end = layout("recv", recv, recv_counts, recv_displs, self.size)
-        if out[self.rank] != into[self.rank]:
-            raise UsageError(
-                f"rank {self.rank} sends itself {out[self.rank]} words but expects {into[self.rank]} words"
-            )
-        return Move(send, out, out_at, recv, into, into_at), max(send_end, recv_end)
 
 
 class SoloGroup(Group):

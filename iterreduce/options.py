@@ -55,6 +55,7 @@ class Options:
     time_limit: float | None = None
     recover: str = "auto"
     copy_every: int | None = None
+    node_leaders: str = "auto"
     start_timeout: float = 120.0
     recover_timeout: float = 30.0
 
@@ -199,6 +200,12 @@ def _parse_recover(text: str) -> str:
     return text
 
 
+def _parse_leaders(text: str) -> str:
+    if text not in ("auto", "always", "never"):
+        raise ValueError(text)
+    return text
+
+
 def _parse_path(text: str) -> str:
     if not text:
         raise ValueError(text)
@@ -212,6 +219,7 @@ COUNT = Kind("N", "a whole number of at least 1", _parse_count)
 SECONDS = Kind("SECONDS", "seconds above zero", _parse_seconds)
 WHOLE = Kind("N", "a whole number, 0 or more", _parse_whole)
 DURATION = Kind("TIME", "a time such as 90, 30m, 24h or 1-12:00:00", parse_duration)
+LEADERS = Kind("WHEN", "auto, always or never", _parse_leaders)
 FILES = Kind("WHOSE", "node or rank", _parse_files)
 RECOVER = Kind("WHEN", "auto or off", _parse_recover)
 
@@ -242,6 +250,12 @@ SETTINGS: tuple[Setting, ...] = (
         "recover_timeout",
         SECONDS,
         "end the job when ranks have not agreed on who is left after this time",
+        on_command_line=False,
+    ),
+    Setting(
+        "node_leaders",
+        LEADERS,
+        "ranks exchange through the first of their node: auto (beyond 256 on several nodes), always, never",
         on_command_line=False,
     ),
     Setting("quiet", SWITCH, "no progress"),

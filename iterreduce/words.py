@@ -7,7 +7,7 @@ speak to this module (`collectives`, and the threads of `testing`); nothing is s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from operator import index
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ Counts = Sequence[int] | npt.NDArray[Any]
 
 WORD_BYTES = 8
 INT64, FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
+_NOTHING, _NOWHERE = np.zeros(1, np.int64), np.zeros(1, np.int64)
 OPERATIONS = {INT64: ("sum", "min", "max", "or"), FLOAT64: ("min", "max")}
 
 
@@ -28,16 +29,20 @@ OPERATIONS = {INT64: ("sum", "min", "max", "or"), FLOAT64: ("min", "max")}
 class Traffic:
     """What one rank sent to other ranks, in bytes; header words are counted apart from payload.
 
-    An allgather and a bcast count their words once per receiving rank, a reduction its array once.
+    An allgather and a bcast count their words once per receiving rank, a reduction its array once. Messages
+    to other nodes are those of exchanges (alltoall, alltoallv), as they go: with node leaders, those of the
+    leaders. How the other collectives go between nodes is MPI's own affair.
 
     >>> before = Traffic(80, 16, 1)
-    >>> Traffic(200, 32, 2) - before
-    Traffic(payload_bytes=120, header_bytes=16, collectives=1)
+    >>> Traffic(200, 32, 2, node_messages=3, node_bytes=24) - before
+    Traffic(payload_bytes=120, header_bytes=16, collectives=1, node_messages=3, node_bytes=24)
     """
 
     payload_bytes: int = 0
     header_bytes: int = 0
     collectives: int = 0
+    node_messages: int = 0
+    node_bytes: int = 0
 
     def count(self, words: int, header_words: int = 0) -> None:
         """One more collective that sends `words`, of which the first `header_words` are header."""
@@ -45,20 +50,22 @@ class Traffic:
         self.header_bytes += WORD_BYTES * header_words
         self.collectives += 1
 
+    def leaves_node(self, messages: int, words: int) -> None:
+        """So many messages to other nodes, of so many words in all."""
+        self.node_messages += messages
+        self.node_bytes += WORD_BYTES * words
+
     def snapshot(self) -> Traffic:
         """The figures of this moment, which no longer change."""
-        return Traffic(self.payload_bytes, self.header_bytes, self.collectives)
+        return replace(self)
 
     def reset(self) -> None:
         """Start again from zero."""
         self.payload_bytes = self.header_bytes = self.collectives = 0
+        self.node_messages = self.node_bytes = 0
 
     def __sub__(self, other: Traffic) -> Traffic:
-        return Traffic(
-            self.payload_bytes - other.payload_bytes,
-            self.header_bytes - other.header_bytes,
-            self.collectives - other.collectives,
-        )
+        return Traffic(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class Move(NamedTuple):
@@ -87,10 +94,15 @@ class Move(NamedTuple):
         return sum(self.send_counts) - self.send_counts[rank]
 
     def messages(self, word: Any) -> tuple[list[Any], list[Any]]:
-        """As mpi4py takes them; `word` is the datatype."""
+        """As mpi4py takes them; `word` is the datatype.
+
+        An empty slice has the address of the whole array; where that is the other side's too, Open MPI's
+        nonblocking collectives take it for MPI_IN_PLACE.
+        """
+        send, recv = (self.send if self.send.size else _NOTHING), self.recv if self.recv.size else _NOWHERE
         return (
-            [self.send, (self.send_counts, self.send_displs), word],
-            [self.recv, (self.recv_counts, self.recv_displs), word],
+            [send, (self.send_counts, self.send_displs), word],
+            [recv, (self.recv_counts, self.recv_displs), word],
         )
 
 
@@ -159,6 +171,22 @@ def layout(
             )
         last = max(last, start + count)
     return numbers, starts, last
+
+
+def checked_move(
+    sent: tuple[Words, Counts, Counts | None],
+    received: tuple[Words, Counts, Counts | None],
+    rank: int,
+    size: int,
+) -> tuple[Move, int]:
+    """The move of this rank, from arrays, counts and displacements, and where its last segment ends."""
+    send, recv = sent[0], received[0]
+    pair(send, recv)
+    out, out_at, send_end = layout("send", *sent, size)
+    into, into_at, recv_end = layout("recv", *received, size)
+    if out[rank] != into[rank]:
+        raise UsageError(f"rank {rank} sends itself {out[rank]} words but expects {into[rank]} words")
+    return Move(send, out, out_at, recv, into, into_at), max(send_end, recv_end)
 
 
 def packed_displs(counts: list[int]) -> list[int]:

@@ -21,7 +21,7 @@ MOST_LINES = 500
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("version", "errors", "events", "options", "memory", "stopping"),
     ("columns",),
-    ("words", "epochs", "windows", "group", "healing", "aside", "collectives", "cores"),
+    ("words", "epochs", "windows", "group", "leaders", "healing", "aside", "collectives", "cores"),
     ("heaps", "storage", "sources"),
     ("saving",),
     ("table",),

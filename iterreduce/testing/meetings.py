@@ -29,8 +29,15 @@ class Died(BaseException):
 class World:
     """What the threads of one `run_ranks` share; everything under one lock."""
 
-    def __init__(self, size: int, heals: bool | None = False, deaths: Deaths | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        heals: bool | None = False,
+        deaths: Deaths | None = None,
+        nodes: Sequence[int] | None = None,
+    ) -> None:
         self.size, self.heals, self.deaths = size, heals, deaths or Deaths()
+        self.nodes = nodes or [0] * size
         self.changed = threading.Condition()
         self.errors: dict[int, BaseException] = {}
         self.ended: set[int] = set()
@@ -181,6 +188,12 @@ class Meeting:
             world.changed.notify_all()
             world.calls[me] = f"has left agreement #{number} of {self.label}"
             return this
+
+    def revoke(self) -> None:
+        """End the waiting of all members."""
+        with self.world.changed:
+            self.revoked = True
+            self.world.changed.notify_all()
 
     def _living(self) -> list[int]:
         return [rank for rank, member in enumerate(self.members) if member not in self.world.dead]

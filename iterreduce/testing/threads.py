@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from iterreduce.collectives import Group, Window
 from iterreduce.errors import IterReduceError, RanksLost, ScheduleError, UsageError
+from iterreduce.leaders import SpreadGroup
 from iterreduce.testing.deaths import Agreement, Death, Deaths, RankDied
 from iterreduce.testing.meetings import Died, Meeting, Post, Segments, ThreadRanksBroken, World
 from iterreduce.words import Move, Words, checked_color, checked_words
@@ -49,6 +50,7 @@ def run_ranks(
     timeout: float = 240,
     heals: bool | None = False,
     deaths: Sequence[Death] = (),
+    nodes: int | Sequence[int] = 1,
     **kwargs: Any,
 ) -> list[R]:
     """Call `function(group, *args, **kwargs)` on `size` threads; their results, in rank order.
@@ -59,13 +61,14 @@ def run_ranks(
 
     ``heals``: survivors of ranks that die may go on (None: they learn of it, but the group is a caller's and
     stays as it is); then the results are those of the ranks that lived to the end. ``deaths``: who dies when.
+    ``nodes``: on how many nodes the ranks pretend to be, in fair shares, or the node of each rank.
 
     >>> run_ranks(3, lambda group: group.agree_max(group.rank))
     [2, 2, 2]
     """
     if size < 1:
         raise UsageError(f"{size} ranks; wanted 1 or more")
-    world = World(size, heals, Deaths(tuple(deaths)))
+    world = World(size, heals, Deaths(tuple(deaths)), _nodes_of(size, nodes))
     meeting = world.meeting("world", range(size))
     results: dict[int, R] = {}
 
@@ -81,6 +84,14 @@ def run_ranks(
     _run(world, threads, time.monotonic() + timeout)
     _raise_first(world, f"{timeout:g} s" if world.where else None)
     return [results[rank] for rank in range(size) if rank in results]
+
+
+def _nodes_of(size: int, nodes: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(nodes, int):
+        return tuple(rank * nodes // size for rank in range(size))
+    if len(nodes) != size:
+        raise UsageError(f"the nodes of {len(nodes)} ranks; wanted those of {size}")
+    return tuple(nodes)
 
 
 def _run(world: World, threads: list[threading.Thread], deadline: float) -> None:
@@ -122,7 +133,7 @@ def _follows(error: BaseException | None) -> bool:
     return False
 
 
-class ThreadGroup(Group):
+class ThreadGroup(SpreadGroup):
     """A rank of `run_ranks`: see there."""
 
     name, library = "threads", "threads"
@@ -130,6 +141,7 @@ class ThreadGroup(Group):
     def __init__(self, meeting: Meeting, rank: int, epoch: int = 0) -> None:
         super().__init__(rank, len(meeting.members), epoch)
         self._meeting = meeting
+        self.nodes = [meeting.world.nodes[member] for member in meeting.members]
         self._number = self._agreements = 0
         self._freed = False
         self._agreed: Agreement | None = None  # that ranks have died
@@ -190,20 +202,21 @@ class ThreadGroup(Group):
     def _sub(self, label: str, ranks: list[int]) -> Group:
         label = f"{self._meeting.label}/{label}"
         meeting = self._meeting.world.meeting(label, [self._meeting.members[rank] for rank in ranks])
-        return ThreadGroup(meeting, ranks.index(self.rank), self.epoch)
+        return self._alike(ThreadGroup(meeting, ranks.index(self.rank), self.epoch))
 
     def free(self) -> None:
         self.drop_shared()
+        self._free_led()
         self._meet("free")
         self._freed = True
 
     def node_ranks(self) -> int:
         self._meet("node_ranks")
-        return self.size
+        return self.nodes.count(self.nodes[self.rank])
 
     def window(self, words: int) -> Window | None:
         areas = self._meet("window", np.zeros(checked_words(words), np.int64))
-        return _ThreadWindow(self, areas)
+        return None if self._several else _ThreadWindow(self, areas)
 
     def abort(self, code: int) -> None:
         raise SystemExit(code)
@@ -224,6 +237,9 @@ class ThreadGroup(Group):
             raise RankDied(f"rank {self.rank} has learnt in an agreement that ranks have died")
 
     def heal(self, error: BaseException) -> tuple[int, ...]:
+        for part in self.led_groups:
+            assert isinstance(part, ThreadGroup)
+            part._meeting.revoke()
         made, self._agreed = self._agreed or self._agree(False), None
         assert made.survivors is not None
         lost = tuple(rank for rank in range(self.size) if rank not in made.survivors)
@@ -234,7 +250,7 @@ class ThreadGroup(Group):
         members, old = [self._meeting.members[rank] for rank in made.survivors], self._meeting
         self._meeting = old.world.meeting(f"{old.label} without {lost}", members)
         self._number = self._agreements = 0
-        self._renumbered(made.survivors.index(self.rank), len(members))
+        self._renumbered(made.survivors.index(self.rank), lost)
         return lost
 
     def _agree(self, flag: bool) -> Agreement:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.cli.waiting import lines_of, until
 from tests.hosts.network import HEAD, Network, is_open_mpi, mpirun_on
+from tests.hosts.ways import ROUNDS
 from tests.launch import ROOT, mpirun_environment
 
 Hosts = Callable[[int], Network]
@@ -62,12 +63,43 @@ def test_an_app_on_several_hosts_gives_the_bits_of_one_rank(hosts: Hosts, tmp_pa
         )
         words, layout = (*words, "--k", "5"), {"h1": 2, "h2": 2, "h3": 2}
     else:
-        np.save(tmp_path / "input.npy", (rng.pareto(1.0, (30_000, 2)) * 10).astype(np.int64))
+        np.save(tmp_path / "input.npy", rng_pairs(30_000))
         layout = {"h1": 1, "h2": 2, "h3": 2, "h4": 1}
     result = hosts(len(layout)).mpirun(layout, *RUN, *told(tmp_path), *words)
     assert_ended_well(result)
     assert summary(tmp_path)["ranks"] == 6
     assert summary(tmp_path)["result_sha256"] == digest_alone(tmp_path, *words)
+
+
+def test_through_leaders_the_same_bits_come_and_less_crosses_the_network(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    """Counted at the interfaces, and by the ranks."""
+    network, layout = hosts(4), dict.fromkeys(["h1", "h2", "h3", "h4"], 2)
+    packets, said = {}, {}
+    for way in ("never", "always"):
+        before = [network.sent(host)[1] for host in layout]
+        result = network.mpirun(layout, "-m", "tests.hosts.ways", way)
+        assert_ended_well(result)
+        packets[way] = sum(network.sent(host)[1] for host in layout) - sum(before)
+        lines = map(json.loads, filter(None, result.stdout.splitlines()))
+        said[way] = sorted(lines, key=lambda one: one["rank"])
+    assert [one["digest"] for one in said["never"]] == [one["digest"] for one in said["always"]]
+    messages = {way: sum(one["messages"] for one in lines) for way, lines in said.items()}
+    assert (messages["never"], messages["always"]) == (8 * 6 * ROUNDS, 4 * 3 * ROUNDS)
+    assert packets["always"] < 0.7 * packets["never"], packets
+    np.save(tmp_path / "input.npy", rng_pairs(20_000))
+    words = "apps/pagerank.py", str(tmp_path / "input.npy"), "--max-iterations", "3"
+    (tmp_path / "iterreduce.toml").write_text('node_leaders = "always"\n')
+    command = mpirun_on(layout, *RUN, *told(tmp_path), str(ROOT / words[0]), *words[1:])
+    process = network.start(command, {"PYTHONPATH": str(ROOT)}, tmp_path)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    assert summary(tmp_path)["result_sha256"] == digest_alone(tmp_path, *words)
+
+
+def rng_pairs(rows: int) -> np.ndarray:
+    return (np.random.default_rng(0).pareto(1.0, (rows, 2)) * 10).astype(np.int64)
 
 
 def test_ranks_know_who_is_on_their_node_and_share_memory_with_those(hosts: Hosts) -> None:

@@ -6,12 +6,20 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from iterreduce.collectives import Group, MpiGroup
-from tests.collectives.contract import CHECKS
+from iterreduce.collectives import MAX_WORDS, Group, MpiGroup
+from iterreduce.leaders import ALWAYS
+from tests.collectives.contract import CHECKS, CHECKS_OF_NODES
 from tests.mpi.watchful import watchful
 
 pytestmark = pytest.mark.mpi
-each_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+
+
+def name_of(check: Callable[[Group], None]) -> str:
+    return check.__name__.removeprefix("check_")
+
+
+each_check = pytest.mark.parametrize("check", CHECKS, ids=name_of)
+each_check_of_nodes = pytest.mark.parametrize("check", CHECKS_OF_NODES, ids=name_of)
 
 MOST_WORDS = 3
 
@@ -26,6 +34,19 @@ def narrow_group() -> Iterator[Group]:
     group.free()
 
 
+@pytest.fixture(params=[MAX_WORDS, MOST_WORDS])
+def led_group(request: pytest.FixtureRequest) -> Iterator[Group]:
+    """A group that believes that its last rank is on another node, with leaders."""
+    from mpi4py import MPI
+
+    most: int = request.param
+    comm = MPI.COMM_WORLD.Dup()
+    group = MpiGroup(comm if most == MAX_WORDS else watchful(comm, most), max_words=most)
+    group.nodes, group.node_leaders = [int(rank == group.size - 1) for rank in range(group.size)], ALWAYS
+    yield group
+    group.free()
+
+
 @each_check
 def test_mpi_ranks(check: Callable[[Group], None], group: Group) -> None:
     check(group)
@@ -34,3 +55,8 @@ def test_mpi_ranks(check: Callable[[Group], None], group: Group) -> None:
 @each_check
 def test_mpi_ranks_with_a_low_limit_on_counts(check: Callable[[Group], None], narrow_group: Group) -> None:
     check(narrow_group)
+
+
+@each_check_of_nodes
+def test_mpi_ranks_through_leaders(check: Callable[[Group], None], led_group: Group) -> None:
+    check(led_group)
