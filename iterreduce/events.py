@@ -88,9 +88,10 @@ EVENTS: Mapping[str, tuple[tuple[str, ...], str]] = {
     ),
     "recovery.start": (("lost", "commits"), "the run makes itself anew on the ranks that are left"),
     "recovery.end": (
-        ("lost", "survivors", "origin", "iteration", "recomputed", "seconds"),
+        ("lost", "survivors", "origin", "iteration", "recomputed", "seconds", "read"),
         "it goes on from this iteration: its state was in memory, in a checkpoint, or made from the start; "
-        "recomputed: transactions to be done again; seconds: by part",
+        "recomputed: transactions to be done again; seconds: by part; read: what all survivors together read "
+        "again of the sources, and rows that they did not need to",
     ),
     "recovery.nocopies": ((), "a rank has no memory for copies of the state: none are made any more"),
     "run.end": (("outcome", "iterations", "residual", "seconds"), "outcome is None when the run failed"),

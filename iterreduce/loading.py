@@ -20,14 +20,15 @@ from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.numbering import number_keys
-from iterreduce.errors import DisagreementError, UsageError, did_you_mean
+from iterreduce.errors import DisagreementError, InputError, UsageError, did_you_mean
 from iterreduce.indexing import LinkTable
 from iterreduce.laid import lay_out
 from iterreduce.levels import INITIAL, SHUFFLED, Level, initials, inner_loops
 from iterreduce.loop import Loop, Shuffle, Stage, State, Superstep, makes, names_of_sources
 from iterreduce.maps import in_user_code
 from iterreduce.options import Options
-from iterreduce.sources.blocks import Loaded, Source, load, release
+from iterreduce.sources.agreement import agree
+from iterreduce.sources.blocks import Kept, Loaded, Source, expected_bytes, load, release
 from iterreduce.sources.borders import in_global_blocks
 from iterreduce.sources.local import LocalSource
 from iterreduce.superstep import SuperstepRun, Workshop, one_by_one
@@ -47,6 +48,14 @@ class Clock:
     iterations: list[float] = field(default_factory=list)
 
 
+@dataclass
+class RowsRead:
+    """Rows of sources that can be read again: those that were read, and those that were here already."""
+
+    read: int = 0
+    kept: int = 0
+
+
 class Loader:
     """Reads what the levels of one run need. ``run_loop``: what a loop that is a source makes."""
 
@@ -59,6 +68,9 @@ class Loader:
         self.shares_read = False  # this run's loop is such a source itself
         self.frozen: dict[str, tuple[LocalSource, str]] = {}
         self.bytes_read = 0  # of all sources
+        self.rows = RowsRead()
+        self.kept: dict[int, Kept] = {}  # by source: what this run had while there were more ranks
+        self._had: dict[int, Kept] = {}  # of what was read: which blocks, without their rows
         self._counted: dict[int, int] = {}  # of each source, by id, how many were counted
 
     def guard(self, stage: str) -> Guard:
@@ -80,6 +92,7 @@ class Loader:
         if level.parent is None and not self.shares_read:
             self.shared = frozenset(loop for loop, times in readers_of_loops(level.loop).items() if times > 1)
         streams = open_sources(level, self.read, self.group, self.options)
+        self._refuse_changed(level.loop.sources.values())
         for name, source in level.loop.sources.items():
             if isinstance(source, Loop):
                 tables |= self._of_loop(level.label, name, source)
@@ -97,6 +110,9 @@ class Loader:
         for name, stream in streams.items():
             release(stream.source)
             read = self._newly_read(stream.source)
+            if stream.source.rereadable:
+                self._had[id(stream.source)] = Kept(stream.source.token)
+                self.rows.read += stream.rows
             self.tell("load", name=name, rows=stream.rows, bytes=0, bytes_read=read, seconds=stream.seconds)
         return sum(stream.seconds for stream in streams.values())
 
@@ -105,6 +121,7 @@ class Loader:
         self.drop(root, root.constants, bindings)
         if not self.shares_read:
             self.read.clear()
+            self.kept.clear()
 
     @staticmethod
     def drop(level: Level, *holders: dict[str, Table], kept: Iterable[str] = ()) -> None:
@@ -139,6 +156,7 @@ class Loader:
     def share_with(self, around: Loader) -> None:
         """What was read, and run, for the loop around is not read and run again."""
         self.read, self.ran, self.shared, self.shares_read = around.read, around.ran, around.shared, True
+        self.rows, self.kept, self._had = around.rows, around.kept, around._had
 
     def _numbered(self, table: Table) -> Table:
         """The table with its global row numbers, which rows by key lack (a sample needs them). Collective."""
@@ -158,7 +176,7 @@ class Loader:
         else:
             if not kept:
                 source.open(self.group)
-            got = load(self.group, source)
+            got = self._loaded(source) if kept else load(self.group, source)
             if self.options.reproducible and source.blocks.rank_bounds is not None:
                 got = in_global_blocks(self.group, got, source.schema)
             if kept:
@@ -177,6 +195,52 @@ class Loader:
             seconds=seconds,
         )
         return Table(got.batch, BY_BLOCK, tokens, got.block_starts, got.first_row, got.rows_total)
+
+    def _loaded(self, source: Source) -> Loaded:
+        """This rank's share, but for what it holds already. Collective."""
+        lo, hi = source.blocks.owned(self.group.rank, self.group.size)
+        kept = self.kept.get(id(source))  # and there they stay, should a rank die meanwhile
+        if kept is not None and not self._fits(kept, expected_bytes(source, lo, hi)):
+            self.kept[id(source)] = kept = Kept(kept.token)
+        got = load(self.group, source, kept)
+        self.kept.pop(id(source), None)
+        if source.rereadable:
+            self._had[id(source)] = Kept(source.token, lo, hi)
+            self.rows.kept += got.rows_kept
+            self.rows.read += len(got.batch) - got.rows_kept
+        return got
+
+    def _fits(self, kept: Kept, nbytes: int) -> bool:
+        """For a moment old and new rows are here."""
+        budget, held = self.options.memory_bytes, 0 if kept.batch is None else kept.batch.nbytes
+        return budget is None or held + nbytes <= budget
+
+    def resident(self, root: Level) -> dict[int, Kept]:
+        """What was read of sources that can be read again, by id; with rows that are still here. Local."""
+        found = dict(self.kept)  # it had not come to read these
+        for level in root.all():
+            for name, source in level.loop.sources.items():
+                had, table = self._had.get(id(source)), level.constants.get(name)
+                if had is not None and table is not None and not self.options.naive:
+                    had = had._replace(batch=table.batch, block_starts=table.block_starts)
+                if had is not None:
+                    found[id(source)] = had
+        return found
+
+    def _refuse_changed(self, sources: Iterable[Any]) -> None:
+        """A state made of rows that were read before goes with no others. Collective."""
+
+        def compare() -> None:
+            for source in sources:
+                had = self.kept.get(id(source))
+                if had is not None and had.token != source.token:
+                    raise InputError(
+                        f"{source.name} has changed since this run has read it, and ranks that have died "
+                        "leave rows that must be read again; let its writer finish, then run again"
+                    )
+
+        if self.group.epoch:
+            agree(self.group, compare)
 
     def _watch(self, sources: Iterable[Any], anew: bool = False) -> None:
         """What these sources have read so far counts for others: for the run before this one, say."""

@@ -37,6 +37,7 @@ from iterreduce.lasting import captured_run
 from iterreduce.levels import Position, sinks_of
 from iterreduce.loop import Loop
 from iterreduce.options import Options
+from iterreduce.sources.blocks import Kept
 from iterreduce.sources.local import LocalSource
 from iterreduce.stopping import StopRequest
 
@@ -122,6 +123,7 @@ def _endured(
             problem = _loss_of(group, error)
         started = time.perf_counter()
         lost = group.heal(problem)
+        del problem  # it holds on to all that was under way, and so to tables
         before = loss.lost if loss is not None else ()
         loss = Loss((*before, *lost), time.perf_counter() - started)
 
@@ -188,6 +190,7 @@ class LoopRun(driver.LoopRun):
         self.recoveries: list[dict[str, Any]] = []
         self._first = 0  # iterations that were done before this run began
         self._feeds: dict[int, Mapping[str, Any]] = {}  # that may have to be fed again, by commit
+        self._resident: dict[int, Kept] | None = None  # rows to go on with, while it makes itself anew
         enduring(group, lambda: driver.LoopRun.__init__(self, loop, group, options, events, stop))
         self._endures = group.heals and self.options.recover != "off"
         self._taken_over = copies
@@ -333,7 +336,10 @@ class LoopRun(driver.LoopRun):
         load, invariants = self.clock.load, self.clock.invariants
         self.bytes_read, self.loader.bytes_read = self.bytes_read + self.loader.bytes_read, 0
         started = time.perf_counter()
+        if self._resident is None:
+            self._resident = self.loader.resident(self.root)
         self._make()
+        self.loader.kept, self._resident = self._resident, None
         with using(self.pool):
             driver.LoopRun.start(self, held)
         made = time.perf_counter() - started
@@ -345,14 +351,29 @@ class LoopRun(driver.LoopRun):
         seconds["prepare"] = self.clock.invariants - invariants
         seconds["restore"] = made - seconds["load"] - seconds["prepare"]
         seconds["total"] = loss.seconds + time.perf_counter() - began
-        self._note(lost, held is not None, committed, seconds)
+        read = self._read_again()
+        self._note(lost, held is not None, committed, seconds, read)
 
     def _forget_undone(self) -> None:
         """Of iterations that are done again only the last time counts."""
         done = max(0, self.iteration - self._first)
         del self.clock.iterations[done:], self.bytes_iterations[done:]
 
-    def _note(self, lost: tuple[int, ...], held: bool, committed: int, seconds: dict[str, float]) -> None:
+    def _read_again(self) -> dict[str, int]:
+        """What all survivors have read of the sources to go on. Collective."""
+        rows = self.loader.rows
+        numbers = np.array([rows.kept, rows.read, self.loader.bytes_read])
+        self.group.allreduce(numbers, "sum")
+        return dict(zip(("rows_kept", "rows", "bytes"), numbers.tolist(), strict=True))
+
+    def _note(
+        self,
+        lost: tuple[int, ...],
+        held: bool,
+        committed: int,
+        seconds: dict[str, float],
+        read: dict[str, int],
+    ) -> None:
         record = {
             "lost": list(lost),
             "survivors": self.group.size,
@@ -360,6 +381,7 @@ class LoopRun(driver.LoopRun):
             "iteration": self.iteration,
             "recomputed": max(0, committed - self.commits),
             "seconds": seconds,
+            "read": read,
         }
         self.recoveries.append(record)
         self.tell("recovery.end", **record)

@@ -11,7 +11,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -176,17 +176,38 @@ class Source(Protocol):
 class Loaded:
     """A rank's share: its rows, the global number of the first, all rows, and where its blocks start.
 
-    `block_starts`: int64 of shape ``(own blocks + 1,)``, row numbers within `batch`.
+    `block_starts`: int64 of shape ``(own blocks + 1,)``, row numbers within `batch`. `rows_kept`: of these
+    rows, those that were here before.
     """
 
     batch: Batch
     first_row: int
     rows_total: int
     block_starts: Array
+    rows_kept: int = 0
 
 
-def load(group: Group, source: Source) -> Loaded:
-    """Read this rank's blocks of an opened source.
+class Kept(NamedTuple):
+    """Blocks ``[lo, hi)`` that this rank has read before of a source with this token.
+
+    Their rows and where each block starts, or None where they are not here any more.
+    """
+
+    token: str
+    lo: int = 0
+    hi: int = 0
+    batch: Batch | None = None
+    block_starts: Array | None = None
+
+    def rows_of(self, lo: int, hi: int) -> tuple[Batch, Array]:
+        """The rows of these of the blocks, and how many each has."""
+        assert self.batch is not None and self.block_starts is not None
+        starts = self.block_starts[lo - self.lo : hi - self.lo + 1]
+        return self.batch.slice(int(starts[0]), int(starts[-1])), np.diff(starts)
+
+
+def load(group: Group, source: Source, kept: Kept | None = None) -> Loaded:
+    """Read this rank's blocks of an opened source, but for those that were kept.
 
     Collective.
 
@@ -194,9 +215,9 @@ def load(group: Group, source: Source) -> Loaded:
     ranks.
     """
     lo, hi = source.blocks.owned(group.rank, group.size)
-    batch = agree(group, lambda: of_schema(source.read(lo, hi), source.schema))
+    batch, sizes, rows_kept = agree(group, lambda: _blocks(source, lo, hi, kept))
     starts = np.zeros(hi - lo + 1, np.int64)
-    np.cumsum(source.block_rows(lo, hi), out=starts[1:])
+    np.cumsum(sizes, out=starts[1:])
     release(source)
     rows = np.zeros(group.size, np.int64)
     rows[group.rank] = len(batch)
@@ -205,7 +226,24 @@ def load(group: Group, source: Source) -> Loaded:
     check = getattr(source, "check", None)  # a wrapper that refuses some rows; the same on all ranks
     if check is not None:
         agree(group, lambda: check(batch, first_row))
-    return Loaded(batch, first_row, int(rows.sum()), starts)
+    return Loaded(batch, first_row, int(rows.sum()), starts, rows_kept)
+
+
+def _blocks(source: Source, lo: int, hi: int, kept: Kept | None) -> tuple[Batch, Array, int]:
+    """The rows of blocks ``[lo, hi)``, how many each has, and how many rows were kept. Local."""
+
+    def read(lo: int, hi: int) -> tuple[Batch, Array]:
+        batch = of_schema(source.read(lo, hi), source.schema)
+        return batch, source.block_rows(lo, hi)
+
+    first, last = (lo, lo) if kept is None else (max(lo, kept.lo), min(hi, kept.hi))
+    if kept is None or kept.batch is None or first >= last or kept.batch.schema != source.schema:
+        return *read(lo, hi), 0
+    own = kept.rows_of(first, last)
+    parts = [read(lo, first)] if lo < first else []
+    parts += [own, *([read(last, hi)] if last < hi else [])]
+    full = [batch for batch, _ in parts if len(batch)] or [own[0]]
+    return Batch.concat(full), np.concatenate([sizes for _, sizes in parts]), len(own[0])
 
 
 PIECE_BYTES = 2 << 20  # of a stream: in cache, and few reads

@@ -16,7 +16,7 @@ from iterreduce.loop import Local, Loop, Replace, Shuffle, State, Superstep, Tot
 from iterreduce.options import Options
 from iterreduce.run import Result, run_loop
 from iterreduce.testing import Death, Faults, Kill, run_ranks, striking
-from tests.engine.kit import int_rows, local
+from tests.engine.kit import int_rows, local, looping
 
 N = 61
 
@@ -45,6 +45,26 @@ def sums_of(rows: Any, most: int = 9, key: str = "k") -> Loop:
         ir.Until.of([], most),
         "s",
         prepare=(Shuffle("r", (key,), "r0", {"x": ir.SUM}),),
+    )
+
+
+def counted(source: Any, most: int = 6) -> Loop:
+    """Every iteration goes through all rows, which stay where they were read."""
+
+    def grown(rows: Batch, total: Batch) -> Batch:
+        seen = int(total["x"][0])
+        return Batch(k=rows["k"] % 7, x=(rows["x"] + seen) % 101)
+
+    return looping(
+        {"r": source, "zero": Batch(x=np.zeros(1, np.int64))},
+        {"t": State("zero")},
+        [
+            Local(grown, ("r", "t"), "m", rank_free=True),
+            Shuffle("m", ("k",), "n", {"x": ir.SUM}),
+            Total("n", (), {"x": ir.SUM}, "all"),
+        ],
+        {"t": "all"},
+        most=most,
     )
 
 

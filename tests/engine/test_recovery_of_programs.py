@@ -24,14 +24,21 @@ from iterreduce.recovery import LoopRun, enduring
 from iterreduce.run import Result, delivered, digest, run_loop
 from iterreduce.table import BY_BLOCK, EVERYWHERE, Table
 from iterreduce.testing import Death, run_ranks
-from tests.engine.dying import sums_of
+from tests.engine.dying import counted, sums_of
 from tests.engine.kit import int_rows
-from tests.saving.programs import PROGRAMS, Program
+from tests.saving.programs import PROGRAMS, Program, app, graph
 from tests.saving.test_odd_programs import ODD
 
-FILE = "rows of a file"
-PLAYED = sorted({*PROGRAMS, *ODD, FILE})
-NOT_GIVEN = {"grows", "text keys", "keys and no rows", FILE}  # of all others the rows are the ranks' own
+FILE, HELD, EDGES = "rows of a file", "rows of a file that stay", "edges of a file"
+PLAYED = sorted({*PROGRAMS, *ODD, FILE, HELD, EDGES})
+NOT_GIVEN = {
+    "grows",
+    "text keys",
+    "keys and no rows",
+    FILE,
+    HELD,
+    EDGES,
+}  # of all others the rows are the ranks' own
 
 
 class Story(NamedTuple):
@@ -70,6 +77,7 @@ def test_whoever_dies_the_others_end_as_if_nobody_had(story: Story) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of checkpoints that could not be written
         loaded: set[int] = set()
+        write_files(folder)
         try:
             found = run_ranks(
                 story.size, played, story, folder, loaded, heals=True, deaths=story.deaths, timeout=60
@@ -86,6 +94,7 @@ def test_whoever_dies_the_others_end_as_if_nobody_had(story: Story) -> None:
 @cache
 def undisturbed(program: str, drives: bool) -> str:
     with tempfile.TemporaryDirectory() as folder:
+        write_files(folder)
         (facts,) = run_ranks(1, played, Story(program, 1, (), {}, False, drives), folder, set())
     return facts
 
@@ -100,15 +109,24 @@ def played(group: Group, story: Story, folder: str, loaded: set[int]) -> str:
     return driven(loop, group, options, events) if story.drives else ran(loop, group, options, events)
 
 
+def write_files(folder: str) -> None:
+    rows, edges = int_rows(1200, 13), graph()
+    lines = [f"{k},{x}\n" for k, x in zip(rows["k"].tolist(), rows["x"].tolist(), strict=True)]
+    (Path(folder) / "rows.csv").write_text("k,x\n" + "".join(lines))
+    np.savetxt(Path(folder) / "edges.el", np.column_stack([edges["src"], edges["dst"]]), "%d")
+
+
 def program(name: str, folder: str) -> Program:
-    if name != FILE:
-        return {**PROGRAMS, **ODD}[name]
-    path, rows = Path(folder) / "rows.npy", int_rows(1200, 13)
-    if not path.exists():
-        part = path.with_suffix(f".{np.random.default_rng().integers(2**60)}.npy")
-        np.save(part, np.rec.fromarrays([rows["k"], rows["x"]], names="k,x"))
-        part.rename(path)
-    return lambda group: sums_of(ir.read(str(path)).as_source())
+    if name == EDGES:
+        return lambda group: pagerank(ir.read_edges(f"{folder}/edges.el", block_bytes=300))(group)
+    if name in (FILE, HELD):
+        made = sums_of if name == FILE else counted
+        return lambda group: made(ir.read(f"{folder}/rows.csv", block_bytes=500).as_source())
+    return {**PROGRAMS, **ODD}[name]
+
+
+def pagerank(edges: ir.Dataset) -> Program:
+    return app("benchmarks/waist/pagerank.py", edges, max_iterations=8, tolerance=0.0)
 
 
 def ran(loop: ir.Loop, group: Group, options: Options, events: Events) -> str:

@@ -26,7 +26,7 @@ from tests.launch import ROOT
 Program = Callable[[Group], ir.Loop]
 
 
-def _app(path: str, *args: Any, **options: Any) -> Program:
+def app(path: str, *args: Any, **options: Any) -> Program:
     function = load_app(str(ROOT / path)).function
 
     def program(group: Group) -> ir.Loop:
@@ -113,19 +113,19 @@ def _not_in(fresh: ir.Batch, state: ir.Batch) -> ir.Batch:
 
 
 PROGRAMS: dict[str, Program] = {
-    "kmeans": _app("apps/kmeans.py", points(), k=4, max_iterations=7, tolerance=0.0),
-    "kmeans_plus_plus": _app(
+    "kmeans": app("apps/kmeans.py", points(), k=4, max_iterations=7, tolerance=0.0),
+    "kmeans_plus_plus": app(
         "apps/kmeans.py", points(), k=4, start="k-means++", max_iterations=5, tolerance=0.0
     ),
-    "pagerank": _app("benchmarks/waist/pagerank.py", graph(), max_iterations=8, tolerance=0.0),
-    "components": _app("benchmarks/waist/components.py", graph(200, 150, 3)),
-    "sssp": _app("benchmarks/waist/sssp.py", graph(60, 150, 4, weighted=True), "-100"),
-    "bfs": _app("benchmarks/waist/bfs.py", graph(60, 90, 4), "-100"),
-    "hits": _app("benchmarks/waist/hits.py", graph(), max_iterations=6, tolerance=0.0),
-    "closure": _app("benchmarks/waist/closure.py", path(7)),
-    "descendants": _app("benchmarks/waist/descendants.py", path(9), ir.Batch(node=np.array([0]))),
-    "als": _app("benchmarks/waist/als.py", ratings(), rank=3, iterations=4),
-    "nested": _app("benchmarks/waist/nested.py", points(60, 2), most=4),
+    "pagerank": app("benchmarks/waist/pagerank.py", graph(), max_iterations=8, tolerance=0.0),
+    "components": app("benchmarks/waist/components.py", graph(200, 150, 3)),
+    "sssp": app("benchmarks/waist/sssp.py", graph(60, 150, 4, weighted=True), "-100"),
+    "bfs": app("benchmarks/waist/bfs.py", graph(60, 90, 4), "-100"),
+    "hits": app("benchmarks/waist/hits.py", graph(), max_iterations=6, tolerance=0.0),
+    "closure": app("benchmarks/waist/closure.py", path(7)),
+    "descendants": app("benchmarks/waist/descendants.py", path(9), ir.Batch(node=np.array([0]))),
+    "als": app("benchmarks/waist/als.py", ratings(), rank=3, iterations=4),
+    "nested": app("benchmarks/waist/nested.py", points(60, 2), most=4),
     "grows": grows,
 }
 
