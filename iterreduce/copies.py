@@ -2,9 +2,10 @@
 
 Every so often, when all ranks have agreed to in a control reduction, each rank packs its rows of what
 `iterreduce.capture` names into words, keeps them, and sends them to the next rank, which keeps them too: one
-exchange. What is everywhere is copied on each rank and sent nowhere. Two generations are kept, so one is
-whole while the other is made; a rank that reaches the next control reduction has all of its own, so when
-all have come there the older one may go.
+exchange. What is everywhere is copied on each rank and sent nowhere; columns that have not changed since the
+copy before, as their tokens say, are neither packed nor sent again (`iterreduce.parts`). Two generations are
+kept, so one is whole while the other is made; a rank that reaches the next control reduction has all of its
+own, so when all have come there the older one may go.
 
 After a loss the survivors tell each other what they hold (`newest`). A generation counts if every rank's part
 of it is held by somebody; `Remembered` then is what `capture.Restorer` reads from, as from a checkpoint. Two
@@ -20,19 +21,19 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from iterreduce.capture import Captured, copied
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.packing import pack, packed_words, unpack
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema, either_null, never_null
+from iterreduce.parts import Part, Share, halves, tokens_of
 from iterreduce.sources.blocks import of_schema
-from iterreduce.words import packed
+from iterreduce.table import Table
 
 #: A bit of the status word of a control reduction, beside those of `iterreduce.checkpoint`.
 COPY = 1 << 13
@@ -42,61 +43,14 @@ FAILED = -1  # in place of a size
 EVERYWHERE = -1  # in place of a part: who holds the generation at all
 
 
-# ---------------------------------------------------------------------- rows as one array of words
-
-
-class Piece(NamedTuple):
-    """Where the rows of a table stand in a part, in words, and what they are."""
-
-    rows: int
-    schema: Schema
-    first: int
-    last: int
-
-
 @dataclass
-class Part:
-    """Rows of several tables in one array, int64: length of a text, the text that says what comes, rows."""
+class Steady:
+    """Columns that stay, of this rank and of the one before it: generations have them in common."""
 
-    words: Array
-    tables: dict[str, Piece] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, batches: Mapping[str, Batch], into: Array | None = None) -> Part:
-        """The rows in memory of their own: that of ``into``, if they are as many words.
-
-        >>> part = Part.of({"t": Batch(x=np.arange(3))})
-        >>> Part.read(part.words).rows("t", 1, 3)["x"].tolist()
-        [1, 2]
-        """
-        sizes = {n: int(packed_words(b, None, np.array([0, len(b)]))[0]) for n, b in batches.items()}
-        told = [[n, len(b), b.schema.to_json(), sizes[n]] for n, b in batches.items()]
-        head, length = packed(json.dumps(told).encode())
-        total = 1 + len(head) + sum(sizes.values())
-        words = into if into is not None and len(into) == total else np.empty(total, np.int64)
-        words[0], words[1 : 1 + len(head)] = length, head
-        at = 1 + len(head)
-        for name, batch in batches.items():
-            pack(batch, None, 0, len(batch), words, at)
-            at += sizes[name]
-        return cls.read(words)
-
-    @classmethod
-    def read(cls, words: Array) -> Part:
-        """A part that another rank has packed; it may stand in front of others."""
-        at, tables = 1 + -(-int(words[0]) // 8), {}
-        for name, rows, schema, size in json.loads(words[1:at].tobytes()[: int(words[0])]):
-            tables[name] = Piece(rows, Schema.from_json(schema), at, at + size)
-            at += size
-        return cls(words[:at], tables)
-
-    def rows(self, table: str, lo: int, hi: int) -> Batch:
-        """Rows of a table: views."""
-        piece = self.tables[table]
-        return unpack(self.words[piece.first : piece.last], piece.schema, piece.rows).slice(lo, hi)
-
-
-# ---------------------------------------------------------------------- generations
+    tokens: tuple[tuple[str, int, str, int], ...]
+    tables: list[str]
+    own: Part
+    other: Part | None = None
 
 
 @dataclass
@@ -110,7 +64,7 @@ class Generation:
     size: int
     facts: dict[str, Any]
     shared: dict[str, Batch]  # what is everywhere
-    parts: dict[int, Part]
+    parts: dict[int, Share]
     spread: bool  # is there anything else?
     fits: bool = True
     own: int = -1  # this rank's number then
@@ -138,6 +92,7 @@ class Copies:
         self._off = every == 0
         self._due, self._spread = 0.0, False
         self._plans: dict[int, tuple[tuple[int, ...], Array, Array, Any]] = {}
+        self._steady: Steady | None = None
         self._epoch = group.epoch
         self.rest()
 
@@ -152,6 +107,7 @@ class Copies:
         bytes fit? ``sinks``: rows that were sunk are put together anew each time, which may fail on one rank.
         """
         self.capture, self.room, self.tell, self.sinks = capture, room, tell, sinks
+        self._steady = None
 
     def rest(self) -> None:
         """The run has ended: hold nothing but what was copied."""
@@ -189,57 +145,88 @@ class Copies:
             return
         started = time.perf_counter()
         if self._epoch != self.group.epoch:
-            self._plans, self._epoch = {}, self.group.epoch
+            self._plans, self._steady, self._epoch = {}, None, self.group.epoch
         old = self.held.pop(0) if len(self.held) > 1 else None
-        made = self._made(old)
-        if made.spread or self.sinks:
-            received = self._exchanged(made)
-            if received is None:
-                self._give_up()
-                return
-            made.parts[(self.group.rank - 1) % self.group.size] = Part.read(received)
+        made, steady = self._made(old)
+        if (made.spread or self.sinks) and not self._exchanged(made, steady, self.made & 1):
+            self._give_up()
+            return
         if made.fits:
             self.held.append(made)
         ended = time.perf_counter()
         self.made, self.seconds = self.made + 1, self.seconds + ended - started
         self._due = ended + (ended - started) * (1 / MOST_SHARE - 1)
 
-    def _made(self, old: Generation | None) -> Generation:
-        """What this rank has of the state."""
-        made = Generation(0, self.group.epoch, self.group.size, {}, {}, {}, self._spread)
+    def _made(self, old: Generation | None) -> tuple[Generation, Steady | None]:
+        """What this rank has of the state, and the columns of it that may stay."""
+        made, steady = Generation(0, self.group.epoch, self.group.size, {}, {}, {}, self._spread), None
         try:
             made.commits, taken = self.capture()
             made.facts = taken.facts
-            spread = {n: t.batch for n, t in taken.tables.items() if not t.everywhere}
+            spread = {n: t for n, t in taken.tables.items() if not t.everywhere}
             made.spread = self._spread = bool(spread)
             known = {} if old is None else old.shared
             here = {n: t.batch for n, t in taken.tables.items() if t.everywhere}
             made.shared = {n: copied(b, known.get(n)) for n, b in here.items()}
+            steady = self._stays(spread)
             plan = self._plans.get(self.made & 1)
-            made.parts = {self.group.rank: Part.of(spread, None if plan is None else plan[1])}
-            made.fits = self.room(0 if plan is not None else 2 * made.parts[self.group.rank].words.nbytes)
+            names = {n: t.batch.names for n, t in spread.items()}
+            new = {n: halves(t)[0] for n, t in spread.items()}
+            share = Share(Part.of(new, None if plan is None else plan[1], names), steady.own)
+            made.parts = {self.group.rank: share}
+            more = 0 if plan is not None else share.new.words.nbytes
+            more += 0 if steady is self._steady else steady.own.words.nbytes
+            made.fits = self.room(2 * more)
         except MemoryError:
             made.fits = False
-        return made
+        return made, steady
+
+    def _stays(self, spread: Mapping[str, Table]) -> Steady:
+        """The columns that stay: those that were copied last, if they are the same."""
+        tokens = tokens_of(spread)
+        if self._steady is not None and (self._steady.tokens, self._steady.tables) == (tokens, [*spread]):
+            return self._steady
+        return Steady(tokens, [*spread], Part.of({n: halves(t)[1] for n, t in spread.items()}))
 
     def _give_up(self) -> None:
         """There is no memory for copies, on all ranks: the run goes on without."""
-        self.held, self._plans, self._off = [], {}, True
+        self.held, self._plans, self._steady, self._off = [], {}, None, True
         self.tell("recovery.nocopies")
 
-    def _exchanged(self, made: Generation) -> Array | None:
-        """The words of the rank before; None, on all ranks, where one has no room for them. Collective."""
-        group, number = self.group, self.made & 1
-        words = made.parts[group.rank].words if made.fits else np.zeros(0, np.int64)
-        sizes = np.empty(group.size, np.int64)
-        group.allgather(np.array([len(words) if made.fits else FAILED]), sizes, header_words=1)
-        if (sizes == FAILED).any():
+    def _exchanged(self, made: Generation, steady: Steady | None, number: int) -> bool:
+        """Takes in the share of the rank before; False, on all ranks, where one has no room for it.
+        Collective.
+        """
+        group, nothing = self.group, np.zeros(0, np.int64)
+        new = made.parts[group.rank].new.words if made.fits else nothing
+        stays = not made.fits or steady is None or steady is self._steady
+        same = nothing if stays or steady is None else steady.own.words
+        sizes = np.empty(2 * group.size, np.int64)
+        mine = [len(new) if made.fits else FAILED, len(same)]
+        group.allgather(np.array(mine), sizes, header_words=2)
+        if (sizes[::2] == FAILED).any():
+            return False
+        before = (group.rank - 1) % group.size
+        received = self._stayed(same, sizes[1::2].tolist())
+        if steady is not None:
+            known = None if self._steady is None else self._steady.other
+            steady.other = Part.read(received) if received is not None else known
+        known_plan = self._plans.get(number)
+        if known_plan is None or known_plan[0] != tuple(sizes[::2].tolist()):  # else these are its words
+            known_plan = self._plans[number] = self._planned(new, sizes[::2].tolist())
+        known_plan[3].run()
+        other = Part.read(known_plan[2])
+        made.parts[before] = Share(other, None if steady is None else steady.other)
+        self._steady = steady
+        return True
+
+    def _stayed(self, words: Array, sizes: list[int]) -> Array | None:
+        """Columns that will stay, of the rank before; None where they are those of last time. Collective."""
+        if not any(sizes):
             return None
-        known = self._plans.get(number)
-        if known is None or known[0] != tuple(sizes.tolist()):  # else these are the words of the plan
-            known = self._plans[number] = self._planned(words, sizes.tolist())
-        known[3].run()
-        return known[2]
+        plan = self._planned(words, sizes)
+        plan[3].run()
+        return plan[2] if len(plan[2]) else None
 
     def _planned(self, words: Array, sizes: list[int]) -> tuple[tuple[int, ...], Array, Array, Any]:
         """To the next rank, from the one before. Collective."""
@@ -258,14 +245,14 @@ class Copies:
         if self._off or self.group.size == 1 or not inputs:
             return
         group = self.group
-        made = Generation(0, group.epoch, group.size, {}, {}, {group.rank: Part.of(inputs)}, True)
+        own = Share(Part.of(inputs))
+        made = Generation(0, group.epoch, group.size, {}, {}, {group.rank: own}, True)
         made.own = group.rank
-        made.fits = self.room(2 * made.parts[group.rank].words.nbytes)
-        known, self._plans = self._plans, {}
-        received = self._exchanged(made)
-        self._plans = known
-        if received is not None:
-            made.parts[(group.rank - 1) % group.size] = Part.read(received)
+        made.fits = self.room(2 * own.new.words.nbytes)
+        known, self._plans, steady, self._steady = self._plans, {}, self._steady, None
+        good = self._exchanged(made, None, 0)
+        self._plans, self._steady = known, steady
+        if good:
             self.inputs.append(made)
 
     # -- after a loss
@@ -344,8 +331,8 @@ class Remembered:
         told: dict[str, Any] = {}
         for part in mine:
             assert made is not None
-            rows = {n: [p.rows, p.schema.to_json()] for n, p in made.parts[part].tables.items()}
-            told[str(part)] = rows
+            share = made.parts[part]
+            told[str(part)] = {n: [share.rows_of(n), share.schema(n).to_json()] for n in share.new.tables}
         if made is not None and group.rank == self._root:
             told["shared"] = {n: [len(b), b.schema.to_json()] for n, b in made.shared.items()}
         merged: dict[str, Any] = {}

@@ -67,6 +67,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "fingerprints",
         "savedfacts",
         "capture",
+        "parts",
         "copies",
         "checkpoint",
         "lasting",

@@ -85,7 +85,7 @@ def job(
 
 def survived(size: int, deaths: Sequence[Death] = (), **more: Any) -> list[Result]:
     """The results of those who lived: all have the digest of a run in which nobody died."""
-    found = run_ranks(size, job, heals=True, deaths=deaths, timeout=60, **more)
+    found = run_ranks(size, job, heals=True, deaths=deaths, **more)
     assert {result.result_sha256 for result in found} == {undisturbed(more.get("loop", _sums))}
     return found
 

@@ -11,7 +11,7 @@ import iterreduce as ir
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.events import Events
-from iterreduce.loop import Local, Loop, State
+from iterreduce.loop import Local, Loop, Shuffle, State
 from iterreduce.options import Options
 from iterreduce.recovery import LoopRun
 from iterreduce.run import Result, run_loop
@@ -106,6 +106,31 @@ def test_what_is_everywhere_is_copied_without_a_message() -> None:
         return group.traffic.collectives
 
     assert run_ranks(3, work, 1, heals=True) == run_ranks(3, work, 0, heals=True)
+
+
+def test_of_a_state_whose_keys_stay_only_values_are_copied_again() -> None:
+    rows = Batch(k=np.arange(3000), x=np.arange(3000))
+
+    def work(group: Group, every: int, most: int) -> int:
+        loop = looping(
+            {"r": local(rows, group)},
+            {"s": State("r0", ("k",))},
+            [Local(lambda s: s.with_columns(x=s["x"] + 1), ("s",), "n", cut="share")],
+            {"s": "n"},
+            most=most,
+            prepare=(Shuffle("r", ("k",), "r0", {"x": ir.SUM}),),
+        )
+        run_loop(loop, group, Options(copy_every=every))
+        return group.traffic.payload_bytes
+
+    def sent(most: int) -> int:
+        """By all ranks, for copies."""
+        with_copies, without = (sum(run_ranks(3, work, every, most, heals=True)) for every in (1, 0))
+        return with_copies - without
+
+    first, more = sent(1), sent(5) - sent(1)
+    assert first > 2 * 3000 * 8  # keys and values; and the rows that the ranks were given
+    assert 4 * 3000 * 8 <= more < 4 * 3000 * 8 * 1.2
 
 
 def test_copies_are_given_up_where_a_rank_has_no_memory_for_them() -> None:

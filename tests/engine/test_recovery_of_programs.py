@@ -79,9 +79,7 @@ def test_whoever_dies_the_others_end_as_if_nobody_had(story: Story) -> None:
         loaded: set[int] = set()
         write_files(folder)
         try:
-            found = run_ranks(
-                story.size, played, story, folder, loaded, heals=True, deaths=story.deaths, timeout=60
-            )
+            found = run_ranks(story.size, played, story, folder, loaded, heals=True, deaths=story.deaths)
         except RanksLost:
             assert story.program not in NOT_GIVEN
             copied = story.options["copy_every"] != 0 and {death.rank for death in story.deaths} <= loaded
