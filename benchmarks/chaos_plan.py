@@ -116,7 +116,7 @@ class Attempt:
     def __str__(self) -> str:
         whom = "launcher" if self.phase == "launcher" else whom_of(len(self.victims), self.ranks)
         hurt = f"{type(self.damage).__name__} " if self.damage else ""
-        whom += ", later others" if self.later else ""
+        whom += (", later others" if self.leaves_some else ", later all") if self.later else ""
         disk = next((f" {type(f).__name__}" for f in self.faults if isinstance(f, FailCall | FillDisk)), "")
         return f"{hurt}{self.ranks}:{self.phase or 'undisturbed'}{f'({whom})' if self.phase else ''}{disk}"
 
