@@ -133,7 +133,7 @@ class Campaign:
         slow = Slow(PAUSE, at="iteration.start")
         faults = Faults((*attempt.faults, slow)).to_json()
         run = f"chaos-{os.getpid()}-{folder.parent.name}-{folder.name}"
-        environment = mpirun_environment({"ITERREDUCE_TEST_FAULTS": faults}, run)
+        environment = mpirun_environment({"ITERREDUCE_TEST_FAULTS": faults, "PYTHONFAULTHANDLER": "1"}, run)
         with (folder / "said").open("w+b") as said:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment, cwd=ROOT,
@@ -163,6 +163,10 @@ class Campaign:
         try:
             return process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
+            for pid in ranks_of(run).values():  # each tells where it stands
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGABRT)
+            time.sleep(2)
             kill_run(run)
             process.wait()
             return None
@@ -202,7 +206,11 @@ class Campaign:
             report.struck += struck_in(attempt, end)
             report.verdict = self._judge(case, end)
             report.recoveries += Counter(each["origin"] for each in end.recoveries)
-            if case.recovers and attempt.leaves_some and end.summary is None and attempt.phase != "launcher":
+            if end.status is None:
+                report.odd.append(end.text[-9000:])
+            elif (
+                case.recovers and attempt.leaves_some and end.summary is None and attempt.phase != "launcher"
+            ):
                 report.fell.append(f"status {end.status}: {end.text[-1500:]}")
             if "--fresh" in end.text and end.status == 1:  # nothing whole is left, and it says so
                 report.refused, fresh = report.refused + 1, True
