@@ -2,12 +2,17 @@
 
     python benchmarks/chaos.py --runs 300 --seed 1 --jobs 3
     python benchmarks/chaos.py --seed 1 --only 17 --keep     one of them again, files and all
+    python benchmarks/chaos.py --recover auto                where the MPI can: survivors go on in place
 
 Every run is a pure function of the seed and its number: a program, and attempts at it, each with a number of
 ranks and what goes wrong: ranks killed (one, several, all, or the launcher) at a place inside the program
 (`iterreduce.testing`) or from outside at any moment, the newest checkpoint torn, flipped or deleted before
 the next attempt, a disk that is full. Attempts follow until one finishes. Its result must have the digest of
 the undisturbed run (wrong), every attempt must end in time (hung), and one without faults must finish (lost).
+
+With Open MPI every other run has a launcher that tolerates deaths (`--recover both`): survivors go on in
+place there, more ranks may die later or while others recover, and some of these runs have no checkpoints. An
+attempt that leaves a rank alive and does not finish is no error, since the next one goes on, but is shown.
 
 Iterations are made slower on purpose, by sleeping, so that small inputs leave time for several checkpoints.
 """
@@ -18,7 +23,6 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -26,209 +30,36 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from iterreduce.testing import (  # noqa: E402
-    DeleteFile,
-    FailCall,
-    Fault,
-    Faults,
-    FillDisk,
-    FlipBit,
-    Kill,
-    Slow,
-    TearFile,
-    damage,
+from benchmarks.chaos_plan import (  # noqa: E402
+    INSIDE,
+    MOST_RANKS,
+    PHASES,
+    PROGRAMS,
+    Attempt,
+    Case,
+    plan,
+    recovering,
 )
-from tests.launch import kill_run, mpirun_command, mpirun_environment, segments, sweep  # noqa: E402
+from iterreduce.testing import Faults, Kill, Slow, damage  # noqa: E402
+from tests.launch import (  # noqa: E402
+    is_open_mpi,
+    kill_run,
+    mpirun_command,
+    mpirun_environment,
+    segments,
+    sweep,
+)
 
-MOST_RANKS = 5
-MOST_ATTEMPTS = 8
+TOLERANT = ("--with-ft", "ulfm")
 PAUSE = 0.01  # per iteration, seconds
-FEW, SOME = (1, 1, 2, 2, 3, 4, 5), (2, 2, 2, 3, 3, 4, 5)  # ranks: start-up is most of what a run costs
-
-#: Where ranks are killed, and which of these places stand inside what must be all or nothing.
-PHASES = (
-    "load", "map", "exchange", "control", "commit", "copy", "write", "publish", "restart", "end", "any time",
-    "launcher",
-)  # fmt: skip
-INSIDE = ("exchange", "commit", "copy", "write", "publish", "restart")
-_PLACES = {
-    "load": ("load", "run.start"),
-    "map": ("stage.start", "stage.end", "iteration.start"),
-    "exchange": ("exchange.ready", "exchange.done"),
-    "control": ("control.ready",),
-    "commit": ("commit.start", "iteration.commit"),
-    "copy": ("checkpoint.start", "checkpoint.copy"),
-    "write": ("checkpoint.step:write", "checkpoint.step:write.half", "checkpoint.step:sync"),
-    "publish": ("checkpoint.step:publish", "checkpoint.step:rename", "checkpoint.step:published"),
-    "restart": ("restart.start", "restart", "load"),
-    "end": ("run.end",),
-}
-
-
-# ------------------------------------------------------------------------------- programs
-
-
-@dataclass(frozen=True)
-class Program:
-    """An app, how its input is made, and about how many iterations it takes."""
-
-    name: str
-    app: str
-    make: Callable[[Path], None]
-    arguments: tuple[str, ...]
-    iterations: int
-    input: str
-
-
-def points(path: Path) -> None:
-    np.save(path, np.random.default_rng(1).random((5000, 2)))
-
-
-def web(path: Path) -> None:
-    rng = np.random.default_rng(2)
-    ends = (rng.pareto(1.0, (2, 6000)) * 10).astype(np.int64) % 700
-    np.savez(path, src=ends[0], dst=ends[1])
-
-
-def chains(path: Path) -> None:
-    """Chains of vertices without an order: labels take as many supersteps as a chain is long."""
-    rng = np.random.default_rng(3)
-    names = rng.permutation(2400).reshape(40, 60)
-    np.savez(path, src=names[:, :-1].ravel(), dst=names[:, 1:].ravel())
-
-
-def roads(path: Path) -> None:
-    """A grid with lengths."""
-    rng, at = np.random.default_rng(4), np.arange(40 * 40).reshape(40, 40)
-    src = np.concatenate([at[:, :-1].ravel(), at[:-1].ravel()])
-    dst = np.concatenate([at[:, 1:].ravel(), at[1:].ravel()])
-    np.savez(path, src=src, dst=dst, weight=rng.integers(1, 100, len(src)))
-
-
-WEB = ("--tolerance", "0", "--max-iterations", "60")
-PROGRAMS = {
-    program.name: program
-    for program in (
-        Program("kmeans", "apps/kmeans.py", points, ("--k", "20", "--tolerance", "0"), 60, "points.npy"),
-        Program("pagerank", "benchmarks/waist/pagerank.py", web, WEB, 60, "web.npz"),
-        Program("components", "benchmarks/waist/components.py", chains, (), 60, "chains.npz"),
-        Program("sssp", "benchmarks/waist/sssp.py", roads, ("0", "--symmetric"), 80, "roads.npz"),
-    )
-}  # fmt: skip
-
-
-# ------------------------------------------------------------------------------- what will happen
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of the program. ``outside``: seconds after the ranks are there until they are killed."""
-
-    ranks: int
-    phase: str = ""
-    victims: tuple[int, ...] = ()
-    faults: tuple[Fault, ...] = ()
-    outside: float | None = None
-    damage: Fault | None = None
-
-    def __str__(self) -> str:
-        whom = "launcher" if self.phase == "launcher" else whom_of(len(self.victims), self.ranks)
-        hurt = f"{type(self.damage).__name__} " if self.damage else ""
-        disk = next((f" {type(f).__name__}" for f in self.faults if isinstance(f, FailCall | FillDisk)), "")
-        return f"{hurt}{self.ranks}:{self.phase or 'undisturbed'}{f'({whom})' if self.phase else ''}{disk}"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One run of the campaign."""
-
-    number: int
-    program: str
-    every: int
-    attempts: tuple[Attempt, ...]
-    files: str
-
-    def __str__(self) -> str:
-        return f"{self.number:4} {self.program:10} every {self.every:2}  " + "  ".join(
-            map(str, self.attempts)
-        )
-
-
-def whom_of(victims: int, ranks: int) -> str:
-    return "all" if victims == ranks else "one" if victims == 1 else "several"
-
-
-def plan(seed: int, number: int, programs: tuple[str, ...]) -> Case:
-    """What happens in this run, from nothing but these numbers.
-
-    The phase of the first kill goes round with the number, so that every program meets every phase.
-    """
-    rng = random.Random(f"{seed}/{number}")
-    program = programs[number % len(programs)]
-    first = PHASES[number // len(programs) % len(PHASES)]
-    phases = [first] if first != "restart" else ["commit", "restart"]
-    while len(phases) < 3 and rng.random() < 0.3:
-        phases.append(rng.choice(PHASES))
-    every = rng.randint(3, 12)
-    attempts = [disturbed(rng, program, every, phase, i) for i, phase in enumerate(phases)]
-    last = Attempt(rng.choice(FEW), damage=drawn_damage(rng))
-    return Case(number, program, every, (*attempts, last), rng.choice(("node", "node", "rank")))
-
-
-def disturbed(rng: random.Random, program: str, every: int, phase: str, before: int) -> Attempt:
-    """An attempt that is to end by a kill in this phase."""
-    ranks = rng.choice(SOME) if rng.random() < 0.9 else 1
-    number = rng.choice((1, 1, min(2, ranks), ranks))
-    victims = tuple(sorted(rng.sample(range(ranks), number)))
-    hurt = drawn_damage(rng) if before else None
-    if phase in ("any time", "launcher"):
-        return Attempt(ranks, phase, victims, (), rng.uniform(0, 3), hurt)
-    place = rng.choice(_PLACES[phase])
-    if phase == "publish":
-        victims = (0,)  # who publishes
-    left = max(2, PROGRAMS[program].iterations // (2 + before))
-    nth = {"load": 1, "restart": 1, "end": 1}.get(phase) or rng.randint(1, left)
-    if phase in ("copy", "write", "publish"):
-        nth = rng.randint(1, max(1, left // every))
-    if phase == "commit" and not before:
-        nth = rng.randint(min(2 * every, left), left)
-    delay = rng.choice((0.0, 0.0, rng.uniform(0, 0.005)))
-    kills = tuple(Kill(at=place, rank=rank, nth=nth, delay=delay) for rank in victims)
-    return Attempt(ranks, phase, victims, (*kills, *drawn_disk(rng)), None, hurt)
-
-
-def drawn_damage(rng: random.Random) -> Fault | None:
-    """To the newest checkpoint, in a third of the restarts."""
-    newest = "attempt-*/[0-9]*"
-    files = f"{newest}/*.h5", f"{newest}/node-*.h5", f"{newest}/rank-*.h5", f"{newest}/manifest.json"
-    draw = rng.random()
-    if draw > 0.35:
-        return None
-    if draw < 0.05:
-        return DeleteFile(newest, at="restart")
-    kind = rng.choice((TearFile, FlipBit, DeleteFile))
-    return kind(rng.choice(files), at="restart")
-
-
-def drawn_disk(rng: random.Random) -> tuple[Fault, ...]:
-    """Sometimes the disk is full, or fails, for what is written to checkpoints."""
-    draw = rng.random()
-    if draw < 0.06:
-        return (FillDisk(rng.randint(0, 1 << 18), path="*/attempt-*", told=rng.random() < 0.5),)
-    if draw < 0.12:
-        call = rng.choice(("fsync", "pwrite", "rename"))
-        return (FailCall(call, "EIO", path="*/attempt-*", first=rng.randint(1, 9), times=rng.randint(1, 3)),)
-    return ()
 
 
 # ------------------------------------------------------------------------------- doing it
@@ -243,6 +74,8 @@ class Report:
     struck: list[str] = field(default_factory=list)
     resumed: int = 0
     refused: int = 0
+    recoveries: Counter[str] = field(default_factory=Counter)
+    fell: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -255,6 +88,11 @@ class End:
     text: str
     summary: dict | None
     resumed: int | None
+
+    @property
+    def recoveries(self) -> list[dict]:
+        """In place."""
+        return self.summary.get("recoveries", []) if self.summary else []
 
 
 class Campaign:
@@ -270,7 +108,8 @@ class Campaign:
         for name in programs:
             program = PROGRAMS[name]
             program.make(self.work / program.input)
-            ends = [self.attempt(name, Attempt(ranks), None, 0, "node") for ranks in (1, 3)]
+            calm = Case(0, name, 0, (), "node", saves=False)
+            ends = [self.attempt(calm, Attempt(ranks), self.work / "saved") for ranks in (1, 3)]
             digests = {end.summary["result_sha256"] if end.summary else end.text for end in ends}
             if len(digests) != 1:
                 raise SystemExit(f"{name}: undisturbed runs differ or fail: {digests}")
@@ -278,25 +117,23 @@ class Campaign:
             iterations = ends[0].summary["iterations"]
             print(f"{name}: {iterations} iterations, {ends[1].summary['seconds']['total']:.1f} s on 3 ranks")
 
-    def attempt(
-        self, name: str, attempt: Attempt, saved: Path | None, every: int, files: str, fresh: bool = False
-    ) -> End:
+    def attempt(self, case: Case, attempt: Attempt, saved: Path, fresh: bool = False) -> End:
         """Start it, do what is to be done from outside, and wait for its end."""
-        program = PROGRAMS[name]
-        folder = Path(tempfile.mkdtemp(dir=self.work if saved is None else saved.parent))
+        program = PROGRAMS[case.program]
+        folder = Path(tempfile.mkdtemp(dir=saved.parent))
         options = ["--reproducible", "--quiet", "--summary", f"{folder}/summary"]
-        options += ["--events", f"{folder}/events"]
-        if saved is not None and self.saving:
-            options += ["--checkpoint-dir", str(saved), "--checkpoint-every", str(every)]
-            options += ["--checkpoint-files", files, *(["--fresh"] if fresh else [])]
-        app = program.app, str(self.work / program.input), *program.arguments
-        command = mpirun_command(attempt.ranks, "-m", "iterreduce", *options, *app)
+        options += ["--events", f"{folder}/events", "--recover", "auto" if case.recovers else "off"]
+        if case.saves and self.saving:
+            options += ["--checkpoint-dir", str(saved), "--checkpoint-every", str(case.every)]
+            options += ["--checkpoint-files", case.files, *(["--fresh"] if fresh else [])]
+        words = "-m", "iterreduce", *options, program.app, str(self.work / program.input), *program.arguments
+        command = mpirun_command(attempt.ranks, *words, options=TOLERANT if case.recovers else ())
         if attempt.ranks == 1 and attempt.phase != "launcher":
-            command = command[3:]  # without MPI
+            command = [sys.executable, *words]  # without MPI
         slow = Slow(PAUSE, at="iteration.start")
         faults = Faults((*attempt.faults, slow)).to_json()
         run = f"chaos-{os.getpid()}-{folder.parent.name}-{folder.name}"
-        environment = mpirun_environment({"ITERREDUCE_TEST_FAULTS": faults}, run)
+        environment = mpirun_environment({"ITERREDUCE_TEST_FAULTS": faults, "PYTHONFAULTHANDLER": "1"}, run)
         with (folder / "said").open("w+b") as said:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment, cwd=ROOT,
@@ -326,6 +163,10 @@ class Campaign:
         try:
             return process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
+            for pid in ranks_of(run).values():  # each tells where it stands
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGABRT)
+            time.sleep(2)
             kill_run(run)
             process.wait()
             return None
@@ -357,13 +198,20 @@ class Campaign:
         attempts, fresh = list(case.attempts), False
         while not report.verdict:
             attempt = attempts.pop(0)
-            if attempt.damage is not None and self.saving:
+            if attempt.damage is not None and self.saving and case.saves:
                 done = damage(replace(attempt.damage, path=f"{saved}/{attempt.damage.path}"), case.number)
                 report.struck += [f"damage: {done}"] if done else []
-            end = self.attempt(case.program, attempt, saved, case.every, case.files, fresh)
+            end = self.attempt(case, attempt, saved, fresh)
             report.resumed += end.resumed is not None
             report.struck += struck_in(attempt, end)
             report.verdict = self._judge(case, end)
+            report.recoveries += Counter(each["origin"] for each in end.recoveries)
+            if end.status is None:
+                report.odd.append(end.text[-9000:])
+            elif (
+                case.recovers and attempt.leaves_some and end.summary is None and attempt.phase != "launcher"
+            ):
+                report.fell.append(f"status {end.status}: {end.text[-1500:]}")
             if "--fresh" in end.text and end.status == 1:  # nothing whole is left, and it says so
                 report.refused, fresh = report.refused + 1, True
             elif not attempt.phase and not report.verdict:
@@ -386,7 +234,7 @@ class Campaign:
 def struck_in(attempt: Attempt, end: End) -> list[str]:
     """What really happened to the attempt, by phase."""
     if attempt.outside is not None:
-        return [attempt.phase] if end.summary is None else []
+        return [attempt.phase] if end.summary is None or end.recoveries else []
     if not attempt.phase:
         return []
     kinds = [type(fault).__name__ for fault in attempt.faults if not isinstance(fault, Kill)]
@@ -445,6 +293,12 @@ def table(reports: list[Report]) -> Iterator[str]:
     inside = sum(struck[phase] for phase in INSIDE)
     yield f"inside {', '.join(INSIDE)}: {inside} of {kills} ({100 * inside / kills:.0f} %)"
     other = {what: n for what, n in struck.items() if what not in PHASES}
+    origins = sum((r.recoveries for r in reports), Counter())
+    fell = sum(len(r.fell) for r in reports)
+    yield f"recoveries in place in attempts that finished: {sum(origins.values())}, from " + (
+        ", ".join(f"{origin} {n}" for origin, n in origins.items()) or "nowhere"
+    )
+    yield f"attempts with survivors that were started again all the same: {fell}"
     yield "other faults that struck: " + (", ".join(f"{what} {n}" for what, n in other.items()) or "none")
 
 
@@ -459,6 +313,7 @@ def main() -> int:
     parser.add_argument("--programs", default=",".join(PROGRAMS))
     parser.add_argument("--jobs", type=int, default=1, help="so many runs at a time")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds for an attempt")
+    parser.add_argument("--recover", choices=("both", "auto", "off"), help="default: both, off without ULFM")
     parser.add_argument("--no-checkpoints", action="store_true", help="every attempt begins anew")
     parser.add_argument("--keep", action="store_true", help="leave all files")
     given = parser.parse_args()
@@ -467,11 +322,21 @@ def main() -> int:
     campaign, before = Campaign(work, not given.no_checkpoints, given.timeout), segments()
     reports: list[Report] = []
 
+    recover = given.recover or ("both" if is_open_mpi() else "off")
+
     def one(number: int) -> None:
-        report = campaign.run(plan(given.seed, number, programs))
+        case = plan(given.seed, number, programs)
+        # programs and phases go round, too: each of them meets both
+        in_place = (number + number // len(programs) + number // (len(programs) * len(PHASES))) % 2
+        if recover == "auto" or (recover == "both" and in_place):
+            case = recovering(case, given.seed)
+        report = campaign.run(case)
         reports.append(report)
         struck = ", ".join(report.struck) or "nothing struck"
-        lines = [f"{report.verdict:5} {report.case}  | {struck} | {report.seconds:.1f} s", *report.odd]
+        recovered = sum(report.recoveries.values())
+        struck += f" | {recovered} in place" if recovered else ""
+        lines = [f"{report.verdict:5} {report.case}  | {struck} | {report.seconds:.1f} s"]
+        lines += [*report.fell, *report.odd]
         print("\n".join(lines).replace("\n", "\n    "), flush=True)
         if not given.keep:
             shutil.rmtree(campaign.place(number), ignore_errors=True)

@@ -7,6 +7,8 @@
     load        until what was saved is taken up and the iterations begin
     iteration   the first one that is committed, kernels of this process and exchange plans included
 
+The others do not go on in place (`--recover off`); `benchmarks/recovery.py` measures that.
+
 The app should run for long: it is killed as soon as a checkpoint is published, again and again.
 """
 
@@ -37,7 +39,7 @@ class Job:
 
     def __init__(self, folder: Path, ranks: int, kills: int, words: list[str]) -> None:
         self.events, self.saved = folder / "events.jsonl", folder / "saved"
-        own = ["-n", str(ranks), "--retries", str(kills)]
+        own = ["-n", str(ranks), "--retries", str(kills), "--recover", "off"]
         told = ["--quiet", "--events", str(self.events), "--checkpoint-dir", str(self.saved)]
         command = [sys.executable, "-m", "iterreduce", "run", *own, *words, *told, "--checkpoint-every", "1"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=mpirun_environment())

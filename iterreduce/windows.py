@@ -3,7 +3,8 @@
 Groups make windows (`iterreduce.group`). Nothing here communicates but by their means.
 
 The memory of a node is files of /dev/shm, one per rank, that lose their names as soon as all ranks have them
-mapped: nothing is left behind whoever dies, and a rank that outlives others drops them like any memory.
+mapped: a rank that outlives others drops them like any memory. The file of a rank that is killed within that
+moment is removed by whoever makes the next.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def node_window(group: _Ranks, words: int) -> NodeWindow | None:
     """`words` of this rank's own and those of the others on its node; None, on all ranks, where one of them
     cannot have it. Collective.
     """
+    remove_orphans()
     name = f"{SHARED}/{NAME}{os.getuid()}-{os.getpid()}-{os.urandom(4).hex()}"
     areas: list[npt.NDArray[np.int64]] = []
     try:
@@ -128,6 +130,18 @@ def _made(name: str, size: int) -> bool:
     finally:
         os.close(file)
     return True
+
+
+def remove_orphans(folder: str = SHARED) -> None:
+    """Files of this user's processes that are gone. One of a process that lives where its number cannot be
+    seen may go, too: its ranks then do without.
+    """
+    mine = f"{NAME}{os.getuid()}-"
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if name.startswith(mine) and not os.path.exists(f"/proc/{name[len(mine) :].partition('-')[0]}"):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
 
 
 def _mapped(told: str) -> npt.NDArray[np.int64]:

@@ -352,3 +352,17 @@ if is_open_mpi():
         status, said = job.end()
         assert status == 0, said
         assert "rank 0 on " in said and "starts again on 2 ranks from the last checkpoint" in said
+
+    def test_where_the_survivor_never_learns_of_a_death_the_job_starts_again(
+        start: Start, tmp_path: Path
+    ) -> None:
+        """As if it hung inside MPI: no hang timeout is given, but the supervisor has seen the death."""
+        words = "--iterations", str(ITERATIONS), *saving(tmp_path)
+        job = start(2, *words, recover="auto", ITERREDUCE_RECOVER_TIMEOUT="2")
+        job.saves()
+        job.kill(0, signal.SIGSTOP)
+        job.kill(1)
+        status, said = job.end()
+        assert status == 0, said
+        assert "rank 1 on " in said and "starts again on 2 ranks from the last checkpoint" in said
+        assert_done(tmp_path)

@@ -171,6 +171,17 @@ def test_there_is_no_window_where_one_rank_cannot_make_its_file(
     assert not list(Path("/dev/shm").glob(f"{windows.NAME}*-{os.getpid()}-*"))
 
 
+def test_the_file_of_a_rank_that_was_killed_goes_and_those_of_others_stay(
+    tmp_path: Path, group: Group
+) -> None:
+    me, gone = f"{windows.NAME}{os.getuid()}", 2**22 + 1  # beyond the largest number of a process
+    kept = [f"{me}-{os.getpid()}-ab", f"{windows.NAME}{os.getuid() + 1}-{gone}-ab", "another"]
+    for name in [*kept, f"{me}-{gone}-ab"]:
+        (tmp_path / name).touch()
+    windows.remove_orphans(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
 def test_a_windows_files_have_lost_their_names(group: Group) -> None:
     window = group.window(1000)
     assert window is not None

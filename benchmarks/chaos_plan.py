@@ -1,0 +1,239 @@
+"""What happens in the runs of `chaos`: programs, ranks, and failures, drawn from a seed."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from iterreduce.testing import DeleteFile, FailCall, Fault, FillDisk, FlipBit, Kill, TearFile  # noqa: E402
+
+MOST_RANKS = 5
+FEW, SOME = (1, 1, 2, 2, 3, 4, 5), (2, 2, 2, 3, 3, 4, 5)  # ranks: start-up is most of what a run costs
+
+#: Where ranks are killed, and which of these places stand inside what must be all or nothing.
+PHASES = (
+    "load", "map", "exchange", "control", "commit", "copy", "write", "publish", "restart", "end", "any time",
+    "launcher",
+)  # fmt: skip
+INSIDE = ("exchange", "commit", "copy", "write", "publish", "restart")
+_PLACES = {
+    "load": ("load", "run.start"),
+    "map": ("stage.start", "stage.end", "iteration.start"),
+    "exchange": ("exchange.ready", "exchange.done"),
+    "control": ("control.ready",),
+    "commit": ("commit.start", "iteration.commit"),
+    "copy": ("checkpoint.start", "checkpoint.copy"),
+    "write": ("checkpoint.step:write", "checkpoint.step:write.half", "checkpoint.step:sync"),
+    "publish": ("checkpoint.step:publish", "checkpoint.step:rename", "checkpoint.step:published"),
+    "restart": ("restart.start", "restart", "load"),
+    "end": ("run.end",),
+}
+#: Where further ranks die once one has died, and others go on.
+_LATER = ("rank.lost", "recovery.start", "load", "recovery.end", "exchange.ready", "control.ready", "run.end")
+_SAVING = ("copy", "write", "publish", "restart")
+
+
+# ------------------------------------------------------------------------------- programs
+
+
+@dataclass(frozen=True)
+class Program:
+    """An app, how its input is made, and about how many iterations it takes."""
+
+    name: str
+    app: str
+    make: Callable[[Path], None]
+    arguments: tuple[str, ...]
+    iterations: int
+    input: str
+
+
+def points(path: Path) -> None:
+    np.save(path, np.random.default_rng(1).random((5000, 2)))
+
+
+def web(path: Path) -> None:
+    rng = np.random.default_rng(2)
+    ends = (rng.pareto(1.0, (2, 6000)) * 10).astype(np.int64) % 700
+    np.savez(path, src=ends[0], dst=ends[1])
+
+
+def chains(path: Path) -> None:
+    """Chains of vertices without an order: labels take as many supersteps as a chain is long."""
+    rng = np.random.default_rng(3)
+    names = rng.permutation(2400).reshape(40, 60)
+    np.savez(path, src=names[:, :-1].ravel(), dst=names[:, 1:].ravel())
+
+
+def roads(path: Path) -> None:
+    """A grid with lengths."""
+    rng, at = np.random.default_rng(4), np.arange(40 * 40).reshape(40, 40)
+    src = np.concatenate([at[:, :-1].ravel(), at[:-1].ravel()])
+    dst = np.concatenate([at[:, 1:].ravel(), at[1:].ravel()])
+    np.savez(path, src=src, dst=dst, weight=rng.integers(1, 100, len(src)))
+
+
+WEB = ("--tolerance", "0", "--max-iterations", "60")
+PROGRAMS = {
+    program.name: program
+    for program in (
+        Program("kmeans", "apps/kmeans.py", points, ("--k", "20", "--tolerance", "0"), 60, "points.npy"),
+        Program("pagerank", "benchmarks/waist/pagerank.py", web, WEB, 60, "web.npz"),
+        Program("components", "benchmarks/waist/components.py", chains, (), 60, "chains.npz"),
+        Program("sssp", "benchmarks/waist/sssp.py", roads, ("0", "--symmetric"), 80, "roads.npz"),
+    )
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------- what will happen
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the program. ``outside``: seconds after the ranks are there until they are killed."""
+
+    ranks: int
+    phase: str = ""
+    victims: tuple[int, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    outside: float | None = None
+    damage: Fault | None = None
+    later: tuple[int, ...] = ()
+
+    @property
+    def leaves_some(self) -> bool:
+        """Whether some rank is not to die."""
+        return bool(self.phase) and len({*self.victims, *self.later}) < self.ranks
+
+    def __str__(self) -> str:
+        whom = "launcher" if self.phase == "launcher" else whom_of(len(self.victims), self.ranks)
+        hurt = f"{type(self.damage).__name__} " if self.damage else ""
+        whom += (", later others" if self.leaves_some else ", later all") if self.later else ""
+        disk = next((f" {type(f).__name__}" for f in self.faults if isinstance(f, FailCall | FillDisk)), "")
+        return f"{hurt}{self.ranks}:{self.phase or 'undisturbed'}{f'({whom})' if self.phase else ''}{disk}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of the campaign."""
+
+    number: int
+    program: str
+    every: int
+    attempts: tuple[Attempt, ...]
+    files: str
+    recovers: bool = False
+    saves: bool = True
+
+    def __str__(self) -> str:
+        saves = f"every {self.every:2}" if self.saves else "unsaved "
+        mode = "in place " if self.recovers else ""
+        return f"{self.number:4} {self.program:10} {mode}{saves}  " + "  ".join(map(str, self.attempts))
+
+
+def whom_of(victims: int, ranks: int) -> str:
+    return "all" if victims == ranks else "one" if victims == 1 else "several"
+
+
+def plan(seed: int, number: int, programs: tuple[str, ...]) -> Case:
+    """What happens in this run, from nothing but these numbers.
+
+    The phase of the first kill goes round with the number, so that every program meets every phase.
+    """
+    rng = random.Random(f"{seed}/{number}")
+    program = programs[number % len(programs)]
+    first = PHASES[number // len(programs) % len(PHASES)]
+    phases = [first] if first != "restart" else ["commit", "restart"]
+    while len(phases) < 3 and rng.random() < 0.3:
+        phases.append(rng.choice(PHASES))
+    every = rng.randint(3, 12)
+    attempts = [disturbed(rng, program, every, phase, i) for i, phase in enumerate(phases)]
+    last = Attempt(rng.choice(FEW), damage=drawn_damage(rng))
+    return Case(number, program, every, (*attempts, last), rng.choice(("node", "node", "rank")))
+
+
+def recovering(case: Case, seed: int) -> Case:
+    """The same run, where survivors go on: more of them may die, and nothing may be saved."""
+    rng = random.Random(f"{seed}/{case.number}/in place")
+    attempts = [spared(rng, each) if rng.random() < 0.7 else each for each in case.attempts]
+    attempts = [more_die(rng, each) if rng.random() < 0.5 else each for each in attempts]
+    needs_files = any(each.phase in _SAVING for each in attempts)
+    saves = needs_files or rng.random() < 0.6
+    return replace(case, attempts=tuple(attempts), recovers=True, saves=saves)
+
+
+def spared(rng: random.Random, attempt: Attempt) -> Attempt:
+    """One rank lives where all were to die."""
+    if attempt.ranks == 1 or len(attempt.victims) < attempt.ranks:
+        return attempt
+    lives = rng.randrange(attempt.ranks)
+    victims = tuple(rank for rank in attempt.victims if rank != lives)
+    faults = tuple(f for f in attempt.faults if not (isinstance(f, Kill) and f.rank == lives))
+    return replace(attempt, victims=victims, faults=faults)
+
+
+def more_die(rng: random.Random, attempt: Attempt) -> Attempt:
+    """One or more of the survivors, later."""
+    left = [rank for rank in range(attempt.ranks) if rank not in attempt.victims]
+    if not left or not attempt.faults or not attempt.phase:
+        return attempt
+    later = tuple(rng.sample(left, rng.randint(1, len(left))))
+    nth = {place: 1 if place in ("load", "run.end") else rng.randint(1, 2) for place in _LATER}
+    nth |= {place: rng.randint(5, 40) for place in ("exchange.ready", "control.ready")}
+    places = {rank: rng.choice(_LATER) for rank in later}
+    kills = tuple(Kill(at=at, rank=rank, nth=nth[at]) for rank, at in places.items())
+    return replace(attempt, faults=(*attempt.faults, *kills), later=later)
+
+
+def disturbed(rng: random.Random, program: str, every: int, phase: str, before: int) -> Attempt:
+    """An attempt that is to end by a kill in this phase."""
+    ranks = rng.choice(SOME) if rng.random() < 0.9 else 1
+    number = rng.choice((1, 1, min(2, ranks), ranks))
+    victims = tuple(sorted(rng.sample(range(ranks), number)))
+    hurt = drawn_damage(rng) if before else None
+    if phase in ("any time", "launcher"):
+        return Attempt(ranks, phase, victims, (), rng.uniform(0, 3), hurt)
+    place = rng.choice(_PLACES[phase])
+    if phase == "publish":
+        victims = (0,)  # who publishes
+    left = max(2, PROGRAMS[program].iterations // (2 + before))
+    nth = {"load": 1, "restart": 1, "end": 1}.get(phase) or rng.randint(1, left)
+    if phase in ("copy", "write", "publish"):
+        nth = rng.randint(1, max(1, left // every))
+    if phase == "commit" and not before:
+        nth = rng.randint(min(2 * every, left), left)
+    delay = rng.choice((0.0, 0.0, rng.uniform(0, 0.005)))
+    kills = tuple(Kill(at=place, rank=rank, nth=nth, delay=delay) for rank in victims)
+    return Attempt(ranks, phase, victims, (*kills, *drawn_disk(rng)), None, hurt)
+
+
+def drawn_damage(rng: random.Random) -> Fault | None:
+    """To the newest checkpoint, in a third of the restarts."""
+    newest = "attempt-*/[0-9]*"
+    files = f"{newest}/*.h5", f"{newest}/node-*.h5", f"{newest}/rank-*.h5", f"{newest}/manifest.json"
+    draw = rng.random()
+    if draw > 0.35:
+        return None
+    if draw < 0.05:
+        return DeleteFile(newest, at="restart")
+    kind = rng.choice((TearFile, FlipBit, DeleteFile))
+    return kind(rng.choice(files), at="restart")
+
+
+def drawn_disk(rng: random.Random) -> tuple[Fault, ...]:
+    """Sometimes the disk is full, or fails, for what is written to checkpoints."""
+    draw = rng.random()
+    if draw < 0.06:
+        return (FillDisk(rng.randint(0, 1 << 18), path="*/attempt-*", told=rng.random() < 0.5),)
+    if draw < 0.12:
+        call = rng.choice(("fsync", "pwrite", "rename"))
+        return (FailCall(call, "EIO", path="*/attempt-*", first=rng.randint(1, 9), times=rng.randint(1, 3)),)
+    return ()
