@@ -72,6 +72,10 @@ def test_what_a_cancelled_job_has_saved_is_gone_on_from(jobs: Jobs, digest: str,
     assert again.iterations() <= done + ITERATIONS - 20  # of the last checkpoint
 
 
+def test_a_job_that_submit_has_written_runs_to_its_end(jobs: Jobs, digest: str) -> None:
+    is_done(jobs["submitted"], digest)
+
+
 @pytest.mark.parametrize("kind", WRONG[mpi()])
 def test_an_srun_that_speaks_another_language_is_told_and_makes_no_worlds_of_one(
     jobs: Jobs, kind: str
