@@ -15,7 +15,7 @@ import pytest
 from iterreduce.doctor.command import doctor
 from iterreduce.doctor.facts import gather
 from iterreduce.doctor.meeting import meet
-from tests.launch import ROOT, mpirun, mpirun_environment, segments
+from tests.launch import ROOT, mpirun, mpirun_environment
 
 DOCTOR = ("-m", "iterreduce", "doctor")
 LATE = """
@@ -89,10 +89,10 @@ def test_of_worlds_of_one_only_the_first_rank_speaks() -> None:
 
 def test_ranks_that_do_not_meet_in_time_are_a_diagnosis() -> None:
     """One rank of a real launcher never comes: the others must not wait for it."""
-    before, began = segments(), time.monotonic()
+    began = time.monotonic()
     done = mpirun(2, "-c", LATE, timeout=120)
     assert "after 5 s the ranks have not met" in done.stdout and done.returncode != 0, done
-    assert time.monotonic() - began < 110 and segments() <= before
+    assert time.monotonic() - began < 110
 
 
 def test_a_child_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ class Cases:
         hand_in("cancelled", "requeue.sbatch", *ONE_NODE, words=SAVES, disturb=self._cancel, **PAUSE)
         self.jobs["submitted"] = self._submitted("submitted")
         hand_in("undisturbed", "run.sbatch", *ONE_NODE)
+        self._examined("doctor", *TWO_NODES)
+        self._examined("doctor-wrong", *ONE_NODE, LAUNCHER="srun --wait=10 --mpi=none")
         for kind in WRONG[library]:
             hand_in(f"wrong-{kind}", "run.sbatch", *ONE_NODE, LAUNCHER=f"srun --wait=10 --mpi={kind}")
         sweep = {"SWEEP": "k=7,11 shift=1,3"}
@@ -117,6 +119,13 @@ class Cases:
         program = (sys.executable, "-m", "iterreduce", "submit")
         told = self.cluster.ask(*program, *options, *words, *saved, ITERREDUCE_TEST_FOLDER=str(place))
         return Job(self.cluster, place, told.split()[2].rstrip(":"))
+
+    def _examined(self, name: str, *options: str, **env: str) -> None:
+        """`python -m iterreduce doctor` where an app's ranks would be."""
+        place = self.folder / name
+        place.mkdir()
+        words = ("doctor", "--json", f"--dir={place}")
+        self.jobs[name] = submit(self.cluster, place, "run.sbatch", words, *options, env=env)
 
     def disturb_all(self) -> None:
         """Each job once a checkpoint of it is there."""

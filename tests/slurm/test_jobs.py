@@ -86,6 +86,18 @@ def test_an_srun_that_speaks_another_language_is_told_and_makes_no_worlds_of_one
     assert not (job.folder / "summary.json").exists() and job.iterations() == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "ends", "launcher"), [("", "COMPLETED", "ok"), ("-wrong", "FAILED", "broken")]
+)
+def test_doctor_says_in_a_job_whether_its_ranks_meet(jobs: Jobs, name: str, ends: str, launcher: str) -> None:
+    job = jobs[f"doctor{name}"]
+    state = job.end()
+    (told,) = [json.loads(line) for line in job.out.splitlines() if line.startswith("{")]
+    verdicts = {one["about"]: one["verdict"] for one in told["findings"]}
+    assert verdicts["launcher"] == launcher and verdicts["slurm"] == "ok", job.out
+    assert state == ("FAILED" if told["broken"] else "COMPLETED") and state == ends, job.out
+
+
 def test_an_array_runs_every_combination_of_its_parameters(jobs: Jobs, digest: str) -> None:
     job = jobs["array"]
     job.cluster.until(lambda: len(list(job.folder.glob("summary-*"))) == 4)
