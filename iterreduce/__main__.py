@@ -6,6 +6,7 @@ line.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -25,12 +26,24 @@ def main() -> None:
         from iterreduce.supervising.command import run
 
         sys.exit(run(arguments[1:], STARTED))
+    if arguments[:1] == ["submit"]:
+        sys.exit(_submit(arguments[1:]))
     if arguments[:1] == ["doctor"]:
         from iterreduce.doctor.command import doctor
 
         sys.exit(doctor(arguments[1:]))
     watch = signals.hold(arguments, STARTED)
     sys.exit(_command_line(arguments, watch))
+
+
+def _submit(arguments: list[str]) -> int:
+    from iterreduce.start import prepare_environment
+
+    users = dict(os.environ)  # jobs shall not inherit what is for this process
+    prepare_environment()
+    from iterreduce.slurm.submit import submit
+
+    return submit(arguments, users)
 
 
 def _command_line(arguments: list[str], watch: Watch) -> int:

@@ -85,6 +85,21 @@ def parse_command_line(arguments: Sequence[str]) -> Request | Answer:
     return Request(path, app, _bind(app, path, found), options.resolve(found.settings))
 
 
+def check_saving(request: Request) -> None:
+    """UsageError for options that need a directory to save in, where there is none."""
+    options, origins = request.config.options, request.config.origins
+    if options.checkpoint_dir is not None:
+        return
+    for name in ("checkpoint_every", "checkpoint_files", "fresh", "mtbf"):
+        if origins.get(name) == "command line":
+            flag = "--" + name.replace("_", "-")
+            raise CommandLineError(f"{flag} says how to save, but not where; give --checkpoint-dir as well")
+    if options.time_limit is not None:
+        raise CommandLineError(
+            "--time-limit saves and stops, and there is nowhere to save; give --checkpoint-dir as well"
+        )
+
+
 def setting_options() -> list[Option]:
     """The run options, made from the table of settings."""
     made = []
@@ -256,6 +271,8 @@ def general_help() -> str:
         "Run an iterative MapReduce app, alone or under mpirun or srun.\n"
         "`python -m iterreduce APP.py --help` shows the arguments of an app.\n"
         "`python -m iterreduce run -n N APP.py` starts the ranks, and starts them again when one dies.\n"
+        "`python -m iterreduce submit APP.py` gives it to Slurm; `submit --help`.\n"
+        "`python -m iterreduce doctor` says whether launcher, MPI, memory and files fit together.\n"
         "`python -m iterreduce inspect DIR` shows what a checkpoint directory holds."
     )
     return "\n\n".join([USAGE, text, *_section("run options", _setting_rows())])

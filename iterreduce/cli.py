@@ -23,7 +23,14 @@ from typing import Any
 
 from iterreduce import launch
 from iterreduce.appfile import AppFileError, raised_by, user_line, user_traceback
-from iterreduce.arguments import USAGE, Answer, CommandLineError, Request, parse_command_line
+from iterreduce.arguments import (
+    USAGE,
+    Answer,
+    CommandLineError,
+    Request,
+    check_saving,
+    parse_command_line,
+)
 from iterreduce.collectives import Group
 from iterreduce.errors import (
     CheckpointError,
@@ -232,7 +239,7 @@ def _work(crew: Crew, request: Request, watch: Watch) -> Problem | None:
     if isinstance(crew.group, SpreadGroup):
         crew.group.node_leaders = options.node_leaders
     _check_ranks(crew.group.size, options)
-    _check_saving(request)
+    check_saving(request)
     problem = launch.agree(crew, _check_outputs(options) if crew.group.rank == 0 else None, "")
     if problem is not None:
         return problem
@@ -354,21 +361,6 @@ def _check_ranks(size: int, options: Options) -> None:
     if options.partitions < size:
         raise CommandLineError(
             f"--partitions {options.partitions} is less than the {size} ranks; give at least {size}"
-        )
-
-
-def _check_saving(request: Request) -> None:
-    """Options that need a directory to save in."""
-    options, origins = request.config.options, request.config.origins
-    if options.checkpoint_dir is not None:
-        return
-    for name in ("checkpoint_every", "checkpoint_files", "fresh", "mtbf"):
-        if origins.get(name) == "command line":
-            flag = "--" + name.replace("_", "-")
-            raise CommandLineError(f"{flag} says how to save, but not where; give --checkpoint-dir as well")
-    if options.time_limit is not None:
-        raise CommandLineError(
-            "--time-limit saves and stops, and there is nowhere to save; give --checkpoint-dir as well"
         )
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "SoloGroup",
     "Window",
     "aside",
+    "description",
     "group_for",
     "launched_size",
     "node_ranks",
@@ -89,6 +90,22 @@ def world(max_words: int = MAX_WORDS, recovers: bool = True) -> MpiGroup:
     group = MpiGroup(everybody.Dup(), max_words=max_words)
     group.heals = group.tolerant = group.tolerant and recovers
     return group
+
+
+def description() -> dict[str, Any]:
+    """What MPI says of itself; initialises it where nobody did."""
+    MPI = _mpi()
+    names = {
+        MPI.THREAD_SINGLE: "single",
+        MPI.THREAD_FUNNELED: "funneled",
+        MPI.THREAD_SERIALIZED: "serialized",
+    }
+    return {
+        "library": " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split()),
+        "standard": list(MPI.Get_version()),
+        "threads": names.get(MPI.Query_thread(), "multiple"),
+        "tolerant": healing.is_tolerant(MPI),
+    }
 
 
 def group_for(comm: Any) -> Group:

@@ -114,21 +114,29 @@ def kill_marked(mark: bytes, patience_seconds: float = 5.0) -> None:
 def sweep(since: float, folder: str = SHARED) -> list[str]:
     """Remove MPI's shared memory that came up since then (Unix time), is this user's, and that no process has
     mapped; the names that went.
-
-    Another job may have made a segment this moment and not mapped it yet: looked at twice.
     """
+    gone = []
+    for path in _unmapped(folder, since):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+            gone.append(os.path.basename(path))
+    return gone
+
+
+def left_behind(folder: str = SHARED) -> list[str]:
+    """The names of this user's shared memory of MPI that no process has mapped."""
+    return [os.path.basename(path) for path in _unmapped(folder, 0.0)]
+
+
+def _unmapped(folder: str, since: float) -> list[str]:
+    """Another job may have made a segment this moment and not mapped it yet: looked at twice."""
     left = set(_segments(folder, since))
     for look in range(2):
         if left:
             time.sleep(0.1 * look)
             mapped = b"\0".join(_maps())
             left = {path for path in left if os.fsencode(path) not in mapped}
-    gone = []
-    for path in sorted(left):
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-            gone.append(os.path.basename(path))
-    return gone
+    return sorted(left)
 
 
 def _segments(folder: str, since: float) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,11 +100,32 @@ class Cases:
             hand_in(f"lost-{which}", "requeue.sbatch", *TWO_NODES, *ALONE, words=SAVES, disturb=lose, **PAUSE)
         hand_in("preempted", "requeue.sbatch", *ONE_NODE, *ALONE, words=SAVES, disturb=self._preempt, **PAUSE)
         hand_in("cancelled", "requeue.sbatch", *ONE_NODE, words=SAVES, disturb=self._cancel, **PAUSE)
+        self.jobs["submitted"] = self._submitted("submitted")
         hand_in("undisturbed", "run.sbatch", *ONE_NODE)
+        self._examined("doctor", *TWO_NODES)
+        self._examined("doctor-wrong", *ONE_NODE, LAUNCHER="srun --wait=10 --mpi=none")
         for kind in WRONG[library]:
             hand_in(f"wrong-{kind}", "run.sbatch", *ONE_NODE, LAUNCHER=f"srun --wait=10 --mpi={kind}")
         sweep = {"SWEEP": "k=7,11 shift=1,3"}
         hand_in("array", "array.sbatch", "--nodes=1", "--ntasks-per-node=1", "--array=0-3", **sweep)
+
+    def _submitted(self, name: str) -> Job:
+        """Handed in by `python -m iterreduce submit`."""
+        place = self.folder / name
+        place.mkdir()
+        options = (*ONE_NODE, f"--output={place}/out", f"--script={place}/script")
+        words = (str(self.folder / "spreads.py"), "--quiet", f"--summary={place}/summary.json")
+        saved = (f"--checkpoint-dir={place}/saved", f"--out={place}/result.csv")
+        program = (sys.executable, "-m", "iterreduce", "submit")
+        told = self.cluster.ask(*program, *options, *words, *saved, ITERREDUCE_TEST_FOLDER=str(place))
+        return Job(self.cluster, place, told.split()[2].rstrip(":"))
+
+    def _examined(self, name: str, *options: str, **env: str) -> None:
+        """`python -m iterreduce doctor` where an app's ranks would be."""
+        place = self.folder / name
+        place.mkdir()
+        words = ("doctor", "--json", f"--dir={place}")
+        self.jobs[name] = submit(self.cluster, place, "run.sbatch", words, *options, env=env)
 
     def disturb_all(self) -> None:
         """Each job once a checkpoint of it is there."""

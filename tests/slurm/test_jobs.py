@@ -72,6 +72,10 @@ def test_what_a_cancelled_job_has_saved_is_gone_on_from(jobs: Jobs, digest: str,
     assert again.iterations() <= done + ITERATIONS - 20  # of the last checkpoint
 
 
+def test_a_job_that_submit_has_written_runs_to_its_end(jobs: Jobs, digest: str) -> None:
+    is_done(jobs["submitted"], digest)
+
+
 @pytest.mark.parametrize("kind", WRONG[mpi()])
 def test_an_srun_that_speaks_another_language_is_told_and_makes_no_worlds_of_one(
     jobs: Jobs, kind: str
@@ -80,6 +84,18 @@ def test_an_srun_that_speaks_another_language_is_told_and_makes_no_worlds_of_one
     assert job.end() == "FAILED", job.out
     assert "srun --mpi=" in job.out and job.out.count("iterreduce: ") == 1, job.out
     assert not (job.folder / "summary.json").exists() and job.iterations() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "ends", "launcher"), [("", "COMPLETED", "ok"), ("-wrong", "FAILED", "broken")]
+)
+def test_doctor_says_in_a_job_whether_its_ranks_meet(jobs: Jobs, name: str, ends: str, launcher: str) -> None:
+    job = jobs[f"doctor{name}"]
+    state = job.end()
+    (told,) = [json.loads(line) for line in job.out.splitlines() if line.startswith("{")]
+    verdicts = {one["about"]: one["verdict"] for one in told["findings"]}
+    assert verdicts["launcher"] == launcher and verdicts["slurm"] == "ok", job.out
+    assert state == ("FAILED" if told["broken"] else "COMPLETED") and state == ends, job.out
 
 
 def test_an_array_runs_every_combination_of_its_parameters(jobs: Jobs, digest: str) -> None:

@@ -73,8 +73,8 @@ choose_launcher() {
         *CRAY*) ;; # the site's default is the right one
         *)         # MPICH and its kin: Intel MPI (which also wants I_MPI_PMI_LIBRARY), MVAPICH
             if [ -x "$mpirun" ]; then
-                # The wheel speaks PMI-1 in lines of more than 1024 bytes when a network address is long, and then
-                # `srun --mpi=pmi2` fails ("value not properly terminated"). Its own mpirun knows Slurm.
+                # With the wheel `srun --mpi=pmi2` was seen to fail at times ("value not properly terminated in
+                # client request"). Its own mpirun knows Slurm.
                 LAUNCHER=("$mpirun" -n "${SLURM_NTASKS:-1}" ${bound:+-bind-to "core:$cpus"})
             else
                 LAUNCHER+=(--mpi=pmi2)
