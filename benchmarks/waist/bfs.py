@@ -3,8 +3,10 @@
     mpirun -n 8 python -m iterreduce benchmarks/waist/bfs.py web.edges 17 --out levels.csv
 
 The vertices that were found last tell their neighbours; those that hear of it for the first time are the next
-level, and their parent is the smallest of those they heard. Parents travel as places in the order of ids, so
-text works as numbers do.
+level. With --settle a vertex tells as soon as it can, the lowest level first, and ranks meet when none of
+their own vertices has anything to say. In the end one pass over the edges finds the parents: the smallest
+of the neighbours that are as near to the source as any is. They travel as places in the order of ids, so text
+works as numbers do.
 """
 
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ import numpy as np
 
 import iterreduce as ir
 
+FAR = ir.INT64_MAX  # the level of what was not reached
+
 
 @dataclass(frozen=True)
 class Number:
@@ -20,16 +24,6 @@ class Number:
 
     def run(self, context: ir.Context, rows: ir.Batch) -> ir.Batch:
         return rows.with_columns(number=context.first_row + np.arange(len(rows)))
-
-
-@dataclass(frozen=True)
-class Found:
-    """A kernel: of the vertices that heard something those without a level, which is this iteration."""
-
-    def run(self, context: ir.Context, heard: ir.Batch, vertices: ir.Batch) -> ir.Batch:
-        new = np.flatnonzero(vertices["level"] < 0)
-        level = np.full(len(new), context.iteration)
-        return heard.take(new).with_columns(number=vertices["number"][new], level=level)
 
 
 def is_one(names: np.ndarray | ir.Ragged, name: str) -> np.ndarray:
@@ -41,13 +35,13 @@ def is_one(names: np.ndarray | ir.Ragged, name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class First:
-    """The source is of level 0 and its own parent; no other vertex has either."""
+    """The source is of level 0; no other vertex has a level."""
 
     source: str
 
-    def run(self, context: ir.Context, numbers: ir.Batch) -> ir.Batch:
-        here = is_one(numbers["vertex"], self.source)
-        return numbers.with_columns(parent=np.where(here, numbers["number"], -1), level=np.where(here, 0, -1))
+    def run(self, context: ir.Context, vertices: ir.Batch) -> ir.Batch:
+        here = is_one(vertices["vertex"], self.source)
+        return vertices.with_columns(level=np.where(here, 0, FAR))
 
 
 def start(vertices: ir.Batch) -> ir.Batch:
@@ -66,47 +60,80 @@ class Checked:
         return start
 
 
-def reached(vertices: ir.Batch) -> ir.Batch:
-    rows = vertices.take(np.flatnonzero(vertices["level"] >= 0))
-    return ir.Batch(vertex=rows["vertex"], level=rows["level"], number=rows["parent"])
+def improved(heard: ir.Batch, vertices: ir.Batch) -> ir.Batch:
+    return heard.take(np.flatnonzero(heard["level"] < vertices["level"]))
+
+
+def levels(heard: ir.Batch) -> ir.Batch:
+    return heard.drop("told")
+
+
+def untold(heard: ir.Batch) -> ir.Batch:
+    return heard.take(np.flatnonzero(~heard["told"])).drop("told")
+
+
+def ordered(vertices: ir.Batch, numbers: ir.Batch, size: ir.Batch) -> ir.Batch:
+    """Vertices beside a number for the order by level, then id: that of a neighbour is below all others' if
+    it is the parent.
+    """
+    level, n = vertices["level"], int(size["vertices"][0])
+    if n >= 3_000_000_000:  # as many levels, times as many vertices, would not be an int64
+        raise ir.UsageError(f"{n} vertices: wanted fewer than 3,000,000,000")
+    order = np.where(level < FAR, np.minimum(level, n) * n + numbers["number"], FAR)
+    return vertices.with_columns(order=order)
+
+
+def reached(vertices: ir.Batch, numbers: ir.Batch, first: ir.Batch, size: ir.Batch) -> ir.Batch:
+    """Levels, and the number of the parent; the source is its own."""
+    rows = np.flatnonzero(vertices["level"] < FAR)
+    level, own = vertices["level"][rows], numbers["number"][rows]
+    parent = first["order"][rows] % size["vertices"][0]
+    return ir.Batch(
+        vertex=vertices["vertex"].take(rows), level=level, number=np.where(level > 0, parent, own)
+    )
 
 
 @ir.app
-def bfs(edges: ir.Dataset, source: str, symmetric: bool = False) -> ir.Dataset:
+def bfs(edges: ir.Dataset, source: str, symmetric: bool = False, settle: bool = False) -> ir.Dataset:
     """How many edges of EDGES lead to each vertex from SOURCE, and the vertex before it.
 
-    --symmetric: edges go both ways. The result has the columns vertex, level and parent (the smallest id of
-    those that are possible; of the source the source); what cannot be reached is left out.
+    --symmetric: edges go both ways. --settle: fewer supersteps. The result has the columns vertex, level and
+    parent (the smallest id of those that are possible; of the source the source); what cannot be reached is
+    left out.
     """
     inputs = ir.Inputs()
     rows = inputs.rows("edges", edges.as_edges())
-    step = ir.Superstep(
-        "next level",
-        (
-            ir.Shuffle("links", ("dst",), "heard", {"parent": ir.min("number")}, "vertices",
-                       touched=True, joined=ir.Joined("frontier", "src")),
-            ir.Local(Found(), ("heard", "vertices"), "new", cut="share"),
-        ),
-        (ir.Patch("vertices", "new"), ir.Replace("frontier", "new")),
-    )  # fmt: skip
+    settled = "told" if settle else ""
+    told = ir.Shuffle("links", ("dst",), "heard", {"level": ir.min(ir.col("level") + 1)}, "vertices",
+                      touched=True, joined=ir.Joined("frontier", "src"), settle=settled)  # fmt: skip
+    new = (ir.Local(improved, ("heard", "vertices"), "new", cut="share"),)
+    if settle:
+        new = (ir.Local(levels, ("heard",), "new", cut="share"),
+               ir.Local(untold, ("heard",), "next", cut="share"))  # fmt: skip
+    writes = (ir.Patch("vertices", "new"), ir.Replace("frontier", "next" if settle else "new"))
+    step = ir.Superstep("next level", (told, *new), writes)
     prepare = (
         *inputs.prepare,
         ir.Index(rows, {"src": "keys", "dst": "keys"}, "links", {"keys": "vertex"}, symmetric=symmetric),
-        ir.Shuffle("keys", ("vertex",), "in order", route=ir.Splitters()),
-        ir.Local(Number(), ("in order",), "numbered", cut="share"),
-        ir.Shuffle("numbered", ("vertex",), "numbers", {"number": ir.min("number")}, onto="keys"),
-        ir.Local(First(source), ("numbers",), "first", cut="share"),
+        ir.Local(First(source), ("keys",), "first", cut="share"),
         ir.Local(start, ("first",), "start", cut="share"),
         ir.Total("start", (), {"found": ir.count()}, "sources"),
         ir.Local(Checked(source), ("start", "sources"), "checked", cut="share"),
     )
     finish = (
-        ir.Local(reached, ("vertices",), "reached", cut="share"),
+        ir.Shuffle("keys", ("vertex",), "in order", route=ir.Splitters()),
+        ir.Local(Number(), ("in order",), "numbered", cut="share"),
+        ir.Shuffle("numbered", ("vertex",), "numbers", {"number": ir.min("number")}, onto="vertices"),
+        ir.Total("keys", (), {"vertices": ir.count()}, "size"),
+        ir.Local(ordered, ("vertices", "numbers", "size"), "ordered", cut="share"),
+        ir.Shuffle("links", ("dst",), "firsts", {"order": ir.min("order")}, "vertices",
+                   joined=ir.Joined("ordered", "src")),
+        ir.Local(reached, ("vertices", "numbers", "firsts", "size"), "reached", cut="share"),
         ir.Local(lambda rows: rows.rename(vertex="parent"), ("numbered",), "named", cut="share"),
         ir.Shuffle("named", ("number",), "names"),
         ir.Lookup("reached", ("number",), "names", ("parent",), "found parents"),
         ir.Local(lambda rows: rows.drop("number"), ("found parents",), "result", cut="share"),
-    )
+    )  # fmt: skip
     state = {"vertices": ir.State("first", ("vertex",)), "frontier": ir.State("checked", ("vertex",))}
     loop = ir.Loop(
         "breadth-first search", inputs.sources, state, (step,), ir.Until((ir.Empty(table="frontier"),)),

@@ -31,10 +31,12 @@ from iterreduce.columns.accumulators import (
     widened_float,
     without_nulls,
 )
+from iterreduce.columns.keytable import line_aligned
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field
 
 OFTEN = 2  # rows per record from which sums are collected unpacked: the detour costs two visits to each
+PACKED = 8  # rows per record from which sums of scalars are packed on their way
 MOST_UNPACKED = 4096  # records: their scratch stays in the second-level cache
 MAGNITUDE = np.int64(2**63 - 1)
 NAN_LEAST = np.int64(-(2**63))
@@ -74,7 +76,7 @@ class OrderFreeSum(OrderFree):
 
     def __init__(self, field: Field) -> None:
         require(field, self.name, "biufc", "numbers and bools")
-        loops = Loops(binned.sum_binned, sum_rows, binned_records.merge_binned)
+        loops = Loops(sum_scalars, sum_rows, binned_records.merge_binned)
         super().__init__(field, loops, binned.LIMBS, self.mean or field.nullable)
         out = np.dtype("c16" if field.dtype.kind == "c" else "f8")
         self.field_out = Field("fixed", out, field.shape, field.nullable)
@@ -118,6 +120,16 @@ class OrderFreeVariance(OrderFree):
         binned_records.finish_moments(records, offset, counts, self.ddof, out)
         column = out.reshape((len(records), *self.field_out.shape))
         return without_nulls(column, counts > self.ddof) if self.nullable else (column, None)
+
+
+def sum_scalars(records: Array, offset: int, codes: Array, values: Array) -> None:
+    """Sums of scalars, by the kernel that suits the number of rows."""
+    if len(codes) >= PACKED * len(records):
+        packed = line_aligned(2 * len(records)).reshape(len(records), 2)
+        packed.fill(0)
+        binned.sum_packed(records, offset, codes, values, packed)
+    else:
+        binned.sum_binned(records, offset, codes, values)
 
 
 def sum_rows(records: Array, offset: int, codes: Array, values: Array) -> None:

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iterreduce.columns import binned
 from iterreduce.columns.aggregators import COUNT, MAX, MEAN, MIN, SUM, VAR, bind_outputs
 from iterreduce.columns.batch import Batch
+from iterreduce.columns.exact import sum_scalars
 from iterreduce.columns.groups import Fold
 from iterreduce.columns.schema import Field
 from iterreduce.columns.superaccumulator import exact_sum
@@ -180,6 +182,27 @@ def test_all_kernels_give_the_same_words(width, groups):
     for i in rng.permutation(n):
         bound.update(one_by_one, 0, codes[i : i + 1], values[i : i + 1])
     np.testing.assert_array_equal(at_once, one_by_one)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40))
+@settings(max_examples=50, deadline=None)
+def test_sums_that_are_packed_on_their_way_have_the_same_words(seed, groups):
+    rng = np.random.default_rng(seed)
+    n = 8 * groups + int(rng.integers(0, 4000))
+    values = rng.normal(size=n) * 2.0 ** rng.choice([0, 0, 0, -5, -28, -60, 3, 30, 57, 110], n)
+    few = rng.random(n) < rng.choice([0, 0.002])
+    values[few] = rng.choice(
+        [0.0, -0.0, 5e-324, -1e-310, 1e308, np.inf, -np.inf, np.nan, 2.0**-27], few.sum()
+    )
+    codes = np.minimum(rng.geometric(rng.choice([0.02, 0.9]), n) - 1, groups - 1).astype(np.int32)
+    wanted, found = np.zeros((2, groups, 4), np.int64)
+    binned.sum_binned(wanted, 1, codes, values)
+    order = rng.permutation(n)
+    sum_scalars(found, 1, codes[order], values[order])
+    assert np.array_equal(found, wanted)
+    sum_scalars(found, 1, codes, values)  # on top of what is held
+    binned.sum_binned(wanted, 1, codes[order], values[order])
+    assert np.array_equal(found, wanted)
 
 
 def test_means_and_counts_and_nulls_are_those_of_the_plain_aggregators():

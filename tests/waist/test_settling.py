@@ -42,6 +42,8 @@ def test_random_graphs_have_the_components_and_paths_of_scipy(kind: str, ranks: 
         _, rows = solved("sssp", ranks, weighted, source=str(source), symmetric=symmetric, settle=True)
         assert rows["distance"].dtype == weight.dtype
         verify("sssp", rows, weighted, source, symmetric)
+    _, rows = solved("bfs", ranks, edges, source=str(source), symmetric=symmetric, settle=True)
+    verify("bfs", rows, edges, source, symmetric)
 
 
 def test_settling_takes_no_more_supersteps_than_telling(ranks: int) -> None:
@@ -58,6 +60,10 @@ def test_settling_takes_no_more_supersteps_than_telling(ranks: int) -> None:
 def test_one_rank_settles_in_one_superstep(edges: ir.Batch) -> None:
     result, rows = solved("components", 1, edges, settle=True)
     verify("components", rows, edges)
+    assert result.iterations == 1
+    source = int(edges["src"][0])
+    result, rows = solved("bfs", 1, edges, source=str(source), settle=True)
+    verify("bfs", rows, edges, source)
     assert result.iterations == 1
 
 
@@ -93,3 +99,5 @@ def test_rmat_graphs_have_the_answers_of_scipy(scale: int, ranks: int) -> None:
     source = int(edges["src"][0])
     _, rows = solved("sssp", ranks, edges, source=str(source), settle=True)
     verify("sssp", rows, edges, source)
+    _, rows = solved("bfs", ranks, edges, source=str(source), symmetric=True, settle=True)
+    assert verify("bfs", rows, edges, source, True) > 3
