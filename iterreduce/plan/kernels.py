@@ -25,7 +25,7 @@ from iterreduce.columns.joins import KeyRows
 from iterreduce.columns.ragged import Ragged
 from iterreduce.columns.random import choose
 from iterreduce.columns.schema import Field, Schema
-from iterreduce.columns.sortkeys import sorted_order
+from iterreduce.columns.sortkeys import first_in_order
 from iterreduce.columns.trees import columns_of
 from iterreduce.errors import UsageError
 from iterreduce.loop import Context
@@ -280,8 +280,8 @@ class FirstRows:
         """At most so many."""
         (rows,) = batches
         if self.keys and len(rows):
-            order = sorted_order(rows.select(*self.keys), self.descending)
-            rows = rows if order is None else rows.take(order[: self.rows])
+            first = first_in_order(rows.select(*self.keys), self.rows, self.descending)
+            rows = rows if first is None else rows.take(first)
         return rows.slice(0, self.rows)
 
 
