@@ -1,10 +1,10 @@
 """Rows whose order matters, in an order that no number of ranks changes.
 
-Rows of a source, of a sort, and what keeps their order stand as they stand. Groups, joined and united rows and
-states have no order of their own: it depends on where they lie. Where something asks for one, what tells the
-rows apart decides: their key, if one is known, else the values of all columns that have an order. So a limit of
-such rows is the first by those columns, ties of a sort are settled by them, and rows are sorted before they are
-numbered or drawn.
+Rows of a source, of a sort, and what keeps their order stand as they stand. Groups, joined and united rows
+and states have no order of their own: it depends on where they lie. Where something asks for one, what tells
+the rows apart decides: their key, if one is known, else the values of all columns that have an order. So a
+limit of such rows is the first by those columns, ties of a sort are settled by them, and rows are sorted
+before they are numbered or drawn.
 
 Who speaks to it: `iterreduce.plan.planning`, once before columns that nobody reads go, so that which rows are
 chosen does not depend on which columns are asked of them; and once behind, for sorts that choose nothing.
@@ -75,14 +75,10 @@ class Orders(Rewriter):
 
     def _node(self, node: Node) -> Node:
         made = self.rebuilt(node)
-        if isinstance(made, Sort) and (self.chosen is None or id(node) in self.chosen):
-            found = self._settled(made)
-        elif isinstance(made, Limit):
-            found = self._settled(made)
-        elif chooses(made):
-            found = self._sorted_before(made)
-        else:
+        sorts = isinstance(made, Sort) and (self.chosen is None or id(node) in self.chosen)
+        if not sorts and not chooses(made):
             return made
+        found = self._settled(made) if isinstance(made, Sort | Limit) else self._sorted_before(made)
         if found is not made:
             self.applied.rules.append((RULE, found.label))
         return found
@@ -115,7 +111,7 @@ class Orders(Rewriter):
 
     def _has_order(self, node: Node) -> bool:
         below = _below(node)
-        if isinstance(below, HAVE_ORDER) or isinstance(below, MapBatches):
+        if isinstance(below, (*HAVE_ORDER, MapBatches)):
             return True
         return self.known.everywhere(below) and not self.known.varies(below)
 
