@@ -426,11 +426,16 @@ def hdf5_write_ragged(path: str, first_row: int, columns: dict[str, Ragged]) -> 
 
     with h5py.File(path, "r+", locking=LOCKING) as file:
         for name, column in columns.items():
-            cells = np.empty(len(column), object)
-            cells[:] = (
-                [np.asarray(row) for row in column.to_list()] if column.kind == "list" else _raw_cells(column)
-            )
-            file[name][first_row : first_row + len(column)] = cells
+            if not len(column):
+                continue
+            dataset = file[name]
+            cells = np.empty(len(column), dataset.dtype)
+            rows = [np.asarray(r) for r in column.to_list()] if column.kind == "list" else _raw_cells(column)
+            for i, row in enumerate(rows):  # all at once, rows of one length would be taken for a matrix
+                cells[i] = row.astype(column.values.dtype, copy=False) if column.kind == "list" else row
+            place = dataset.id.get_space()
+            place.select_hyperslab((first_row,), cells.shape)
+            dataset.id.write(h5py.h5s.create_simple(cells.shape), place, cells)
 
 
 def _raw_cells(column: Ragged) -> list[Any]:
