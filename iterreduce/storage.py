@@ -426,13 +426,10 @@ def hdf5_write_ragged(path: str, first_row: int, columns: dict[str, Ragged]) -> 
 
     with h5py.File(path, "r+", locking=LOCKING) as file:
         for name, column in columns.items():
-            if not len(column):
-                continue
-            dataset = file[name]
+            dataset, plain = file[name], column.kind == "list"
             cells = np.empty(len(column), dataset.dtype)
-            rows = [np.asarray(r) for r in column.to_list()] if column.kind == "list" else _raw_cells(column)
-            for i, row in enumerate(rows):  # all at once, rows of one length would be taken for a matrix
-                cells[i] = row.astype(column.values.dtype, copy=False) if column.kind == "list" else row
+            for i, row in enumerate(column.to_list() if plain else _raw_cells(column)):
+                cells[i] = np.asarray(row) if plain else row  # all at once, equal lengths would make a matrix
             place = dataset.id.get_space()
             place.select_hyperslab((first_row,), cells.shape)
             dataset.id.write(h5py.h5s.create_simple(cells.shape), place, cells)
