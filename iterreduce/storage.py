@@ -426,11 +426,13 @@ def hdf5_write_ragged(path: str, first_row: int, columns: dict[str, Ragged]) -> 
 
     with h5py.File(path, "r+", locking=LOCKING) as file:
         for name, column in columns.items():
-            cells = np.empty(len(column), object)
-            cells[:] = (
-                [np.asarray(row) for row in column.to_list()] if column.kind == "list" else _raw_cells(column)
-            )
-            file[name][first_row : first_row + len(column)] = cells
+            dataset, plain = file[name], column.kind == "list"
+            cells = np.empty(len(column), dataset.dtype)
+            for i, row in enumerate(column.to_list() if plain else _raw_cells(column)):
+                cells[i] = np.asarray(row) if plain else row  # all at once, equal lengths would make a matrix
+            place = dataset.id.get_space()
+            place.select_hyperslab((first_row,), cells.shape)
+            dataset.id.write(h5py.h5s.create_simple(cells.shape), place, cells)
 
 
 def _raw_cells(column: Ragged) -> list[Any]:

@@ -206,6 +206,23 @@ def sorted_order(keys: Batch, descending: Sequence[bool] = ()) -> Array | None:
     return order
 
 
+def first_in_order(keys: Batch, k: int, descending: Sequence[bool] = ()) -> Array | None:
+    """The first ``k`` rows of `sorted_order`, at most ``(k,)``; None where the rows stand in it.
+
+    Only rows that may be among them are sorted: those whose first word is not above the ``k``-th smallest.
+
+    >>> first_in_order(Batch(a=np.array([5, 1, 4, 1, 3])), 3).tolist()
+    [1, 3, 4]
+    """
+    if k < 1 or k > len(keys) // 8:
+        order = sorted_order(keys, descending)
+        return None if order is None else order[:k]
+    words = key_parts(keys, descending=descending)[0].words(None)
+    few = np.flatnonzero(words <= np.partition(words, k - 1)[k - 1])
+    order = sorted_order(keys.take(few), descending)
+    return (few if order is None else few[order])[:k]
+
+
 def _refine(
     part: Part, chunk: int, order: Array | None, los: Array, his: Array, last: bool = False
 ) -> tuple[Array | None, Array, Array, Array]:

@@ -206,8 +206,10 @@ class Facts:
         """Has the join exactly one row for each left row?"""
         if join.how not in ("left", "inner") or not self.is_unique(join.right, join.right_keys):
             return False
-        if join.how == "left":
-            return True
+        return join.how == "left" or self.is_met(join)
+
+    def is_met(self, join: Join) -> bool:
+        """Has every left row of a join by one key surely a match?"""
         if len(join.on) > 1 or not self.never_null(join.left, join.left_keys[0]):
             return False
         return self.covers(join.right, join.right_keys[0], join.left, join.left_keys[0])
@@ -334,13 +336,14 @@ class Facts:
 
     def _from(self, rows: Node, by: str, part: Node, column: str) -> bool:
         """Do the rows' values come from that column of that node, rows perhaps left out or doubled?"""
-        wanted = self.origin(part, column)
+        wanted = self._all_of(part, column)
         while True:
-            if self.origin(rows, by) == wanted:
-                return True
             rows, by = self.origin(rows, by)
-            if isinstance(rows, Filter | Sort | Repartition | Limit | Sample):
-                rows = rows.input
+            if (rows, by) == wanted:
+                return True
+            chosen = isinstance(rows, Filter | Sort | Repartition | Limit | Sample)
+            if chosen or (isinstance(rows, Group) and by in rows.keys):
+                rows = rows.input  # type: ignore[attr-defined]
             elif isinstance(rows, Join) and rows.how != "full" and by in (rows.left.names or ()):
                 rows = rows.left
             else:

@@ -20,7 +20,7 @@ from iterreduce.plan.linking import complete, finished, has_all_keys, shuffled
 from iterreduce.plan.lower import Lowering
 from iterreduce.plan.making import columns_read
 from iterreduce.plan.nodes import Filter, Group, Join, MapBatches, Node, Project, Repartition, Union
-from iterreduce.plan.nulls import filled_everywhere, is_sum, others_than
+from iterreduce.plan.nulls import filled_everywhere, is_sum, never_null_of, others_than
 
 MISSING = {"inner": "drop", "left": "null", "semi": "drop", "anti": "only"}
 
@@ -253,11 +253,12 @@ def _beside(
 ) -> Flow | None:
     """The left rows with the groups beside them; null where a key had no row."""
     nullable = [key for key in node.left_keys if _may_be_null(lowering, node, key, anchor)]
-    filled = not nullable and filled_everywhere(lowering, node, grouped, names)
+    met = lowering.facts.is_met(node)
+    filled = met or (not nullable and filled_everywhere(lowering, node, grouped, names))
     others = others_than(lowering, grouped, node)
     if others and not has_all_keys(lowering, grouped, anchor):
         return None  # they want groups of keys that no left row has
-    summed = all(map(is_sum, others)) and (not others or complete(lowering, grouped, anchor))
+    summed = met or (all(map(is_sum, others)) and (not others or complete(lowering, grouped, anchor)))
     made = lowering.rules.onto(lowering, grouped, anchor, home, not (filled and summed))
     if made is None:
         return None
@@ -279,6 +280,8 @@ def _beside(
         flow = Flow(made, tuple(n for n, _ in chosen), made.lies, steps=(Columns(chosen),))
         made = lowering.table(flow, home, node)
         trees = [(new, Column(new)) for new, _ in trees]
+    if filled:
+        lowering.full[id(node)] = never_null_of(grouped, names, node)
     hidden = {new: f"\0{made.name}.{new}" for new, _ in trees}
     columns = tuple((tree.name, hidden[new]) for new, tree in trees if isinstance(tree, Column))
     plain: list[tuple[str, Expr]] = [(n, Column(n)) for n in node.left.names or ()]

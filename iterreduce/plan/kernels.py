@@ -25,7 +25,7 @@ from iterreduce.columns.joins import KeyRows
 from iterreduce.columns.ragged import Ragged
 from iterreduce.columns.random import choose
 from iterreduce.columns.schema import Field, Schema
-from iterreduce.columns.sortkeys import sorted_order
+from iterreduce.columns.sortkeys import first_in_order
 from iterreduce.columns.trees import columns_of
 from iterreduce.errors import UsageError
 from iterreduce.loop import Context
@@ -280,8 +280,8 @@ class FirstRows:
         """At most so many."""
         (rows,) = batches
         if self.keys and len(rows):
-            order = sorted_order(rows.select(*self.keys), self.descending)
-            rows = rows if order is None else rows.take(order[: self.rows])
+            first = first_in_order(rows.select(*self.keys), self.rows, self.descending)
+            rows = rows if first is None else rows.take(first)
         return rows.slice(0, self.rows)
 
 
@@ -364,23 +364,26 @@ class Improved:
         """The rows of the table as they will be: the better value of each column."""
         rows, table = (batches[0], batches[1]) if self.beside else (batches[0], batches[0])
         mark = "" if self.beside else "\0"
-        wins = np.zeros(len(rows), bool)
-        keys = rows.select(*self.key)
-        columns, valid = dict(keys._columns), dict(keys._valid)
         here = None if self.beside or self.met else known_rows(rows, self.merge)
-        for name, kind in self.merge:
-            new, old = rows[mark + name], table[name]
-            better = IMPROVES[kind](new, old)
-            better = with_nulls(better, rows.valid(mark + name), table.valid(name) if here is None else None)
-            wins |= better
-            columns[name] = old.copy()
-            np.copyto(columns[name], new, where=better)
-            masks = rows.valid(mark + name), table.valid(name)
-            if masks[1] is not None and here is None:
-                valid[name] = masks[1] | better
-        if here is not None:
-            wins &= here
-        return Batch.from_dict(columns, valid).take(np.flatnonzero(wins))
+        better = {name: self._better(rows, table, name, kind, here) for name, kind in self.merge}
+        first, *others = better.values()
+        wins = np.logical_or.reduce((first, *others)) if others else first
+        at = np.flatnonzero(wins if here is None else wins & here)
+        keys = rows.select(*self.key).take(at)
+        columns, valid = dict(keys._columns), dict(keys._valid)
+        for name, _ in self.merge:
+            columns[name] = rows[mark + name][at]
+            if others:
+                np.copyto(columns[name], table[name][at], where=~better[name][at])
+            if here is None and (mask := table.valid(name)) is not None:
+                valid[name] = (mask | better[name])[at]
+        return Batch.from_dict(columns, valid)
+
+    def _better(self, rows: Batch, table: Batch, name: str, kind: str, here: Any) -> Any:
+        """Where the value proposed for a column is better."""
+        proposed = name if self.beside else f"\0{name}"
+        better = IMPROVES[kind](rows[proposed], table[name])
+        return with_nulls(better, rows.valid(proposed), table.valid(name) if here is None else None)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from iterreduce.columns.expressions import Column, Expr, Parameter
+from iterreduce.columns.schema import Field
 from iterreduce.columns.trees import parameters_of, with_parameters
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import MaxIterations, Until
@@ -82,6 +83,7 @@ class Lowering:
         self.extra: list[Node] = []  # ids of nodes are kept for as long as the nodes are
         self.counted: set[str] = set()  # tables whose global row numbers are known
         self.on_all_ranks: set[int] = set()  # groups that every rank needs whole
+        self.full: dict[int, Mapping[str, Field]] = {}  # of joins: columns that have no null after all
 
     # ------------------------------------------------------------------ which loop
 

@@ -7,6 +7,7 @@ are 0 there, so where each reader asks for just that (``fill_null(0)``) nothing 
 from __future__ import annotations
 
 from iterreduce.columns.expressions import Apply, Column, Constant, Expr
+from iterreduce.columns.schema import Field
 from iterreduce.plan.lower import Lowering
 from iterreduce.plan.nodes import Aggregate, Group, Join, Node, Project
 
@@ -24,6 +25,15 @@ def filled_everywhere(lowering: Lowering, node: Join, grouped: Group, names: dic
         and all(_only_filled(tree, new) for tree in reader.expressions for new in node.taken)
         for reader in readers
     )
+
+
+def never_null_of(grouped: Group, names: dict[str, str], join: Join) -> dict[str, Field]:
+    """The types of the columns of groups beside a join whose rows all have a value: what fills nulls there
+    does nothing.
+    """
+    fields = grouped.fields or {}
+    of = {new: fields.get(names[old]) for new, old in join.taken.items()}
+    return {new: field for new, field in of.items() if field is not None and not field.nullable}
 
 
 def _is_zero_of_nothing(grouped: Group, name: str) -> bool:

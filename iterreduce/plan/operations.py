@@ -146,6 +146,8 @@ class Operations:
     def with_row_number(self, name: str = "row") -> Self:
         """All columns, and the row's number among all rows of all ranks from 0: of sorted rows its place.
 
+        The same on any number of ranks: rows without an order (see `limit`) are sorted first.
+
         >>> from iterreduce import Dataset
         >>> import numpy as np
         >>> rows = Dataset.from_local(None, x=np.array([3, 1, 2])).sort("x").with_row_number("place")
@@ -235,21 +237,34 @@ class Operations:
     # ------------------------------------------------------------------ order
 
     def sort(self, *keys: Any, descending: Any = False) -> Self:
-        """Rows in the order of these columns over all ranks, nulls last; equal ones as they stood."""
+        """Rows in the order of these columns over all ranks, nulls last; equal ones as they stood, or where
+        the rows have no order (see `limit`) by their other columns.
+        """
         return self._of(making.sort(self.node, making.names_of(keys, "sort"), descending))
 
     def top(self, k: int, by: Any, descending: Any = True) -> Self:
-        """The ``k`` rows that come first in the order of ``by`` (the largest, unless told), on all ranks."""
+        """The ``k`` rows that come first in the order of ``by`` (the largest, unless told), on all ranks.
+
+        Of equal ones those that stand first; where the rows have no order (see `limit`), those whose other
+        columns come first.
+        """
         keys = making.names_of((by,) if isinstance(by, str | Column) else by, "top")
         return self._of(making.limit(self.node, k, keys, descending, "top"))
 
     def limit(self, rows: int) -> Self:
-        """The first rows as they stand, on all ranks."""
+        """The first rows as they stand, on all ranks; of rows without an order the first by their key, or by
+        all columns.
+
+        Rows of a file or a sort have an order, and keep it in `select`, `filter` and `map_batches`. Groups,
+        joined and united rows and those of an iteration have none. Lists, and columns whose type is not known
+        before they are made, decide nothing: what differs in those alone may come out otherwise on another
+        number of ranks.
+        """
         return self._of(making.limit(self.node, rows, (), False, "limit"))
 
     def sample(self, k: int, seed: int = 0, at_least: int = 0) -> Self:
         """``k`` different rows, chosen by ``seed``, the same on any number of ranks; in the order of the
-        rows.
+        rows. Those without an order (see `limit`) are sorted first.
 
         A dataset of fewer than ``k`` (or ``at_least``) rows is an error when it runs.
         """

@@ -30,6 +30,7 @@ from iterreduce.plan.nodes import (
     StateRows,
     Union,
 )
+from iterreduce.plan.order import ordered
 from iterreduce.plan.pruning import pruned
 from iterreduce.plan.rules import Applied, optimized, own_states
 from iterreduce.plan.sharing import shared
@@ -83,14 +84,15 @@ def planned(root: Node, ranks: Ranks | None = None, name: str = "plan", optimize
     """
     before, rows = known(root, ranks) if ranks is not None else (root, {})
     applied = Applied()
-    after = rewritten(before, applied) if optimize else before
+    after = rewritten(before, applied) if optimize else ordered(before, applied)
     lowering = Lowering(after, RULES, name, lambda node: rows_of(node, rows))
     return Planned(before, after, applied.rules, rows, lowering, lowering.loop())
 
 
 def rewritten(root: Node, applied: Applied) -> Node:
-    """The better plan: equal parts once, all rules, and no column that nobody reads."""
-    return pruned(optimized(shared(own_states(root), applied), applied=applied), applied)
+    """The better plan: equal parts once, all rules, orders without ranks, no column that nobody reads."""
+    better = optimized(shared(own_states(root), applied), applied=applied)
+    return ordered(pruned(ordered(better, applied, chosen_only=True), applied), applied)
 
 
 def to_loop(root: Node, ranks: Ranks | None = None, name: str = "plan", optimize: bool = True) -> Loop:

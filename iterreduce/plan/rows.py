@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from iterreduce.columns.expressions import Column
+from iterreduce.columns.simplify import fold_constants
 from iterreduce.columns.trees import substitute
 from iterreduce.errors import UsageError
 from iterreduce.loop import Gather, Local, Shuffle, Splitters
@@ -70,7 +71,9 @@ def project(lowering: Lowering, node: Project) -> Flow:
     """One more step of computing."""
     flow = _ready(lowering, node)
     numbers = dict(flow.numbers)
-    trees = tuple((name, lowering.tree(tree, numbers)) for name, tree in node.columns)
+    full = lowering.full.get(id(node.input), {})  # what fills nulls there is left out
+    given = [(name, fold_constants(tree, full) if full else tree) for name, tree in node.columns]
+    trees = tuple((name, lowering.tree(tree, numbers)) for name, tree in given)
     columns = node.names
     if columns is None and flow.columns is not None and node.rest:
         columns = tuple(dict.fromkeys((*flow.columns, *(n for n, _ in trees))))

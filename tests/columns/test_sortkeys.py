@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashorder import sort_words, stable_order
 from iterreduce.columns.ragged import Ragged
-from iterreduce.columns.sortkeys import ranges_of, sorted_order
+from iterreduce.columns.sortkeys import first_in_order, ranges_of, sorted_order
 from iterreduce.errors import UsageError
 
 TEXTS = [
@@ -200,3 +200,13 @@ def test_columns_without_an_order_are_refused_by_name() -> None:
     for column in (np.zeros(1, complex), lists):
         with pytest.raises(UsageError, match=r'"z".*no order'):
             sorted_order(Batch(z=column).take(np.array([0, 0])))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(INTS), min_size=1, max_size=80), st.integers(0, 9), st.booleans())
+def test_the_first_rows_in_order_are_those_of_all_rows_sorted(values: list[int], k: int, down: bool) -> None:
+    keys = Batch(a=np.array(values, np.int64), b=["xyz"[v % 3] for v in values])
+    order = sorted_order(keys, (down, not down))
+    whole = np.arange(len(values)) if order is None else order
+    found = first_in_order(keys, k, (down, not down))
+    assert (np.arange(len(values)) if found is None else found)[:k].tolist() == whole[:k].tolist()

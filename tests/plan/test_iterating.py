@@ -335,3 +335,42 @@ LOOPS: dict[str, Callable[[Tables], Dataset]] = {
 @pytest.mark.parametrize("name", LOOPS)
 def test_an_iteration_gives_what_a_loop_over_rows_gives(name: str) -> None:
     agrees(LOOPS[name], TABLES, (1, 3), ("last",))
+
+
+def _averaged(t: Tables) -> Dataset:
+    """Every key of the state has a group, and all groups a key: nothing is masked or filled."""
+    rows = t["a"].select(k=col("k").fill_null(0), x=col("x").fill_null(2.0))
+
+    def step(state: Dataset) -> Dataset:
+        sums = (
+            rows.join(state, "k")
+            .select("k", y=col("x") + col("m"))
+            .group_by("k")
+            .agg(s=ir.sum("y"), n=ir.count())
+        )
+        told = state.select("k").left_join(sums, "k")
+        return told.select("k", m=col("s").fill_null(-100.0) / col("n").fill_null(-1))
+
+    start = rows.distinct("k").sort("k").with_columns(m=ir.lit(0.5))
+    return ir.iterate(step, start, max_iterations=3)
+
+
+def test_rows_that_all_have_a_match_are_neither_masked_nor_filled() -> None:
+    agrees(_averaged, TABLES, (1, 2, 5), ("even", "last"))
+    stages = _averaged(Tables(TABLES)).explain().split("in each iteration")[1]
+    assert "where(" not in stages and "coalesce" not in stages
+
+
+def test_rows_of_which_some_have_no_match_are_filled() -> None:
+    def build(t: Tables) -> Dataset:
+        rows = t["a"].select(k=col("k").fill_null(0), x=col("x").fill_null(1.0))
+
+        def step(state: Dataset) -> Dataset:
+            some = rows.filter(col("x") > 2).join(state, "k").select("k", y=col("x") + col("m"))
+            sums = some.group_by("k").agg(s=ir.sum("y"), n=ir.count())
+            told = state.select("k").left_join(sums, "k")
+            return told.select("k", m=col("s").fill_null(-100.0) / (1 + col("n").fill_null(0)))
+
+        return ir.iterate(step, rows.distinct("k").with_columns(m=ir.lit(0.5)), max_iterations=3)
+
+    agrees(build, TABLES, (1, 3), ("even", "last"))

@@ -112,6 +112,19 @@ def test_lists_bytes_dates_and_null_text_survive(suffix: str, tmp_path: Path) ->
     assert got.select("b", "d", "t").equals(batch.select("b", "d", "t"))
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+@pytest.mark.parametrize("lengths", [[2, 2, 2], [1, 1], [1], [0, 0], [1, 2]])
+def test_lists_and_bytes_of_one_length_survive(suffix: str, lengths: list[int], tmp_path: Path) -> None:
+    offsets = np.cumsum([0, *lengths])
+    lists = Ragged(offsets, np.arange(offsets[-1]), "list")
+    raw = Ragged(offsets, np.arange(offsets[-1]).astype(np.uint8), "bytes")
+    batch = Batch(l=lists, b=raw)
+    run_ranks(2, lambda group: write_result(group, tmp_path / f"out{suffix}", share(batch, group)))
+    got = read(tmp_path / f"out{suffix}")
+    assert [r.tolist() for r in got["l"].to_list()] == [r.tolist() for r in lists.to_list()]
+    assert got.select("b").equals(batch.select("b"))
+
+
 def test_a_single_nullable_column_of_csv_keeps_its_rows(tmp_path: Path) -> None:
     for column in (np.array([1, 0, 3]), ["a", "", "c"]):
         batch = Batch.from_dict({"v": column}, {"v": np.array([True, False, True])})
