@@ -202,8 +202,8 @@ class Attempt:
         The directory is listed anew: a network file system may remember the old name for a while.
         """
         names = os.listdir(self.directory)
-        if os.path.basename(self.path) not in names:
-            newest = max((int(m[1]) for m in map(_ATTEMPT.match, names) if m), default=None)
+        newest = max((int(m[1]) for m in map(_ATTEMPT.match, names) if m), default=None)
+        if os.path.basename(self.path) not in names or (newest or 0) > self.number:
             if newest is None:
                 raise CheckpointError(f"{self.path} has vanished; this run cannot save there any more")
             raise CheckpointError(

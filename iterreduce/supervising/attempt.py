@@ -133,16 +133,18 @@ class Attempt:
             if rank is not None:
                 self._dead.append(rank)
             return
-        if handle is not None:
-            self._handles[handle] = rank
-            poll.register(handle, select.EPOLLIN)
+        lives = None if rank is None else places.lifeline(self.directory, rank)
+        for one in (lives, handle):
+            if one is not None:
+                self._handles[one] = rank
+                poll.register(one, select.EPOLLIN)
 
     def _look(self, poll: select.epoll) -> bool:
         """Once; whether it is over."""
         for handle, _ in poll.poll(MEET_SECONDS if len(self._known) < self.ranks else LOOK_SECONDS):
             poll.unregister(handle)
             rank = self._handles[handle]
-            if rank is not None:
+            if rank is not None and rank not in self._dead:
                 self._dead.append(rank)
         self._meet(poll)
         if self._process.poll() is not None:

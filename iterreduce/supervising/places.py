@@ -8,6 +8,7 @@
     rank-3.json   by each rank when it begins: its host and process
     beat-3        by each rank, about once a second: what it did last
     end-3         by each rank that leaves in order: its exit status
+    .life-3       by each rank on the supervisor's machine: a pipe that it holds as long as it lives
 
 A rank that left no end was killed, whatever the launcher's exit status says. The directory is private, lies
 where all hosts see it, and is removed when the attempt is over: a rank that then still runs on another host
@@ -48,6 +49,23 @@ def read(directory: str, name: str) -> dict[str, Any]:
         if isinstance(facts, dict):
             return facts
     return {}
+
+
+def hold_lifeline(directory: str, rank: int) -> None:
+    """Hold the pipe until this process ends. Its files close before the launcher can know that it died, and
+    so before that ends others: these pipes tell who died first, not the order in which processes are gone.
+    """
+    path = os.path.join(directory, f".life-{rank}")
+    with contextlib.suppress(OSError):  # a file system without pipes
+        os.mkfifo(path, 0o600)
+        os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def lifeline(directory: str, rank: int) -> int | None:
+    """A file that hangs up when the rank ends; None where it holds none."""
+    with contextlib.suppress(OSError):
+        return os.open(os.path.join(directory, f".life-{rank}"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return None
 
 
 def ranks_with(directory: str) -> dict[str, set[int]]:

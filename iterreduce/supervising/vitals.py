@@ -59,6 +59,8 @@ class Vitals:
         die_with_parent()
         if self._is_orphan():
             self._orphaned()
+        if self._here == self.job["machine"]:
+            places.hold_lifeline(self.directory, self.rank)
         pid, host = os.getpid(), socket.gethostname()
         who = {"host": host, "machine": self._here, "pid": pid, "start": start_of(pid)}
         try:
