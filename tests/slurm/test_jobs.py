@@ -126,12 +126,10 @@ def test_a_job_whose_node_dies_goes_on_on_others(jobs: Jobs, digest: str, which:
     assert "cut off" in inspected(job)
 
 
-def test_a_limit_far_below_the_work_queues_the_job_again_until_it_is_done(jobs: Jobs, digest: str) -> None:
-    went_on(jobs["limit"], digest)
-
-
-@pytest.mark.parametrize("name", ["mpirun"] if mpi() in OTHER_LAUNCHER else [])
-def test_under_mpirun_the_wish_to_save_reaches_the_ranks_too(jobs: Jobs, digest: str, name: str) -> None:
+@pytest.mark.parametrize("name", ["limit", *(["mpirun"] if mpi() in OTHER_LAUNCHER else [])])
+def test_a_limit_far_below_the_work_queues_the_job_again_until_it_is_done(
+    jobs: Jobs, digest: str, name: str
+) -> None:
     went_on(jobs[name], digest)
 
 
