@@ -123,6 +123,8 @@ def test_portions_of_any_size_lead_to_the_same_end(ranks: int, monkeypatch: pyte
     for portion in (1, 7, 1 << 20):
         monkeypatch.setattr(linksettle, "LEAST_EDGES", portion)
         monkeypatch.setattr(linksettle, "ROUNDS", 0)
+        monkeypatch.setattr(linksettle, "LEAST_SHARE", portion)
+        monkeypatch.setattr(linksettle, "SHARE", 1 << 40)
 
         def check(group: Group) -> int:
             run = LoopRun(program(group, roads(), towns()), group)
