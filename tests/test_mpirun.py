@@ -17,6 +17,8 @@ from tests.launch import in_use, is_open_mpi, mpirun, mpirun_path
 _PYTEST = ("-m", "pytest", "--with-mpi", "-q", "-x", "-p", "pytest_mpi", "-p", "pytest_timeout")
 #: Nothing may be skipped; fewer plugins start faster.
 _ENVIRONMENT = {"ITERREDUCE_NO_SKIPS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+#: Every failure, every lazy app and loops under a low limit take long: 2 and 3 ranks are enough.
+SHORT = ("-k", "not failures", *(f"--ignore=tests/mpi/test_{name}.py" for name in ("counts", "lazy_apps")))
 
 
 def test_this_environment_has_mpi4py_and_an_mpirun() -> None:
@@ -29,7 +31,7 @@ def test_this_environment_has_mpi4py_and_an_mpirun() -> None:
 @pytest.mark.timeout(1000)  # a guard against hanging; cold caches on a busy machine take minutes
 @pytest.mark.parametrize(
     ("ranks", "chosen"),
-    [(4, ("-k", "not failures")), (3, ()), (2, ()), (1, ())],  # every failure on 2 and 3 is enough
+    [(4, SHORT), (3, ()), (2, ()), (1, SHORT)],
     ids=["4", "3", "2", "1"],
 )
 def test_the_mpi_tests_pass_on_real_ranks(ranks: int, chosen: tuple[str, ...]) -> None:
