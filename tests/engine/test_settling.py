@@ -1,4 +1,4 @@
-"""Shuffles that settle: rolled back whole, the same in any portions, on states in any order; wrong uses."""
+"""Shuffles that settle, or give what improves: rolled back whole, on states in any order; wrong uses."""
 
 from __future__ import annotations
 
@@ -74,12 +74,20 @@ def program(
         "joined": Joined("active", "src"),
         "settle": "told",
     }
-    stages = (
+    stages: tuple[Any, ...] = (
         Shuffle(**settled | options),
         Local(better, ("heard",), "better", cut="share"),
         Local(untold, ("heard",), "next", cut="share"),
     )
-    step = Superstep("step", stages, (Patch("towns", "better"), Replace("active", "next")))
+    writes = Patch("towns", "better"), Replace("active", "next")
+    if options.get("improves"):
+        seen = Local(
+            lambda rows: better(rows.with_columns(told=rows["far"])), ("heard",), "seen", cut="share"
+        )
+        watched = (seen,) if watch else ()
+        stages = (Shuffle(**settled | {"settle": ""} | options), *watched)
+        writes = Patch("towns", "heard"), Replace("active", "heard")
+    step = Superstep("step", stages, writes)
     first = Local(lambda t: t.take(np.flatnonzero(t["far"] == 0)), ("given",), "first")
     states = {"towns": State("given", ("town",)), "active": State("first", ("town",))}
     return Loop(
@@ -97,9 +105,10 @@ def ways(group: Group, run: LoopRun) -> list[tuple[int, int]]:
     return sorted(rows_of(group, run.tables["towns"]))
 
 
-def test_a_state_in_any_order_with_further_rows_settles(ranks: int) -> None:
+@pytest.mark.parametrize("improves", [False, True])
+def test_a_state_in_any_order_with_further_rows_settles(ranks: int, improves: bool) -> None:
     def check(group: Group) -> None:
-        run = LoopRun(program(group, roads(), towns(order=4)), group)
+        run = LoopRun(program(group, roads(), towns(order=4), improves=improves), group)
         run.run()
         assert ways(group, run) == distances(roads())
 
@@ -136,7 +145,8 @@ def test_portions_of_any_size_lead_to_the_same_end(ranks: int, monkeypatch: pyte
     assert taken == sorted(taken, reverse=True) and taken[0] > taken[-1]
 
 
-def test_a_failure_behind_settling_leaves_no_trace(ranks: int) -> None:
+@pytest.mark.parametrize("improves", [False, True])
+def test_a_failure_behind_settling_leaves_no_trace(ranks: int, improves: bool) -> None:
     def check(group: Group) -> None:
         failing = [group.rank == group.size - 1]
 
@@ -144,7 +154,7 @@ def test_a_failure_behind_settling_leaves_no_trace(ranks: int) -> None:
             if failing.pop() if failing else False:
                 raise ValueError("not yet")
 
-        run = LoopRun(program(group, roads(), towns(), watch=watch), group)
+        run = LoopRun(program(group, roads(), towns(), watch=watch, improves=improves), group)
         run.start()
         raised(group, IterReduceError, run.advance)
         assert ways(group, run) == sorted(zip(range(N + 5), towns()["far"].tolist(), strict=True))
