@@ -36,8 +36,9 @@ def towns(order: int = 0) -> Batch:
     return Batch(town=names, far=np.where(names == 0, 0, FAR))
 
 
-def distances(edges: Batch) -> list[tuple[int, int]]:
-    far = dict.fromkeys(range(N + 5), FAR) | {0: 0}
+def distances(edges: Batch, given: Batch | None = None) -> list[tuple[int, int]]:
+    rows = towns() if given is None else given
+    far = dict(zip(rows["town"].tolist(), rows["far"].tolist(), strict=True))
     for _ in far:
         for a, b, length in zip(*(edges[name].tolist() for name in ("src", "dst", "length")), strict=True):
             far[b] = min(far[b], far[a] + length)
@@ -88,7 +89,7 @@ def program(
         stages = (Shuffle(**settled | {"settle": ""} | options), *watched)
         writes = Patch("towns", "heard"), Replace("active", "heard")
     step = Superstep("step", stages, writes)
-    first = Local(lambda t: t.take(np.flatnonzero(t["far"] == 0)), ("given",), "first")
+    first = Local(lambda t: t.take(np.flatnonzero(np.abs(t["far"]) < FAR)), ("given",), "first")
     states = {"towns": State("given", ("town",)), "active": State("first", ("town",))}
     return Loop(
         "ways",
@@ -143,6 +144,33 @@ def test_portions_of_any_size_lead_to_the_same_end(ranks: int, monkeypatch: pyte
 
         taken += run_ranks(ranks, check)[:1]
     assert taken == sorted(taken, reverse=True) and taken[0] > taken[-1]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("starts", [1, 4])
+def test_ranks_that_say_one_value_each_find_how_many_steps_it_takes(
+    ranks: int, starts: int, sign: int
+) -> None:
+    edges, given = roads(5), towns()
+    given["far"][:starts] = 3 * np.arange(starts)  # what one rank says, and when, is not what another says
+    known = dict(distances(edges.with_columns(length=np.ones_like(edges["length"])), given))
+    combine = (min_ if sign > 0 else max_)(col("far") + sign)
+    failing = {0} if starts > 1 else set()
+
+    def check(group: Group) -> None:
+        def watch() -> None:  # in the second superstep, which is then done again
+            if group.rank in failing and run.iteration == 1:
+                failing.remove(group.rank)
+                raise ValueError("not yet")
+
+        rows = given.with_columns(far=sign * given["far"])
+        run = LoopRun(program(group, edges, rows, {"far": combine}, watch=watch, improves=True), group)
+        if starts > 1:
+            raised(group, IterReduceError, run.run)
+        run.run()
+        assert {town: sign * far for town, far in ways(group, run)} == known
+
+    run_ranks(ranks, check)
 
 
 @pytest.mark.parametrize("improves", [False, True])
