@@ -13,6 +13,7 @@ length) comes back after a bounded amount of work, and ends where its loop does.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,10 @@ from iterreduce.columns.ragged import Array
 from iterreduce.columns.settling import Settling
 from iterreduce.errors import SchemaError, UsageError
 from iterreduce.indexing import Resident
+from iterreduce.linkimprove import ImprovingShuffle
 from iterreduce.linkprogram import Bound, identity_of, improving
 from iterreduce.linkshuffle import LinkShuffle
-from iterreduce.table import RowsOf, Table
+from iterreduce.table import Table
 
 ROUNDS = 64  # a superstep follows each edge at most so often, on average: a bound for what never settles
 LEAST_EDGES = 1 << 20
@@ -33,7 +35,7 @@ LEAST_EDGES = 1 << 20
 SHARE, LEAST_SHARE = 4, 1 << 14
 
 
-class SettlingShuffle(LinkShuffle):
+class SettlingShuffle(ImprovingShuffle):
     """One `Shuffle` with ``settle`` at work, on every iteration of a loop run.
 
     ``by_round``: values go along one edge in a superstep and no further, so that the number of supersteps,
@@ -57,6 +59,11 @@ class SettlingShuffle(LinkShuffle):
                 )
         return resident
 
+    def make_ready(self, tables: Mapping[str, Table]) -> None:
+        """There is nothing to be done once."""
+        if self.by_round:
+            super().make_ready(tables)
+
     def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
         """Settle."""
         if self.by_round:
@@ -77,7 +84,7 @@ class SettlingShuffle(LinkShuffle):
                 f'"{self.stage.onto}", where it improves: wanted one type'
             )
         self._values = {name: joined[name]}
-        frontier, values = self._frontier(slots, work.links.n_sources)
+        frontier, values = LinkShuffle._frontier(self, slots, work.links.n_sources)
         work.begin(self._by_slot(onto, name))
         sources = np.arange(work.links.n_sources) if frontier is None else frontier
         work.put(sources.astype(np.int64, copy=False), values[name][: len(sources)])
@@ -120,7 +127,9 @@ class SettlingShuffle(LinkShuffle):
     def _finish_touched(self, onto: Table) -> Table:
         """The rows that became better, here or because of what came, and those that were not done."""
         if self.by_round:
-            return self._better(super()._finish_touched(onto), onto)
+            made = super()._finish_touched(onto)
+            untold = {self.stage.settle: np.zeros(len(made), bool)}  # all have still to tell it
+            return replace(made, batch=made.batch.with_columns(**untold))
         assert self.work is not None and self.bound is not None
         work, own_at = self.work, int(self.work.own_at)
         if self.group.size > 1:
@@ -129,13 +138,3 @@ class SettlingShuffle(LinkShuffle):
         places = work.improved(own_at, work.links.n_targets)
         columns = {self.bound.output.name: work.values[places], self.stage.settle: work.told(places)}
         return self._at(onto, places - own_at, columns)
-
-    def _better(self, heard: Table, onto: Table) -> Table:
-        """Of the rows that heard something those that became better; all have still to tell it."""
-        assert heard.rows_of is not None
-        (output,) = self.shape.outputs
-        new, old = heard.batch[output.name], onto.batch[output.name].take(heard.rows_of.rows)
-        rows = np.flatnonzero(new < old if output.combine == "min" else new > old)
-        told = {self.stage.settle: np.zeros(len(rows), bool)}
-        made_of = RowsOf(onto.batch.select(*onto.layout.keys), heard.rows_of.rows[rows])
-        return Table(heard.batch.take(rows).with_columns(**told), heard.layout, rows_of=made_of)

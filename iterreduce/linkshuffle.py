@@ -310,15 +310,13 @@ class LinkShuffle:
     def _outgoing(self) -> Outgoing:
         """Places and values of what was reached at other ranks."""
         assert self.resident is not None
-        own_at, size = self.resident.own_at, self.group.size
-        far = self._reached[: np.searchsorted(self._reached, own_at)]
-        begins = exclusive(self.resident.named + GAP) + GAP
-        bounds = np.searchsorted(far, np.append(begins - GAP, own_at))
+        far = self._reached[: np.searchsorted(self._reached, self.resident.own_at)]
+        begins, bounds = self._bounds(far)
         rows, width = np.diff(bounds), len(self._scratch)
         values = [out[far].view(np.int64) for out in self._scratch]
 
         def fill(buffer: Array, at: Array) -> None:
-            for d in range(size):
+            for d in range(self.group.size):
                 lo, hi, n, first = int(bounds[d]), int(bounds[d + 1]), int(rows[d]), int(at[d])
                 for j, column in enumerate(values):
                     buffer[first + j * n : first + (j + 1) * n] = column[lo:hi]
@@ -326,6 +324,12 @@ class LinkShuffle:
                 numbers[:n] = far[lo:hi] - begins[d]
 
         return Outgoing(rows * width + (rows + 1) // 2, rows, fill)
+
+    def _bounds(self, far: Array) -> tuple[Array, Array]:
+        """Each rank's first place, and where its places begin and end among these, which are ascending."""
+        assert self.resident is not None
+        begins = exclusive(self.resident.named + GAP) + GAP
+        return begins, np.searchsorted(far, np.append(begins - GAP, self.resident.own_at))
 
     # ------------------------------------------------------------------ local work, after the exchange
 
@@ -467,21 +471,21 @@ class LinkShuffle:
         """The rows of the table that stand for these slots; -1: it has none."""
         order = self._order_of(onto.batch[onto.layout.keys[0]])
         if order is None:
-            return slots.astype(np.int64)
+            return slots.astype(np.int64, copy=False)
         row_of = np.full(len(self._target.keys), -1)
         row_of[order[order >= 0]] = np.flatnonzero(order >= 0)
         return row_of[slots]
 
     def _came(self, j: int, word: np.dtype[Any]) -> list[tuple[Array, Array]]:
         """Slots and values of lane ``j`` from each rank."""
-        assert self.resident is not None
-        width, out = len(self._scratch), []
         rows = self._arrival.headers[:, ROWS].tolist()
-        for rank, (segment, n) in enumerate(zip(self._arrival.segments(), rows, strict=True)):
-            numbers = segment[width * n :].view(np.int32)[:n]
-            values = segment[j * n : (j + 1) * n].view(word)
-            out.append((self.resident.asked[rank][numbers], values))
-        return out
+        came = enumerate(zip(self._arrival.segments(), rows, strict=True))
+        return [self._came_from(rank, segment, n, j, word) for rank, (segment, n) in came]
+
+    def _came_from(self, rank: int, segment: Array, n: int, j: int, word: Any) -> tuple[Array, Array]:
+        assert self.resident is not None
+        numbers = segment[len(segment) - (n + 1) // 2 :].view(np.int32)[:n]
+        return self.resident.asked[rank][numbers], segment[j * n : (j + 1) * n].view(word)
 
     # ------------------------------------------------------------------ transactions
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -46,6 +47,13 @@ class Clock:
     invariants: float = 0.0
     iterate: float = 0.0
     iterations: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """What is done meanwhile counts as preparation."""
+        began = time.perf_counter()
+        yield
+        self.invariants += time.perf_counter() - began
 
 
 @dataclass

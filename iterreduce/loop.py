@@ -277,8 +277,9 @@ def _check_indexes(loop: Loop) -> None:
     """What an `Index` makes of rows is read by a `Shuffle` with ``joined`` alone."""
     numbered = indexes_of(loop)
     for stage in stages_of(loop):
-        if isinstance(stage, Shuffle) and stage.settle and stage.rows not in numbered:
-            raise UsageError(f'Shuffle into "{stage.into}": settle goes with rows that an Index has made')
+        if isinstance(stage, Shuffle) and (stage.settle or stage.improves) and stage.rows not in numbered:
+            what = "settle" if stage.settle else "improves"
+            raise UsageError(f'Shuffle into "{stage.into}": {what} goes with rows that an Index has made')
         for name in reads_of(stage):
             if name in numbered and not (isinstance(stage, Shuffle) and stage.rows == name and stage.onto):
                 raise UsageError(
@@ -297,7 +298,7 @@ def _check_onto(stage: Shuffle, where: str) -> None:
         )
     if (stage.touched or stage.joined) and (stage.combine is None or stage.onto is None):
         raise UsageError(f"{where}: touched and joined go with combine and onto; give both")
-    if stage.settle:
+    if stage.settle or stage.improves:
         _check_settle(stage, where)
     if not stage.sorted and (stage.combine is not None or stage.onto or stage.route):
         raise UsageError(f"{where}: sorted=False is for whole rows: leave out combine, onto and route")
@@ -315,10 +316,11 @@ def _check_onto(stage: Shuffle, where: str) -> None:
 
 
 def _check_settle(stage: Shuffle, where: str) -> None:
+    what = "settle" if stage.settle else "improves"
     kinds = [part.kind for part in aggregators_of(stage.combine)]
     if not (stage.touched and stage.joined) or len(kinds) != 1 or kinds[0] not in ("min", "max"):
         raise UsageError(
-            f"{where}: settle goes with touched=True, joined and one MIN or MAX of what the joined table has"
+            f"{where}: {what} goes with touched=True, joined and one MIN or MAX of what the joined table has"
         )
 
 

@@ -110,6 +110,9 @@ class Shuffle:
     whose key had a row, in an order of the engine's choice.
     ``joined``: aggregators of expressions (``ir.sum(ir.col("rank") / ir.col("degree"))``) may read the
     columns of the joined table too. ``route``: by hash, or by ranges (`Splitters`).
+    ``improves`` goes with ``touched`` rows of an `Index`, and one minimum or maximum that has the name of a
+    column of ``onto``: ``into`` has only the rows of ``onto`` whose value becomes better, with that value.
+    Patch ``onto`` with ``into`` and nothing else, and what is known to be as good is not told again.
     ``settle`` goes with ``touched`` rows of an `Index` whose keys are of one table, and one minimum or
     maximum that has the name of a column of ``onto`` (int64 or float64) and reads that column alone of the
     joined table. Rows of ``onto`` whose value becomes better then tell theirs at once, within the rank, until
@@ -131,6 +134,7 @@ class Shuffle:
     route: Splitters | None = None
     sorted: bool = True
     settle: str = ""
+    improves: bool = False
 
 
 @dataclass(frozen=True)

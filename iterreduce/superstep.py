@@ -30,6 +30,7 @@ from iterreduce.folding import RowSource
 from iterreduce.indexing import IndexRows, Resident
 from iterreduce.inplace import IN_PLACE, KeyedState, detached, refuse_twice
 from iterreduce.laid import Laid, lay_out
+from iterreduce.linkimprove import ImprovingShuffle
 from iterreduce.linksettle import SettlingShuffle
 from iterreduce.linkshuffle import LinkShuffle
 from iterreduce.lookup import LookupRows
@@ -91,6 +92,12 @@ class Workshop:
     laid: dict[str, tuple[str, ...]] = field(default_factory=dict)
     streams: dict[str, RowStream] = field(default_factory=dict)
 
+    def make_ready(self, tables: Mapping[str, Table], guard: Guard) -> None:
+        """What takes time once, with the tables that iterations begin with. What fails fails again there."""
+        for work in self.exchangers:
+            if isinstance(work, ImprovingShuffle) and not set(reads_of(work.stage)) - tables.keys():
+                guard.run(work.make_ready, tables)
+
     def exchanger(self, stage: Stage, source: RowSource, laid: Laid) -> Exchanger:
         """The stage at work, under the next stage number; ``laid``: how tables lie."""
         common = (stage_number(next(self.stages), stage), self.group, source)
@@ -113,7 +120,7 @@ class Workshop:
                 self.streams,
             )
         elif isinstance(stage, Shuffle) and stage.rows in self.indexes:
-            linked = SettlingShuffle if stage.settle else LinkShuffle
+            linked = SettlingShuffle if stage.settle else ImprovingShuffle if stage.improves else LinkShuffle
             made = linked(stage, common[0], self.group, self.residents, self.check, self.limit_bytes)
             if isinstance(made, SettlingShuffle):
                 made.by_round = self.reproducible
@@ -272,6 +279,9 @@ class SuperstepRun:
             lay_out(stage, laid)
         made = enumerate(shop.exchangers[first:], first)
         self.works: dict[int, Exchanger | KeyedState] = dict(made)  # what a transaction commits
+        self._patched = [
+            w for w in self.works.values() if isinstance(w, ImprovingShuffle) and w.alone_writes(step.writes)
+        ]
         self.sinks = [w for w in step.writes if isinstance(w, Sink)]
         self.accumulates = [w for w in step.writes if isinstance(w, Accumulate) and w.table in shop.carry]
         self.sunk: list[tuple[str, Table]] = []  # by the last run, in order
@@ -332,6 +342,8 @@ class SuperstepRun:
                 out[w.table] = written(w, seen[w.table], given, shop, w.rows in self._whole_rows)
             elif isinstance(w, IN_PLACE) and w.table in known:
                 out[w.table] = known[w.table].write(w, out.get(w.table, seen[w.table]), given)
+        for work in self._patched:
+            work.continued = out[work.table]
         if self.accumulates:
             self.accumulated = [(w, seen[w.rows]) for w in self.accumulates]
         return out
@@ -442,8 +454,8 @@ def check_owned(write: Replace, old: Table, rows: Table, shop: Workshop) -> None
     keys, here = old.layout.keys, rows.batch
     for key in keys:
         here[key]  # or names what is missing
-    if rows.layout == old.layout and all(k in rows.tokens for k in keys):
-        return
+    if rows.layout == old.layout and (rows.rows_of is not None or all(k in rows.tokens for k in keys)):
+        return  # rows of a table that lies so
     if shop.group.size > 1:
         owners = shop.partitions.owner_of_hashes(hash_keys(here.select(*keys)))
         stray = int((owners != shop.group.rank).sum())

@@ -51,6 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "linkgrids",
         "linkexchange",
         "linkshuffle",
+        "linkimprove",
         "linksettle",
         "answers",
         "matching",

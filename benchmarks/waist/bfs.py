@@ -60,10 +60,6 @@ class Checked:
         return start
 
 
-def improved(heard: ir.Batch, vertices: ir.Batch) -> ir.Batch:
-    return heard.take(np.flatnonzero(heard["level"] < vertices["level"]))
-
-
 def levels(heard: ir.Batch) -> ir.Batch:
     return heard.drop("told")
 
@@ -105,13 +101,15 @@ def bfs(edges: ir.Dataset, source: str, symmetric: bool = False, settle: bool = 
     rows = inputs.rows("edges", edges.as_edges())
     settled = "told" if settle else ""
     told = ir.Shuffle("links", ("dst",), "heard", {"level": ir.min(ir.col("level") + 1)}, "vertices",
-                      touched=True, joined=ir.Joined("frontier", "src"), settle=settled)  # fmt: skip
-    new = (ir.Local(improved, ("heard", "vertices"), "new", cut="share"),)
+                      touched=True, joined=ir.Joined("frontier", "src"), settle=settled,
+                      improves=not settle)  # fmt: skip
+    writes = (ir.Patch("vertices", "heard"), ir.Replace("frontier", "heard"))
+    parts = ()
     if settle:
-        new = (ir.Local(levels, ("heard",), "new", cut="share"),
-               ir.Local(untold, ("heard",), "next", cut="share"))  # fmt: skip
-    writes = (ir.Patch("vertices", "new"), ir.Replace("frontier", "next" if settle else "new"))
-    step = ir.Superstep("next level", (told, *new), writes)
+        parts = (ir.Local(levels, ("heard",), "new", cut="share"),
+                 ir.Local(untold, ("heard",), "next", cut="share"))  # fmt: skip
+        writes = (ir.Patch("vertices", "new"), ir.Replace("frontier", "next"))
+    step = ir.Superstep("next level", (told, *parts), writes)
     prepare = (
         *inputs.prepare,
         ir.Index(rows, {"src": "keys", "dst": "keys"}, "links", {"keys": "vertex"}, symmetric=symmetric),

@@ -1,4 +1,4 @@
-"""Shuffles that settle: rolled back whole, the same in any portions, on states in any order; wrong uses."""
+"""Shuffles that settle, or give what improves: rolled back whole, on states in any order; wrong uses."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def towns(order: int = 0) -> Batch:
     return Batch(town=names, far=np.where(names == 0, 0, FAR))
 
 
-def distances(edges: Batch) -> list[tuple[int, int]]:
-    far = dict.fromkeys(range(N + 5), FAR) | {0: 0}
+def distances(edges: Batch, given: Batch | None = None) -> list[tuple[int, int]]:
+    rows = towns() if given is None else given
+    far = dict(zip(rows["town"].tolist(), rows["far"].tolist(), strict=True))
     for _ in far:
         for a, b, length in zip(*(edges[name].tolist() for name in ("src", "dst", "length")), strict=True):
             far[b] = min(far[b], far[a] + length)
@@ -74,13 +75,21 @@ def program(
         "joined": Joined("active", "src"),
         "settle": "told",
     }
-    stages = (
+    stages: tuple[Any, ...] = (
         Shuffle(**settled | options),
         Local(better, ("heard",), "better", cut="share"),
         Local(untold, ("heard",), "next", cut="share"),
     )
-    step = Superstep("step", stages, (Patch("towns", "better"), Replace("active", "next")))
-    first = Local(lambda t: t.take(np.flatnonzero(t["far"] == 0)), ("given",), "first")
+    writes = Patch("towns", "better"), Replace("active", "next")
+    if options.get("improves"):
+        seen = Local(
+            lambda rows: better(rows.with_columns(told=rows["far"])), ("heard",), "seen", cut="share"
+        )
+        watched = (seen,) if watch else ()
+        stages = (Shuffle(**settled | {"settle": ""} | options), *watched)
+        writes = Patch("towns", "heard"), Replace("active", "heard")
+    step = Superstep("step", stages, writes)
+    first = Local(lambda t: t.take(np.flatnonzero(np.abs(t["far"]) < FAR)), ("given",), "first")
     states = {"towns": State("given", ("town",)), "active": State("first", ("town",))}
     return Loop(
         "ways",
@@ -97,9 +106,10 @@ def ways(group: Group, run: LoopRun) -> list[tuple[int, int]]:
     return sorted(rows_of(group, run.tables["towns"]))
 
 
-def test_a_state_in_any_order_with_further_rows_settles(ranks: int) -> None:
+@pytest.mark.parametrize("improves", [False, True])
+def test_a_state_in_any_order_with_further_rows_settles(ranks: int, improves: bool) -> None:
     def check(group: Group) -> None:
-        run = LoopRun(program(group, roads(), towns(order=4)), group)
+        run = LoopRun(program(group, roads(), towns(order=4), improves=improves), group)
         run.run()
         assert ways(group, run) == distances(roads())
 
@@ -136,7 +146,35 @@ def test_portions_of_any_size_lead_to_the_same_end(ranks: int, monkeypatch: pyte
     assert taken == sorted(taken, reverse=True) and taken[0] > taken[-1]
 
 
-def test_a_failure_behind_settling_leaves_no_trace(ranks: int) -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("starts", [1, 4])
+def test_ranks_that_say_one_value_each_find_how_many_steps_it_takes(
+    ranks: int, starts: int, sign: int
+) -> None:
+    edges, given = roads(5), towns()
+    given["far"][:starts] = 3 * np.arange(starts)  # what one rank says, and when, is not what another says
+    known = dict(distances(edges.with_columns(length=np.ones_like(edges["length"])), given))
+    combine = (min_ if sign > 0 else max_)(col("far") + sign)
+    failing = {0} if starts > 1 else set()
+
+    def check(group: Group) -> None:
+        def watch() -> None:  # in the second superstep, which is then done again
+            if group.rank in failing and run.iteration == 1:
+                failing.remove(group.rank)
+                raise ValueError("not yet")
+
+        rows = given.with_columns(far=sign * given["far"])
+        run = LoopRun(program(group, edges, rows, {"far": combine}, watch=watch, improves=True), group)
+        if starts > 1:
+            raised(group, IterReduceError, run.run)
+        run.run()
+        assert {town: sign * far for town, far in ways(group, run)} == known
+
+    run_ranks(ranks, check)
+
+
+@pytest.mark.parametrize("improves", [False, True])
+def test_a_failure_behind_settling_leaves_no_trace(ranks: int, improves: bool) -> None:
     def check(group: Group) -> None:
         failing = [group.rank == group.size - 1]
 
@@ -144,7 +182,7 @@ def test_a_failure_behind_settling_leaves_no_trace(ranks: int) -> None:
             if failing.pop() if failing else False:
                 raise ValueError("not yet")
 
-        run = LoopRun(program(group, roads(), towns(), watch=watch), group)
+        run = LoopRun(program(group, roads(), towns(), watch=watch, improves=improves), group)
         run.start()
         raised(group, IterReduceError, run.advance)
         assert ways(group, run) == sorted(zip(range(N + 5), towns()["far"].tolist(), strict=True))
