@@ -54,7 +54,8 @@ _WHERE = {
     "iterreduce.errors": (
         "CheckpointError", "CheckpointWarning", "DisagreementError", "FinishedError", "InputError",
         "IterReduceError", "LaunchError", "MemoryBudgetError", "RanksLost",
-        "OutputError", "ScheduleError", "SchemaError", "StageError", "UsageError", "UserCodeError",
+        "OutputError", "ScheduleError", "SchemaError", "ScratchError", "ScratchWarning",
+        "StageError", "UsageError", "UserCodeError",
     ),
     "iterreduce.events": ("Events",),
     "iterreduce.fixpoint": (

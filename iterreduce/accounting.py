@@ -18,6 +18,7 @@ import numpy as np
 
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
+from iterreduce.columns.placement import current
 from iterreduce.errors import MemoryBudgetError
 from iterreduce.exchange import FreshExchange, PlannedExchange, ValuesPlan
 from iterreduce.folding import Combiner
@@ -29,6 +30,7 @@ from iterreduce.memory import Accounts
 from iterreduce.options import Options, format_size
 from iterreduce.rowplan import RowPlan
 from iterreduce.rowrounds import RowRounds, Shelf
+from iterreduce.scratch import refuse_without_room
 from iterreduce.slots import Slots
 from iterreduce.sources.blocks import RowStream, expected_bytes
 from iterreduce.superstep import Workshop
@@ -126,7 +128,7 @@ def named(loop: Loop, name: str) -> str:
 
 def lasting_bytes(accounts: Accounts) -> int:
     """Bytes that stay when all plans are evicted, and no copies made for other ranks."""
-    return accounts.total - sum(n for name, n in accounts.report().items() if name.startswith(EVICTABLE))
+    return accounts.total - sum(n for name, n in accounts.in_memory().items() if name.startswith(EVICTABLE))
 
 
 def invariant_bytes(accounts: Accounts) -> int:
@@ -202,8 +204,12 @@ def open_sources(
         and not (options.reproducible and source.blocks.rank_bounds is not None)  # rows move to other blocks
     }
     if options.memory_bytes is not None:
-        needed = needs(level.loop, level.once, opened, streams, group)
-        refuse_too_large(group, f'the loop "{level.label}"', needed, options.memory_bytes)
+        needed, what = needs(level.loop, level.once, opened, streams, group), f'the loop "{level.label}"'
+        place = current()
+        if place is None:
+            refuse_too_large(group, what, needed, options.memory_bytes)
+        else:
+            refuse_without_room(group, what, sum(need.nbytes for need in needed), place)
     return streams
 
 

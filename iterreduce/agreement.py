@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 import iterreduce.errors as errors
 from iterreduce.collectives import Group
+from iterreduce.columns.placement import explained
 from iterreduce.columns.schema import Schema, difference, either_null, never_null
 from iterreduce.errors import (
     DisagreementError,
@@ -43,6 +44,9 @@ def caught(error: BaseException, stage: str, iteration: int, rank: int, path: tu
     """What went wrong here, in a form that can travel."""
     user = isinstance(error, InUserCode)
     original = error.original if isinstance(error, InUserCode) else error
+    known = explained(original)
+    if known is not original:  # also of an array that the user's code wanted: it is no fault of theirs
+        user, original = False, known
     expected = isinstance(original, IterReduceError) and not user
     text = "" if expected else _traceback(original, user)
     try:

@@ -46,7 +46,7 @@ from iterreduce.events import Events
 from iterreduce.launch import INTERRUPTED, TERMINATED, Crew, Problem, say
 from iterreduce.leaders import SpreadGroup
 from iterreduce.memory import peak_rss_bytes
-from iterreduce.options import FAULTS_VARIABLE, Options, resolve
+from iterreduce.options import FAULTS_VARIABLE, Options, default_scratch, resolve
 from iterreduce.signals import Watch, held
 from iterreduce.start import launched_rank
 from iterreduce.stopping import StopRequest
@@ -279,6 +279,8 @@ def _run(crew: Crew, request: Request, work: Any, watch: Watch) -> Problem | Non
     if supervised is not None:
         options = supervised.adapt(options)
     options = replace(options, fresh=options.fresh and crew.group.epoch == 0)
+    if options.scratch is None and options.memory_bytes is not None:
+        options = replace(options, scratch=default_scratch())
     start_seconds = time.perf_counter() - watch.started
     stop = watch.stop_request(options.time_limit, supervised.started if supervised else watch.started)
     with _faults(events, crew.group):
@@ -414,12 +416,25 @@ def _write_summary(
     crew: Crew, request: Request, result: Any, started: float, start_seconds: float
 ) -> Problem | None:
     """Rank 0 writes; all ranks learn whether it could."""
-    from iterreduce.observe.summary import add_up, most_held, spread, summarise, write_summary
+    from iterreduce.observe.summary import (
+        add_up,
+        most_held,
+        most_in_scratch,
+        spread,
+        summarise,
+        write_summary,
+    )
 
     group, path = crew.group, str(request.config.options.summary)
-    told = [peak_rss_bytes(), result.bytes_exchanged, result.bytes_read, result.memory_bytes]
+    told = [
+        peak_rss_bytes(),
+        result.bytes_exchanged,
+        result.bytes_read,
+        result.memory_bytes,
+        result.scratch_bytes,
+    ]
     mine = json.dumps(told).encode()
-    peaks, exchanged, read, held = zip(*map(json.loads, group.allgather_bytes(mine)), strict=True)
+    peaks, exchanged, read, held, scratch = zip(*map(json.loads, group.allgather_bytes(mine)), strict=True)
     problem = None
     if group.rank == 0:
         seconds = {"start": start_seconds} | dict(result.seconds) | {"total": time.perf_counter() - started}
@@ -441,6 +456,7 @@ def _write_summary(
             values=result.values,
             checkpoints=result.checkpoints or None,
             recoveries=result.recoveries or None,
+            scratch_bytes=most_in_scratch(scratch) if any(scratch) else None,
         )
         try:
             write_summary(path, summary)

@@ -26,7 +26,7 @@ from iterreduce.agreement import Caught, Guard, caught, raise_agreed
 from iterreduce.capture import Saved
 from iterreduce.carrying import initial_numbers
 from iterreduce.collectives import Group, group_for
-from iterreduce.columns.threads import current, using
+from iterreduce.columns.threads import current
 from iterreduce.control import Control, Heard, ask_conditions
 from iterreduce.copies import Copies
 from iterreduce.cores import pool_for
@@ -52,6 +52,7 @@ from iterreduce.maps import refuse_in_user_code
 from iterreduce.memory import Accounts
 from iterreduce.options import Options
 from iterreduce.reproducible import reproducible
+from iterreduce.scratch import placement_for
 from iterreduce.stopping import StopRequest
 from iterreduce.superstep import SuperstepRun
 from iterreduce.table import Table
@@ -107,7 +108,8 @@ class LoopRun(Whereabouts):
         loop, group = self.loop, self.group
         self.commits = 0  # transactions so far
         self.pool = pool_for(group, self.options.threads)
-        self._on_pool = using(self.pool)
+        self.place = placement_for(group, self.options)
+        self._on_pool = self.working()
         self.shop = workshop_of(loop, group, self.options, self.events)
         self.root = Level(loop, None, self.shop, self.options.naive, itertools.count())
         self.root.standing = Standing({}, {}, initial_numbers(loop.carry))
@@ -137,7 +139,7 @@ class LoopRun(Whereabouts):
         if self._started:
             return
         before = self.group.traffic.payload_bytes
-        with using(self.pool):
+        with self.working():
             if self.lasting is not None:
                 self.lasting.open(held)
             self._start()
@@ -183,7 +185,7 @@ class LoopRun(Whereabouts):
 
     def _audit(self, where: str) -> None:
         """With a budget: plans get what is left of it, and a rank over it says so at the next collective."""
-        if self.options.memory_bytes is not None:
+        if self.options.memory_bytes is not None and self.place is None:
             guard = self._guard("memory")
             guard.run(lambda: audit(self.memory(), self.shop, f'the loop "{self.loop.name}", {where}'))
             self._late = guard.failure
@@ -471,7 +473,7 @@ class LoopRun(Whereabouts):
 
     def finish(self) -> None:
         """Run the stages that follow the last iteration; their results join ``tables``. Collective."""
-        with using(self.pool):
+        with self.working():
             self.loader.run_once(self.root, self.loop.finish, self.tables, "finish", self._guard)
         self.settle()
         self.group.drop_shared()

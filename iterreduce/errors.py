@@ -11,11 +11,13 @@
     ├── StageError                       an unexpected exception while a stage ran, the same on all ranks
     │   └── UserCodeError                it came out of the user's code
     ├── MemoryBudgetError                a loop that cannot fit its budget
+    │   └── ScratchError                 the scratch directory cannot take what does not fit
     ├── RanksLost                        ranks died, and this group cannot go on without them
     ├── ScheduleError                    ranks met in different stages (found by ``--check``)
     └── LaunchError                      the launcher, or the start-up handshake
 
     CheckpointWarning (a UserWarning)    a checkpoint is damaged or could not be written; the job goes on
+    ScratchWarning (a UserWarning)       the scratch directory is memory itself
 
 Every message says what came, what was wanted and what to do. This module holds no policy: who raises
 and who prints is decided elsewhere.
@@ -76,6 +78,14 @@ class DisagreementError(IterReduceError):
 
 class MemoryBudgetError(IterReduceError):
     """The memory budget cannot hold what the loop needs."""
+
+
+class ScratchError(MemoryBudgetError):
+    """The scratch directory cannot be used, or has no room for what the budget cannot hold."""
+
+
+class ScratchWarning(UserWarning):
+    """Said on rank 0, while the job goes on: the scratch directory is not what it should be."""
 
 
 class ScheduleError(IterReduceError):

@@ -22,6 +22,7 @@ import numpy as np
 
 from iterreduce.collectives import Group, Plan
 from iterreduce.columns.heads import heard_status, put_heads, put_status, read_heads
+from iterreduce.columns.placement import current
 from iterreduce.columns.ragged import Array
 from iterreduce.errors import MemoryBudgetError, ScheduleError
 
@@ -198,6 +199,17 @@ class FreshExchange:
             arrival.headers, buffers, starts, np.where(arrival.late, counts, arrival.counts), arrival.late,
             arrival.status, True,
         )  # fmt: skip
+
+
+def beyond_memory(nbytes: int) -> bool:
+    """With a budget and a scratch directory: is this too much to be read in no order?"""
+    place = current()
+    return place is not None and nbytes > place.working_bytes
+
+
+def most_for_one(headers: Array) -> int:
+    """More bytes no rank gets in this fresh exchange: the largest segments of all ranks together."""
+    return 8 * int(headers[:, LARGEST].sum())
 
 
 def over_budget(nbytes: int, limit_bytes: int) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 from iterreduce.carrying import Gain, Number, initial_numbers, tables_of
 from iterreduce.collectives import Group
 from iterreduce.columns.partition import PARTITIONS, PartitionMap
+from iterreduce.columns.placement import Placement
+from iterreduce.columns.threads import Pool, using
 from iterreduce.errors import UsageError
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Outcome
@@ -37,6 +39,7 @@ from iterreduce.loop import (
 )  # fmt: skip
 from iterreduce.loop_cache import LoopCache
 from iterreduce.options import Options
+from iterreduce.scratch import spills
 from iterreduce.superstep import SuperstepRun, Workshop
 from iterreduce.table import Table
 
@@ -183,6 +186,12 @@ class Whereabouts:
     root: Level
     level: Level
     inner_values: dict[str, float | int]
+    pool: Pool
+    place: Placement | None
+
+    def working(self) -> using:
+        """For a ``with`` statement: this rank's own work, on its threads, its arrays where they belong."""
+        return using(self.pool, self.place)
 
     @property
     def tables(self) -> dict[str, Table]:
@@ -264,11 +273,12 @@ def workshop_of(loop: Loop, group: Group, options: Options, events: Events) -> W
     partitions = options.partitions if options.partitions != PARTITIONS else loop.partitions
     return Workshop(
         group,
-        LoopCache(options.memory_bytes, enabled=not options.naive),
+        LoopCache(None if spills(options) else options.memory_bytes, enabled=not options.naive),
         PartitionMap(partitions, group.size),
         events,
         options.check,
         options.memory_bytes,
+        spills=spills(options),
         repeats=may_repeat(loop),
         keep=not options.naive,
         reproducible=options.reproducible,

@@ -44,6 +44,7 @@ class Planner:
         self.proposal = ABSTAIN
         self.plan: Any = None
         self.plan_token = 0
+        self.too_large = False  # for a plan: what it keeps would lie in files, and be read in no order
         self.on_plan = False  # does what this rank brings go by the plan?
         self.planned = False  # did the exchange, on all ranks?
         self._pending: Pending | None = None
@@ -70,7 +71,8 @@ class Planner:
     def _worth_a_plan(self) -> bool:
         """Keys that changed before must be proposed twice in a row: plans for keys that change cost more."""
         steady = self.replans == 0 or self.proposal == self._last_proposal
-        return self.repeats and steady and self.proposal > 0 and self.cache.wants(self.proposal)
+        wanted = self.repeats and steady and self.proposal > 0 and self.cache.wants(self.proposal)
+        return wanted and not self.too_large
 
     def _install(self) -> None:
         """Put the plan that this iteration made in force. Collective: every rank made one, or none did."""

@@ -21,6 +21,7 @@ from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.numbering import number_keys
+from iterreduce.columns.placement import current
 from iterreduce.errors import DisagreementError, InputError, UsageError, did_you_mean
 from iterreduce.indexing import LinkTable
 from iterreduce.laid import lay_out
@@ -220,7 +221,8 @@ class Loader:
 
     def _fits(self, kept: Kept, nbytes: int) -> bool:
         """For a moment old and new rows are here."""
-        budget, held = self.options.memory_bytes, 0 if kept.batch is None else kept.batch.nbytes
+        budget = None if current() is not None else self.options.memory_bytes
+        held = 0 if kept.batch is None else kept.batch.nbytes
         return budget is None or held + nbytes <= budget
 
     def resident(self, root: Level) -> dict[int, Kept]:

@@ -5,12 +5,16 @@ walk over the objects that hold arrays: a hot path keeps no books, and nobody ca
 several hold stands in the first account that meets it, with all the memory behind it: a view of one column
 keeps the whole table.
 
+Arrays that lie in files of the scratch directory (`iterreduce.columns.placement`) stand in accounts of their
+own and count against no budget.
+
 Nothing is allocated or freed here, and one rank's accounts say nothing about another's: agreement is the
 engine's business. Memory that is no NumPy array (the interpreter, compiled code, buffers of MPI) is not seen.
 """
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +24,22 @@ import numpy as np
 
 PACKAGE = __name__.partition(".")[0]
 CONTAINERS = (list, tuple, set, frozenset, deque)
+IN_SCRATCH = " in scratch"  # behind the name of an account
+
+PAGE = 4096
+HANDLER = "iterreduce"  # the name of NumPy's handler that may put arrays into files
+#: In front of an array in a file, where its mapping begins: a magic word, bytes of the mapping, the array's
+#: address.
+HEADER_BYTES, MAGIC, KEY = 64, 0x49_74_65_72_52_65_64_75, 0x5C_A7_C4_5C_A7_C4_5C_A7
+
+
+def filed_bytes(array: Any) -> int:
+    """Bytes of the file that an array, the owner of its memory, lies in; 0 for one in memory."""
+    at, name_of = array.__array_interface__["data"][0], np._core.multiarray.get_handler_name  # type: ignore[attr-defined]
+    if at % PAGE != HEADER_BYTES or name_of(array) != HANDLER:
+        return 0
+    magic, nbytes, mark = (ctypes.c_int64 * 3).from_address(at - HEADER_BYTES)
+    return nbytes if magic == MAGIC and mark == at ^ KEY else 0
 
 
 class Accounts:
@@ -44,6 +64,7 @@ class Accounts:
     def __init__(self, budget_bytes: int | None = None) -> None:
         self.budget_bytes = budget_bytes
         self._held: dict[str, int] = {}
+        self._filed: dict[str, int] = {}
         self._seen: dict[int, Any] = {}  # by id; held, so that no id comes twice
         self.total = 0
         self.peak = 0
@@ -61,7 +82,12 @@ class Accounts:
         The way leads through containers and through objects of this package, never into user code. What was
         met stays alive as long as the accounts do.
         """
-        self.set(name, self.get(name) + sum(_sizes(things, self._seen)))
+        held = filed = 0
+        for nbytes, in_file in _sizes(things, self._seen):
+            held, filed = held + nbytes * (not in_file), filed + nbytes * in_file
+        self.set(name, self.get(name) + held)
+        if filed:
+            self._filed[name] = self._filed.get(name, 0) + filed
 
     def leave_out(self, *things: Any) -> None:
         """No way leads through these things."""
@@ -76,24 +102,36 @@ class Accounts:
         return self.budget_bytes is None or self.total + nbytes <= self.budget_bytes
 
     def report(self) -> Mapping[str, int]:
-        """Bytes by account, largest first."""
-        return dict(sorted(self._held.items(), key=lambda item: (-item[1], item[0])))
+        """Bytes by account, largest first; those of files under names of their own."""
+        both = self._held | {name + IN_SCRATCH: nbytes for name, nbytes in self._filed.items()}
+        return dict(sorted(both.items(), key=lambda item: (-item[1], item[0])))
+
+    def in_memory(self) -> Mapping[str, int]:
+        """Bytes by account, without those in files."""
+        return self._held
+
+    @property
+    def filed(self) -> int:
+        """Bytes in files of the scratch directory."""
+        return sum(self._filed.values())
 
 
-def _sizes(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[int]:
-    """Bytes of the memory behind each array that is reached; ``seen`` holds what was met before."""
+def _sizes(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[int, bool]]:
+    """Bytes of the memory behind each array that is reached, and whether it is a file; ``seen`` holds what
+    was met before.
+    """
     todo = list(things)
     while todo:
         thing = todo.pop()
         if isinstance(thing, np.ndarray):
-            thing, nbytes = _behind(thing)
+            thing, nbytes, filed = _behind(thing)
         else:
             nbytes = 0
         if thing is None or id(thing) in seen:
             continue
         seen[id(thing)] = thing
         if nbytes:
-            yield nbytes
+            yield nbytes, filed
         elif isinstance(thing, Mapping):
             todo += thing.values()
         elif isinstance(thing, CONTAINERS):
@@ -102,11 +140,13 @@ def _sizes(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[int]:
             todo += _attributes(thing)
 
 
-def _behind(array: Any) -> tuple[Any, int]:
-    """The object that owns an array's memory, and its bytes."""
+def _behind(array: Any) -> tuple[Any, int, bool]:
+    """The object that owns an array's memory, its bytes, and whether they are in a file."""
     while isinstance(array.base, np.ndarray):
         array = array.base
-    return (array if array.base is None else array.base), int(array.nbytes)
+    if array.base is not None:
+        return array.base, int(array.nbytes), False
+    return array, int(array.nbytes), filed_bytes(array) > 0
 
 
 def _attributes(thing: Any) -> list[Any]:

@@ -24,6 +24,8 @@ ENVIRONMENT_PREFIX = "ITERREDUCE_"
 
 #: Variables with our prefix that are no settings of a run: of our tests, and for ranks from their supervisor.
 NO_SETTINGS = ("ITERREDUCE_NO_SKIPS", "ITERREDUCE_TEST_", "ITERREDUCE_SUPERVISED")
+#: The scratch directory that is none: what does not fit the budget is an error.
+NO_SCRATCH = "none"
 #: Faults of tests (`iterreduce.testing.faults`), as JSON.
 FAULTS_VARIABLE = "ITERREDUCE_TEST_FAULTS"
 
@@ -45,6 +47,7 @@ class Options:
     reproducible: bool = False
     quiet: bool = False
     memory_bytes: int | None = None
+    scratch: str | None = None
     partitions: int = 1024
     threads: int | None = None
     checkpoint_dir: str | None = None
@@ -101,6 +104,15 @@ _UNITS = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGTP", 1)
     for suffix, base in (("", 1000), ("B", 1000), ("IB", 1024))
 }
+
+
+def default_scratch(environment: Mapping[str, str] = os.environ) -> str:
+    """Where the command line puts what the budget has no room for, unless ``--scratch`` says otherwise.
+
+    >>> default_scratch({"TMPDIR": "/local/7"}), default_scratch({})
+    ('/local/7', '/tmp')
+    """
+    return environment.get("TMPDIR") or "/tmp"
 
 
 def parse_size(text: str) -> int:
@@ -214,6 +226,7 @@ def _parse_path(text: str) -> str:
 
 SWITCH = Kind("", "true or false", _parse_switch)
 PATH = Kind("PATH", "a path", _parse_path)
+PLACE = Kind("DIR", "a directory, or none", _parse_path)
 SIZE = Kind("SIZE", "a size such as 4GiB or 500MB", parse_size)
 COUNT = Kind("N", "a whole number of at least 1", _parse_count)
 SECONDS = Kind("SECONDS", "seconds above zero", _parse_seconds)
@@ -234,6 +247,9 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("reproducible", SWITCH, "the same bits on any number of ranks"),
     Setting("memory", SIZE, "memory budget of each rank", field="memory_bytes"),
+    Setting(
+        "scratch", PLACE, "put what the budget has no room for here, or none; not set: $TMPDIR, else /tmp"
+    ),
     Setting("partitions", COUNT, "logical partitions of the key space, at least the number of ranks"),
     Setting("threads", COUNT, "threads of each rank; not set: its share of the cores of its node"),
     Setting("checkpoint_dir", PATH, "save here, and go on from what was saved here by the same job"),

@@ -28,6 +28,7 @@ from iterreduce.agreement import Guard
 from iterreduce.columns import random
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Array
+from iterreduce.columns.ranges import PARTS, PartOf
 from iterreduce.columns.schema import Schema
 from iterreduce.columns.sortkeys import key_parts, range_dtype, ranges_of, sorted_order
 from iterreduce.exchange import FAILED, OK
@@ -37,6 +38,7 @@ from iterreduce.loop import Gather, Shuffle
 from iterreduce.rowshuffle import GatherRows, RowShuffle
 from iterreduce.table import Table, by_range
 
+ROWS_OF_RANGE = 8  # of those that cut what does not fit
 FEW_RUNS = 2  # sorted stretches up to which merging them is faster than sorting anew
 RANK, ROW, WEIGHT = "\0rank", "\0row", "\0weight"
 
@@ -174,10 +176,27 @@ class RangeShuffle(RowShuffle):
             name, numbers = self.stage.key[0], self.received[self.stage.key[0]]
             if self.group.size == 1:
                 numbers = numbers.copy()  # what came from others is this rank's own
-            sort_numbers(numbers, any(self.descending), 1 < self.group.size <= FEW_RUNS)
+            runs = 1 < self.group.size <= FEW_RUNS and not self.too_large  # merging them takes memory
+            sort_numbers(numbers, any(self.descending), runs)
             self.received = Batch(**{name: numbers})
             self._in_order = True
         return super()._finish_fresh()
+
+    def _ranges(self, rows: Batch) -> tuple[PartOf, int] | None:
+        """Narrower ranges than those of ranks, cut by rows that stand at equal distances."""
+        if self._in_order or len(rows) < PARTS:
+            return None
+        some = rows.select(*self.stage.key).take(np.arange(PARTS) * len(rows) // PARTS)
+        order = sorted_order(some, self.descending)
+        cuts = (some if order is None else some.take(order)).take(
+            np.arange(ROWS_OF_RANGE, PARTS, ROWS_OF_RANGE)
+        )
+        first = np.zeros(len(cuts), np.int64)
+
+        def part_of(rows: Batch) -> Array:
+            return ranges_of(rows.select(*self.stage.key), cuts, first, None, self.descending)[0]
+
+        return part_of, len(cuts) + 1
 
     def _final_order(self, keys: Batch) -> Array | None:
         return None if self._in_order else sorted_order(keys, self.descending)

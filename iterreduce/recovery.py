@@ -27,7 +27,7 @@ import numpy as np
 
 from iterreduce import driver
 from iterreduce.collectives import Group, group_for
-from iterreduce.columns.threads import current, using
+from iterreduce.columns.threads import current
 from iterreduce.copies import Copies, Remembered, whole
 from iterreduce.errors import IterReduceError, RanksLost
 from iterreduce.events import Events
@@ -340,7 +340,7 @@ class LoopRun(driver.LoopRun):
             self._resident = self.loader.resident(self.root)
         self._make()
         self.loader.kept, self._resident = self._resident, None
-        with using(self.pool):
+        with self.working():
             driver.LoopRun.start(self, held)
         made = time.perf_counter() - started
         self._forget_undone()

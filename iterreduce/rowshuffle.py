@@ -26,7 +26,9 @@ from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.hashorder import grouping_order
 from iterreduce.columns.packing import pack, packed_words, unpack
 from iterreduce.columns.partition import PartitionMap
+from iterreduce.columns.placement import current
 from iterreduce.columns.ragged import Array
+from iterreduce.columns.ranges import PARTS, PartOf, in_ranges, part_of_hash
 from iterreduce.columns.routing import RecordLayout, Scratch, fine_order, owners, send_order, take_rows
 from iterreduce.columns.schema import Schema
 from iterreduce.errors import ScheduleError, UsageError
@@ -40,7 +42,9 @@ from iterreduce.exchange import (
     FreshExchange,
     Outgoing,
     agreed_proposal,
+    beyond_memory,
     exclusive,
+    most_for_one,
     nothing,
 )
 from iterreduce.folding import RowSource
@@ -72,6 +76,7 @@ class RowSender:
         self.shelf = Shelf()
         self.rounds = RowRounds(group, self.fresh, self.shelf)
         self.window: RowWindow | None = None
+        self.budgeted = False  # has this rank's memory a budget? Then none of it is shared
         self.borrowed = False  # do the rows received stand in memory that the next exchange uses again?
         self.rows: Batch | None = None
         self.received: Batch | None = None
@@ -132,7 +137,7 @@ class RowSender:
     def _bring_in_bulk(self, guard: Guard, rows: Batch, sent: Array, arrival: Arrival) -> None:
         """Through shared memory, else in rounds. Collective."""
         self.borrowed, order = False, self._order
-        if self.window is not None and self.window.serves(rows, arrival):
+        if self.window is not None and not self.budgeted and self.window.serves(rows, arrival):
             self.received, self.borrowed = self.window.run(guard, rows, sent, order, self._starts, arrival)
         if not self.borrowed:
             self.received = self.rounds.run(guard, rows, order, self._starts, sent, arrival)
@@ -338,7 +343,10 @@ class RowShuffle(RowSender, KeyLineage):
         self.rows = rows_of(self._leave_plan(self.cache.get(self.plan_token)))
 
     def _agreed(self, headers: Array) -> None:
-        if self.group.size > 1:
+        if self.group.size == 1:
+            self.too_large = beyond_memory(self.rows.nbytes if self.rows is not None else 0)
+        else:
+            self.too_large = beyond_memory(most_for_one(headers))
             self.proposal = agreed_proposal(headers)
             self._arrived_rows = headers[:, ROWS].copy()
 
@@ -358,18 +366,36 @@ class RowShuffle(RowSender, KeyLineage):
 
     def _finish_fresh(self) -> Batch:
         assert self.received is not None
-        rows = self.received
-        order = self._final_order(rows.select(*self.stage.key))
-        if order is not None:
-            made = take_rows(rows, order, self.shelf.new)
+        rows, place, order = self.received, current(), None
+        ways = self._ranges(rows) if self.too_large else None
+        if ways is not None and place is not None:
+            made = in_ranges(rows, *ways, self._order_within, place, self.shelf.new)
         else:
-            made = rows.copy() if self.borrowed else rows
+            order = self._order_within(rows)
+            if order is not None:
+                made = take_rows(rows, order, self.shelf.new)
+            else:
+                made = rows.copy() if self.borrowed else rows
         if not self.keeps:
             return made
         keys = self._stable(made.select(*self.stage.key))
         if self._worth_a_plan() and fixed(made.drop(*self.stage.key).schema):
             self._propose_plan(rows, order, keys)
         return Batch._trusted({**made._columns, **keys._columns}, {**made._valid, **keys._valid}, len(made))
+
+    def _ranges(self, rows: Batch) -> tuple[PartOf, int] | None:
+        """How rows that do not fit are cut into ranges, to be sorted one by one; None: they need not be."""
+        if not self.stage.sorted:
+            return None
+        if self.stage.onto is None:
+            return lambda rows: part_of_hash(rows, self.stage.key), PARTS
+        require_keyed(self.stage, self._tables[self.stage.onto])
+        onto = self._tables[self.stage.onto].batch.select(*self.stage.key)
+        index, n = self.cache.indexes.of(onto), max(1, len(onto))
+        return lambda rows: np.maximum(index.lookup(rows.select(*self.stage.key)), 0) * PARTS // n, PARTS
+
+    def _order_within(self, rows: Batch) -> Array | None:
+        return self._final_order(rows.select(*self.stage.key))
 
     def _final_order(self, keys: Batch) -> Array | None:
         """The rows as they came, sorted by key; None if they are, or need not be."""

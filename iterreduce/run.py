@@ -20,7 +20,6 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashing import hash_keys, row_sums
 from iterreduce.columns.ordering import hash_order
 from iterreduce.columns.schema import never_null
-from iterreduce.columns.threads import using
 from iterreduce.copies import Copies
 from iterreduce.cores import one_blas_thread
 from iterreduce.errors import FinishedError
@@ -65,8 +64,10 @@ class Result:
     kept by `Sink`; ``memory_bytes`` what this rank held at the end, by name. ``checkpoints``: written,
     failed, restarted_from_iteration, and on rank 0 how often and why; empty without a directory.
     ``recoveries``: one entry for each time that ranks died and the others went on: lost, survivors, origin,
-    iteration, recomputed, seconds. A run that
-    was told to stop has the outcome STOPPED_SAVED, and no rows: the same call on the same directory goes on.
+    iteration, recomputed, seconds. ``scratch_bytes``: with a budget and a scratch directory, the most that
+    this rank's large arrays took in memory (memory_peak) and in files (peak), and all that was ever put into
+    files (total). A run that was told to stop has the outcome STOPPED_SAVED, and no rows: the same call on
+    the same directory goes on.
     """
 
     outcome: Outcome
@@ -86,6 +87,7 @@ class Result:
     outputs: dict[str, Output] = field(default_factory=dict)
     checkpoints: dict[str, Any] = field(default_factory=dict)
     recoveries: list[dict[str, Any]] = field(default_factory=list)
+    scratch_bytes: dict[str, int] = field(default_factory=dict)
     _lasting: Lasting | None = field(default=None, repr=False, compare=False)
     _again: Callable[[], Result] | None = field(default=None, repr=False, compare=False)
 
@@ -137,7 +139,7 @@ def _run_to_end(run: LoopRun, stop: StopRequest | None) -> Result:
         )
 
     def to_end() -> Result:
-        with using(run.pool), one_blas_thread():
+        with run.working(), one_blas_thread():
             outcome = run.run()
             if outcome is not Outcome.STOPPED_SAVED:
                 run.finish()
@@ -217,6 +219,7 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         threads=run.pool.threads,
         checkpoints={} if run.lasting is None else run.lasting.checkpoints.report(),
         recoveries=run.recoveries,
+        scratch_bytes={} if run.place is None else run.place.report(),
         _lasting=run.lasting,
     )
 

@@ -43,6 +43,8 @@ from iterreduce.exchange import (
     Outgoing,
     ValuesPlan,
     agreed_proposal,
+    beyond_memory,
+    most_for_one,
     nothing,
 )
 from iterreduce.folding import Combiner, Relearn, RowSource
@@ -230,6 +232,7 @@ class CombineShuffle(KeyLineage):
                 return status
         if self.group.size == 1:
             self._merged = guard.run(self._result_alone)
+            self.too_large = beyond_memory(sum(part.nbytes for part in self._merged or ()))
             self._worth = self._worth_a_plan()
             return guard.status
         return self._exchange_fresh(guard)
@@ -263,9 +266,10 @@ class CombineShuffle(KeyLineage):
                 if self.group.agree_any(guard.failure is not None):
                     return FAILED
             self.proposal = agreed_proposal(arrival.headers)
+            self.too_large = beyond_memory(most_for_one(arrival.headers))
             narrow = self.combiner.outputs is not None and self.combiner.outputs.narrow is not None
             self._worth = self._worth_a_plan()
-            self.slots.heard(arrival.headers, max(digests), self._worth, narrow)
+            self.slots.heard(arrival.headers, max(digests), self._worth, narrow, self.too_large)
             self._merged = guard.run(self._merge, arrival)
             return OK  # a failure of this rank alone is told with the next exchange, or the control reduction
 

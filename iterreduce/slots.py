@@ -243,7 +243,9 @@ class Slots:
 
     # ------------------------------------------------------------------ learning
 
-    def heard(self, headers: Array, digest: int, planned: bool, narrow: bool = False) -> None:
+    def heard(
+        self, headers: Array, digest: int, planned: bool, narrow: bool = False, too_large: bool = False
+    ) -> None:
         """A fresh exchange has ended: decide what is learnt. ``planned``: a plan of values is made of it;
         ``narrow``: its rows are one integer key and one sum. All ranks say the same.
         """
@@ -254,7 +256,7 @@ class Slots:
         for word in told:
             by_slot += rough_count(word >> 32 & ROUGH)
             by_key += rough_count(word >> 47 & ROUGH)
-        off = not self.enabled or (narrow and by_slot + by_key < FEWEST_NARROW)
+        off = not self.enabled or too_large or (narrow and by_slot + by_key < FEWEST_NARROW)
         if off and self.idle:
             return
         step: Step = "planned" if planned else self.learning.next(by_slot, by_key)

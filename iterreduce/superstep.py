@@ -78,6 +78,7 @@ class Workshop:
     events: Events
     check: bool = False
     limit_bytes: int | None = None
+    spills: bool = False  # what is beyond the limit is put into files
     repeats: bool = True
     keep: bool = True
     reproducible: bool = False
@@ -100,13 +101,14 @@ class Workshop:
 
     def exchanger(self, stage: Stage, source: RowSource, laid: Laid) -> Exchanger:
         """The stage at work, under the next stage number; ``laid``: how tables lie."""
+        limit = None if self.spills else self.limit_bytes
         common = (stage_number(next(self.stages), stage), self.group, source)
         if isinstance(stage, Total):
             total = TotalRows(stage, *common, self.check, self.keep)
             made: Exchanger = total
             if may_need_rows(stage.aggregators):
                 gather = Gather(stage.rows, stage.into)
-                whole = GatherRows(gather, *common, self.check, self.limit_bytes)
+                whole = GatherRows(gather, *common, self.check, limit)
                 made = WithFallback(total, whole, stage.aggregators, stage.key)
         elif isinstance(stage, Index):
             made = IndexRows(
@@ -116,37 +118,39 @@ class Workshop:
                 self.partitions,
                 self.residents,
                 self.check,
-                self.limit_bytes,
+                limit,
                 self.streams,
             )
         elif isinstance(stage, Shuffle) and stage.rows in self.indexes:
             linked = SettlingShuffle if stage.settle else ImprovingShuffle if stage.improves else LinkShuffle
-            made = linked(stage, common[0], self.group, self.residents, self.check, self.limit_bytes)
+            made = linked(stage, common[0], self.group, self.residents, self.check, limit)
             if isinstance(made, SettlingShuffle):
                 made.by_round = self.reproducible
         elif isinstance(stage, Lookup):
             made = LookupRows(
-                stage, common[0], self.group, self.cache, self.partitions, laid, self.check, self.limit_bytes,
+                stage, common[0], self.group, self.cache, self.partitions, laid, self.check, limit,
                 self.repeats,
             )  # fmt: skip
         elif isinstance(stage, Gather):
-            made = GatherRows(stage, *common, self.check, self.limit_bytes)
+            made = GatherRows(stage, *common, self.check, limit)
         elif isinstance(stage, Number):
-            made = NumberRows(stage, *common, self.check, self.limit_bytes)
+            made = NumberRows(stage, *common, self.check, limit)
         elif isinstance(stage, Shuffle) and stage.combine is not None:
             made = combining = CombineShuffle(
-                stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats
+                stage, *common, self.cache, self.partitions, self.check, limit, self.repeats
             )
             if may_need_rows(stage.combine) and stage.onto is None:
                 by_key = RowShuffle(
-                    stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats
+                    stage, *common, self.cache, self.partitions, self.check, limit, self.repeats
                 )
+                by_key.budgeted = self.limit_bytes is not None
                 made = WithFallback(combining, by_key, stage.combine, stage.key)
         else:
             assert isinstance(stage, Shuffle)
-            made = (RowShuffle if stage.route is None else RangeShuffle)(
-                stage, *common, self.cache, self.partitions, self.check, self.limit_bytes, self.repeats
+            made = rows = (RowShuffle if stage.route is None else RangeShuffle)(
+                stage, *common, self.cache, self.partitions, self.check, limit, self.repeats
             )
+            rows.budgeted = self.limit_bytes is not None
         self.exchangers.append(made)
         return made
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from iterreduce.collectives import Group
-from iterreduce.errors import CheckpointWarning
+from iterreduce.errors import CheckpointWarning, ScratchWarning
 from iterreduce.events import Event, Events
 from iterreduce.launch import say
 from iterreduce.options import Options
@@ -80,13 +80,15 @@ def _cut_torn_line(path: str) -> None:
 
 @contextlib.contextmanager
 def warnings_told() -> Iterator[None]:
-    """Warnings about checkpoints are messages of ours, each time."""
+    """Warnings about checkpoints, and about the scratch directory, are messages of ours, each time."""
+    ours = CheckpointWarning, ScratchWarning
     with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)
+        for category in ours:
+            warnings.simplefilter("always", category)
         show = warnings.showwarning
 
         def tell(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, CheckpointWarning):
+            if issubclass(category, ours):
                 say(f"iterreduce: warning: {message}")
             else:
                 show(message, category, *where, **more)

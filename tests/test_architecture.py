@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("columns",),
     ("words", "epochs", "windows", "group", "leaders", "healing", "aside", "collectives", "cores"),
     ("heaps", "storage", "sources"),
+    ("scratch",),
     ("saving",),
     ("table",),
     ("exchange",),

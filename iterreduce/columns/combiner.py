@@ -22,7 +22,10 @@ from iterreduce.columns.aggregators import Output
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.keycodec import is_word_key
 from iterreduce.columns.numbering import estimate_distinct, is_dense
+from iterreduce.columns.placement import Placement
+from iterreduce.columns.placement import current as placement
 from iterreduce.columns.ragged import Array
+from iterreduce.columns.ranges import RangedFold
 from iterreduce.columns.schema import Schema
 from iterreduce.columns.stores import (
     LEAST_PARTED,
@@ -68,6 +71,10 @@ class Fold:
         self.width = Layout(outputs, 0).width
         self._word = is_word_key(key_schema)
         self._store: Store | None = None
+        self._ranged: RangedFold | None = None  # takes all that comes once there are more keys than fit
+        self.key_bytes = 24 * (
+            1 + self.width
+        )  # of a key in a table: it is a third full when it has just grown
 
     @property
     def nbytes(self) -> int:
@@ -78,6 +85,37 @@ class Fold:
         """Fold rows that hold the key columns and all columns that outputs read, in row order."""
         if not len(rows):
             return
+        place = placement()
+        if place is None or self.one_key:
+            self._add(rows)
+        else:
+            self._add_within(rows, place)
+
+    def _add_within(self, rows: Batch, place: Placement) -> None:
+        """Within a budget: so few rows at a time that their keys, were all of them new, fit."""
+        most = place.working_bytes // 2
+        step = max(1, most // self.key_bytes)
+        for lo in range(0, len(rows), step):
+            if self._ranged is None and self.nbytes > most:
+                self._go_on_in_ranges(place)
+            if self._ranged is not None:
+                self._ranged.add(rows.slice(lo, len(rows)))
+                return
+            with place.kept():
+                self._add(rows.slice(lo, lo + step))
+
+    def _go_on_in_ranges(self, place: Placement) -> None:
+        reads = dict.fromkeys([*self.names, *(name for o in self.outputs for name in o.inputs)])
+        self._ranged = RangedFold(self.names, tuple(reads), self.key_bytes, place)
+        if self._store is not None:
+            self._ranged.merge(self._store.result())
+            self._store = None
+
+    def _afresh(self) -> Fold:
+        """An empty fold of the same kind, which nobody watches over."""
+        return _Unwatched(self.key_schema, self.outputs)
+
+    def _add(self, rows: Batch) -> None:
         keys = rows if self._word else rows.select(*self.names)  # a store of words looks at its column only
         if self._store is None:
             self._store = self._choose(keys)
@@ -85,19 +123,33 @@ class Fold:
         if done < len(rows):
             left = rows.slice(done, len(rows))
             self._replace(left)
-            self.add(left)
+            self._add(left)
 
     def merge(self, part: Folded) -> None:
-        """Fold records of another fold with the same outputs; its keys must be distinct."""
+        """Fold records of another fold with the same outputs; its keys must be distinct.
+
+        Within a budget their memory must last until `result`.
+        """
         if not len(part):
             return
+        place = placement()
+        if place is not None and not self.one_key:
+            beyond = self.nbytes + len(part) * self.key_bytes > place.working_bytes
+            if self._ranged is None and beyond:
+                self._go_on_in_ranges(place)
+            if self._ranged is not None:
+                self._ranged.merge(part)
+                return
+        self._merge(part)
+
+    def _merge(self, part: Folded) -> None:
         if self._store is None:
             self._store = self._first_store(part)
         done = self._store.merge(part)
         if done < len(part):
             left = part.slice(done, len(part))
             self._replace(left.keys)
-            self.merge(left)
+            self._merge(left)
 
     def _first_store(self, part: Folded) -> Store:
         if self.one_key:
@@ -138,6 +190,8 @@ class Fold:
 
     def result(self) -> Folded:
         """Keys in canonical order with their records, in memory of their own."""
+        if self._ranged is not None:
+            return self._ranged.result(self._afresh)
         if self._store is not None:
             return self._store.result()
         empty = Batch.empty(self.key_schema)
@@ -149,8 +203,23 @@ class Fold:
 
     def clear(self) -> None:
         """Forget all keys, keep the memory."""
+        self._ranged = None
         if self._store is not None:
             self._store.clear()
+
+
+class _Unwatched(Fold):
+    """A fold of one range of the keys: they fit, as far as that can be had."""
+
+    def add(self, rows: Batch) -> None:
+        """Fold rows."""
+        if len(rows):
+            self._add(rows)
+
+    def merge(self, part: Folded) -> None:
+        """Fold records."""
+        if len(part):
+            self._merge(part)
 
 
 def _extent(column: Array, valid: Array | None) -> tuple[int, int]:

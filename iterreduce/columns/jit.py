@@ -75,6 +75,55 @@ def bit_length(typing: Any, word: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
+@intrinsic  # type: ignore[untyped-decorator,unused-ignore]
+def load_word(typing: Any, address: Any) -> Any:
+    """The int64 at an address; for `callback`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(builder.inttoptr(arguments[0], llvm.IntType(64).as_pointer()))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator,unused-ignore]
+def store_word(typing: Any, address: Any, word: Any) -> Any:
+    """Write an int64 to an address; for `callback`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[1], builder.inttoptr(arguments[0], llvm.IntType(64).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+C_TYPES = {"": types.void, "p": types.int64, "i": types.int32}  # nothing; a pointer, size or offset; an int
+
+
+def external(name: str, returns: str, takes: str) -> Any:
+    """A function of the C library, for kernels and `callback`: a letter of `C_TYPES` for each argument."""
+    return types.ExternalFunction(name, C_TYPES[returns](*(C_TYPES[letter] for letter in takes)))
+
+
+def callback(function: Callable[..., Any], returns: str, takes: str) -> int:
+    """The address of machine code for this function that C can call; it lives as long as the process.
+
+    Cached on disk like a `kernel`. It must raise nothing, and hold no Python object.
+    """
+    signature = C_TYPES[returns](*(C_TYPES[letter] for letter in takes))
+    with global_compiler_lock:
+        depth = _turns.depth
+        try:
+            _turns.begin(f"{function.__module__}.{function.__qualname__}")
+            made = numba.cfunc(signature, cache=True, error_model="numpy")(function)
+        finally:
+            _turns.end(depth)
+    _callbacks.append(made)
+    return int(made.address)
+
+
+_callbacks: list[Any] = []
+
+
 def _compile(function: Callable[P, R], **options: object) -> Callable[P, R]:
     options |= {"nogil": True, "error_model": "numpy"}
     closed = getattr(function, "__closure__", None) is not None

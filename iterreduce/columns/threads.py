@@ -26,6 +26,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import count
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -273,7 +274,8 @@ def current() -> Pool:
 
 
 class using:
-    """For the time of a ``with`` statement, this pool is `current` on this thread; may be used again.
+    """For the time of a ``with`` statement, this pool is `current` on this thread, and arrays are placed by
+    this `Placement`; may be used again.
 
     >>> with Pool(2) as pool, using(pool):
     ...     current().threads
@@ -282,13 +284,17 @@ class using:
     1
     """
 
-    def __init__(self, pool: Pool):
-        self._pool = pool
+    def __init__(self, pool: Pool, placement: AbstractContextManager[Any] | None = None):
+        self._pool, self._placement = pool, placement
 
     def __enter__(self) -> Pool:
         self._before = getattr(_here, "pool", ALONE)
         _here.pool = self._pool
+        if self._placement is not None:
+            self._placement.__enter__()
         return self._pool
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         _here.pool = self._before
+        if self._placement is not None:
+            self._placement.__exit__(*error)

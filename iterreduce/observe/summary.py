@@ -2,8 +2,8 @@
 
 Keys of a run (see `summarise`): app, ranks, threads (of rank 0), iterations, outcome, residual,
 result_sha256, reproducible, seconds, seconds_per_iteration, bytes_exchanged, bytes_read (of input files, by
-all ranks), memory_bytes, peak_rss_bytes, values, versions, cpu. A key whose subject did not take place is
-absent. It gathers nothing from other ranks: who calls it has done that.
+all ranks), memory_bytes, scratch_bytes, peak_rss_bytes, values, versions, cpu. A key whose subject did not
+take place is absent. It gathers nothing from other ranks: who calls it has done that.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from iterreduce.memory import IN_SCRATCH
 from iterreduce.observe.jsonlines import plain
 
 
@@ -56,8 +57,20 @@ def most_held(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     out: dict[str, int] = {}
     for name, nbytes in (item for part in parts for item in part.items()):
         out[name] = max(nbytes, out.get(name, 0))
-    total = max((sum(part.values()) for part in parts), default=0)
+    memory = [{name: n for name, n in part.items() if not name.endswith(IN_SCRATCH)} for part in parts]
+    total = max((sum(part.values()) for part in memory), default=0)
     return {"total": total, **dict(sorted(out.items(), key=lambda item: (-item[1], item[0])))}
+
+
+def most_in_scratch(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """What large arrays took on the rank that had most, in memory and in scratch files, and all bytes that
+    ranks ever put into files.
+
+    >>> most_in_scratch([{"memory_peak": 4, "peak": 9, "total": 9}, {"memory_peak": 5, "peak": 0, "total":
+    0}]) {'memory_peak': 5, 'peak': 9, 'total': 9}
+    """
+    most = {name: max(part[name] for part in parts) for name in ("memory_peak", "peak")}
+    return most | {"total": sum(part["total"] for part in parts)}
 
 
 def summarise(

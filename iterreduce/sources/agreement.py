@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from iterreduce import errors
+from iterreduce.columns.placement import explained
 from iterreduce.errors import InputError, IterReduceError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def agree(group: Group, work: Callable[[], T]) -> T:
     try:
         result = work()
     except Exception as error:
-        failure = error
+        failure = found if isinstance(found := explained(error), Exception) else error
     for told in group.allgather_bytes(_error_to_bytes(failure)):
         if told:
             raise _error_from_bytes(told) from failure

@@ -1,0 +1,434 @@
+"""Where arrays lie: in memory as long as a budget has room, else in files of a scratch directory.
+
+NumPy asks a *handler* for the memory of every array (NEP 49). A `Placement` is such a handler: small arrays,
+and large ones while there is room, get memory as ever; the others get a file of the scratch directory that
+has no name, mapped into memory. The kernel writes its pages back and drops them when memory is short, and
+reads them again when they are touched; for whoever holds the array it is an array. So what does not fit, in
+the engine and in user code, temporaries included, is in files, and no code has to know.
+
+    with placement:          this thread's arrays are placed by it
+    with placement.kept():   ... all in memory: small working sets that are read in no order
+    with placement.filed():  ... all in files: what is written and read from front to back
+
+Which array lies where is a rank's own business: no result, and no collective, depends on it. Files are
+unlinked before anything stands in them, and their space is allocated before they are mapped: nothing is left
+behind, however a process ends, and a full disk is an error and never a signal (`failure` says which).
+
+How it can go wrong: pages of files that are touched in no order are slow once memory is short, which is why
+what is large is worked on in ranges of its keys (`iterreduce.columns.ranges`). What others allocate (pyarrow,
+MPI, compiled loops) is not seen. Linux only. The handler is C code, compiled from this module; it holds no
+Python object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from iterreduce.columns.jit import callback, external, inlined, load_word, store_word
+from iterreduce.errors import ScratchError
+from iterreduce.memory import HANDLER, HEADER_BYTES, PAGE, filed_bytes
+from iterreduce.memory import KEY as KEY_OF_HEADER
+from iterreduce.memory import MAGIC as MAGIC_OF_HEADER
+from iterreduce.options import format_size
+
+MOST_LEAST = 1 << 20  # a mapped file costs some 20 us: arrays from this size on are worth one
+LEAST_LEAST = 2 * PAGE
+
+# the words of a placement, at these byte offsets of its context
+LEAST, LARGE, MOST, MOST_LARGE, HELD, HELD_PEAK, FILED, FILED_PEAK = range(0, 64, 8)
+FILED_EVER, FORCE, ERROR, WANTED, FLAGS, PATH, DIGITS, COUNT = range(64, 128, 8)
+WORDS = 16
+
+HUGE = 4 << 20  # arrays for which NumPy, too, asks for huge pages
+MADV_HUGEPAGE = 14
+MAGIC, KEY = MAGIC_OF_HEADER, KEY_OF_HEADER
+HEADER, LAST_OF_PAGE = HEADER_BYTES, PAGE - 1
+EINTR = errno.EINTR
+
+_malloc = external("malloc", "p", "p")
+_calloc = external("calloc", "p", "pp")
+_realloc = external("realloc", "p", "pp")
+_free = external("free", "", "p")
+_usable = external("malloc_usable_size", "p", "p")
+_memcpy = external("memcpy", "p", "ppp")
+_madvise = external("madvise", "i", "ppi")
+_mmap = external("mmap", "p", "ppiiip")
+_munmap = external("munmap", "i", "pp")
+_open = external("open", "i", "pii")
+_close = external("close", "i", "i")
+_unlink = external("unlink", "i", "p")
+_allocate = external("posix_fallocate", "i", "ipp")
+_errno = external("__errno_location", "p", "")
+
+
+@inlined
+def _add(ctx: Any, word: Any, peak: Any, nbytes: Any) -> None:
+    """Add to a count, and raise its peak."""
+    now = load_word(ctx + word) + nbytes
+    store_word(ctx + word, now)
+    if now > load_word(ctx + peak):
+        store_word(ctx + peak, now)
+
+
+@inlined
+def _is_filed(at: Any) -> Any:
+    """Is this the memory of a file? What stands in front of it is in the same page, so it can be read."""
+    return (
+        at & LAST_OF_PAGE == HEADER
+        and load_word(at - HEADER) == MAGIC
+        and load_word(at - HEADER + 16) == (at ^ KEY)
+    )
+
+
+@inlined
+def _goes_to_file(ctx: Any, nbytes: Any) -> Any:
+    """Has the budget no room for an array of this size?"""
+    force = load_word(ctx + FORCE)
+    if force != 0:
+        return force > 0
+    most = load_word(ctx + MOST)
+    if nbytes >= load_word(ctx + LARGE):
+        most = load_word(ctx + MOST_LARGE)
+    return load_word(ctx + HELD) + nbytes > most
+
+
+@inlined
+def _name(ctx: Any, at: Any) -> None:
+    """A name that was not used before: sixteen hexadecimal digits."""
+    number = load_word(ctx + COUNT)
+    store_word(ctx + COUNT, number + 1)
+    for half in range(2):
+        word = 0
+        for place in range(8):
+            digit = (number >> (4 * (15 - 8 * half - place))) & 15
+            word |= (digit + (48 if digit < 10 else 87)) << (8 * place)
+        store_word(at + 8 * half, word)
+
+
+@inlined
+def _fail(ctx: Any, error: Any, nbytes: Any) -> Any:
+    store_word(ctx + ERROR, error)
+    store_word(ctx + WANTED, nbytes)
+    return 0
+
+
+@inlined
+def _in_file(ctx: Any, nbytes: Any) -> Any:
+    """Zeros in a file without a name; 0 where there cannot be one."""
+    length = (nbytes + HEADER + LAST_OF_PAGE) & ~LAST_OF_PAGE
+    path, digits = load_word(ctx + PATH), load_word(ctx + DIGITS)
+    if digits:
+        _name(ctx, path + digits)
+    file = _open(path, load_word(ctx + FLAGS), 0o600)
+    if file < 0:
+        return _fail(ctx, load_word(_errno()) & 0xFFFFFFFF, nbytes)
+    if digits:
+        _unlink(path)
+    error = _allocate(file, 0, length)
+    while error == EINTR:
+        error = _allocate(file, 0, length)
+    base = 0
+    if error == 0:
+        base = _mmap(0, length, 3, 1, file, 0)  # read and write, shared
+        if base == -1:
+            error = load_word(_errno()) & 0xFFFFFFFF
+    _close(file)
+    if error != 0:
+        return _fail(ctx, error, nbytes)
+    at = base + HEADER
+    store_word(base, MAGIC)
+    store_word(base + 8, length)
+    store_word(base + 16, at ^ KEY)
+    _add(ctx, FILED, FILED_PEAK, length)
+    store_word(ctx + FILED_EVER, load_word(ctx + FILED_EVER) + length)
+    return at
+
+
+@inlined
+def _kept(ctx: Any, at: Any, nbytes: Any) -> Any:
+    """Count memory that the C library gave."""
+    if at != 0:
+        usable = _usable(at)
+        if usable >= load_word(ctx + LEAST):
+            _add(ctx, HELD, HELD_PEAK, usable)
+        if nbytes >= HUGE:
+            skip = -at & LAST_OF_PAGE
+            _madvise(at + skip, nbytes - skip, MADV_HUGEPAGE)
+    return at
+
+
+@inlined
+def _obtain(ctx: Any, nbytes: Any) -> Any:
+    if nbytes < load_word(ctx + LEAST) >> 1:
+        return _malloc(nbytes)
+    if _goes_to_file(ctx, nbytes):
+        return _in_file(ctx, nbytes)
+    return _kept(ctx, _malloc(nbytes), nbytes)
+
+
+@inlined
+def _give_back(ctx: Any, at: Any) -> None:
+    if at == 0:
+        return
+    if _is_filed(at):
+        length = load_word(at - HEADER + 8)
+        _add(ctx, FILED, FILED_PEAK, -length)
+        _munmap(at - HEADER, length)
+        return
+    usable = _usable(at)
+    if usable >= load_word(ctx + LEAST):
+        _add(ctx, HELD, HELD_PEAK, -usable)
+    _free(at)
+
+
+def _c_malloc(ctx: Any, nbytes: Any) -> Any:
+    return _obtain(ctx, nbytes)
+
+
+def _c_calloc(ctx: Any, count: Any, size: Any) -> Any:
+    nbytes = count * size
+    if nbytes < load_word(ctx + LEAST) >> 1:
+        return _calloc(count, size)
+    if _goes_to_file(ctx, nbytes):
+        return _in_file(ctx, nbytes)
+    return _kept(ctx, _calloc(count, size), nbytes)
+
+
+def _c_realloc(ctx: Any, at: Any, nbytes: Any) -> Any:
+    if at == 0:
+        return _obtain(ctx, nbytes)
+    filed = _is_filed(at)
+    before = load_word(at - HEADER + 8) - HEADER if filed else _usable(at)
+    if not filed and before < load_word(ctx + LEAST) and nbytes < load_word(ctx + LEAST) >> 1:
+        return _realloc(at, nbytes)
+    made = _obtain(ctx, nbytes)
+    if made != 0:
+        _memcpy(made, at, min(before, nbytes))
+        _give_back(ctx, at)
+    return made
+
+
+def _c_free(ctx: Any, at: Any, nbytes: Any) -> None:
+    _give_back(ctx, at)
+
+
+class _Handler(ctypes.Structure):
+    """`PyDataMem_Handler` of NumPy's C API, version 1."""
+
+    _fields_ = (
+        ("name", ctypes.c_char * 127),
+        ("version", ctypes.c_uint8),
+        *((field, ctypes.c_void_p) for field in ("ctx", "malloc", "calloc", "realloc", "free")),
+    )
+
+
+SET_HANDLER = 304  # the place of `PyDataMem_SetHandler` in NumPy's C API, since 1.22
+_CAPSULE = ctypes.create_string_buffer(b"mem_handler")
+
+
+def _set_handler() -> Any:
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    api = pointer(np._core._multiarray_umath._ARRAY_API, None)  # type: ignore[attr-defined]
+    table = (ctypes.c_void_p * (SET_HANDLER + 1)).from_address(api)
+    return ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(table[SET_HANDLER] or 0)
+
+
+class _Native:
+    """What there is once in a process: the compiled functions, and NumPy's door."""
+
+    _made: _Native | None = None
+
+    def __init__(self) -> None:
+        self.malloc = callback(_c_malloc, "p", "pp")
+        self.calloc = callback(_c_calloc, "p", "ppp")
+        self.realloc = callback(_c_realloc, "p", "ppp")
+        self.free = callback(_c_free, "", "ppp")
+        self.set = _set_handler()
+        self.kept: list[Any] = []  # arrays may outlive the placement that placed them, and need its words
+
+    @classmethod
+    def get(cls) -> _Native:
+        if cls._made is None:
+            cls._made = cls()
+        return cls._made
+
+
+class Placement:
+    """Places the arrays of one rank; ``directory`` is on the node's own disk, best.
+
+    Raises `ScratchError` where no file can be made there. One thread at a time enters it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     place = Placement(directory, budget_bytes=1 << 20)
+    ...     with place:
+    ...         small, large = np.zeros(1 << 10), np.zeros(1 << 20)
+    ...     large[-1] = 7
+    ...     filed_bytes(small), filed_bytes(large) >= 8 << 20, float(large.sum())
+    (0, True, 7.0)
+    """
+
+    def __init__(self, directory: str, budget_bytes: int, rank: int = 0):
+        if not sys.platform.startswith("linux"):
+            raise ScratchError("arrays are placed in files on Linux only: give --scratch none")
+        self.directory, self.budget_bytes, self.rank = directory, budget_bytes, rank
+        self.working_bytes = max(LEAST_LEAST, budget_bytes // 4)
+        self._before: list[Any] = []
+        native = self._native = _Native.get()
+        flags, path, digits = _way_in(directory, rank)
+        self._path = ctypes.create_string_buffer(path)
+        words = self._words = (ctypes.c_int64 * WORDS)()
+        self._put(LEAST, min(MOST_LEAST, max(LEAST_LEAST, budget_bytes // 256)))
+        self._put(LARGE, max(LEAST_LEAST, budget_bytes // 16))
+        self._put(MOST, budget_bytes - budget_bytes // 8)
+        self._put(MOST_LARGE, budget_bytes // 2)
+        self._put(FLAGS, flags)
+        self._put(PATH, ctypes.addressof(self._path))
+        self._put(DIGITS, digits)
+        handler = _Handler(HANDLER.encode(), 1, ctypes.addressof(words))
+        for name in ("malloc", "calloc", "realloc", "free"):
+            setattr(handler, name, getattr(native, name))
+        make = ctypes.pythonapi.PyCapsule_New
+        make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+        self._capsule = make(ctypes.addressof(handler), ctypes.addressof(_CAPSULE), None)
+        native.kept.append((words, handler, self._path))
+        self._prove()
+
+    def _prove(self) -> None:
+        """NumPy's private parts are as this module knows them."""
+        with self, self.filed():
+            array = np.zeros(self._get(LEAST), np.uint8)
+        if not filed_bytes(array):
+            raise ScratchError(f"NumPy {np.__version__} places arrays by itself: give --scratch none")
+        del array
+        self._put(FILED_EVER, 0)
+        self._put(FILED_PEAK, 0)
+
+    def _get(self, word: int) -> int:
+        return int(self._words[word // 8])
+
+    def _put(self, word: int, value: int) -> None:
+        self._words[word // 8] = value
+
+    def __enter__(self) -> Placement:
+        self._before.append((self._native.set(self._capsule), getattr(_here, "placement", None)))
+        _here.placement = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        handler, _here.placement = self._before.pop()
+        self._native.set(handler)
+
+    @contextlib.contextmanager
+    def _forced(self, force: int) -> Iterator[None]:
+        before = self._get(FORCE)
+        self._put(FORCE, force)
+        try:
+            yield
+        finally:
+            self._put(FORCE, before)
+
+    def kept(self) -> contextlib.AbstractContextManager[None]:
+        """New arrays lie in memory, whatever the budget: working sets, of at most ``working_bytes``."""
+        return self._forced(-1)
+
+    def filed(self) -> contextlib.AbstractContextManager[None]:
+        """New arrays lie in files."""
+        return self._forced(1)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of arrays in memory, without small ones."""
+        return self._get(HELD)
+
+    @property
+    def filed_bytes(self) -> int:
+        """Bytes in files."""
+        return self._get(FILED)
+
+    def report(self) -> dict[str, int]:
+        """Bytes: the most that ever lay in memory and in files, and all that was ever put into files."""
+        return {
+            "memory_peak": self._get(HELD_PEAK),
+            "peak": self._get(FILED_PEAK),
+            "total": self._get(FILED_EVER),
+        }
+
+    def free_bytes(self) -> int:
+        """Room in the scratch directory."""
+        found = os.statvfs(self.directory)
+        return found.f_bavail * found.f_frsize
+
+    def failure(self) -> str:
+        """Why the last file could not be made, in words, once; "" if there is nothing to say."""
+        error, wanted = self._get(ERROR), self._get(WANTED)
+        self._put(ERROR, 0)
+        return _words_of(self.directory, self.rank, error, wanted) if error else ""
+
+
+_here = threading.local()
+
+
+def current() -> Placement | None:
+    """The placement of this thread's arrays; None where NumPy places them."""
+    found: Placement | None = getattr(_here, "placement", None)
+    return found
+
+
+def explained(error: BaseException) -> BaseException:
+    """The same error, or a `ScratchError` where an array found no room in the scratch directory."""
+    place = current()
+    if place is None or not isinstance(error, MemoryError):
+        return error
+    text = place.failure()
+    return ScratchError(text) if text else error
+
+
+def _words_of(directory: str, rank: int, error: int, wanted: int) -> str:
+    try:
+        found = os.statvfs(directory)
+        free = f"{format_size(found.f_bavail * found.f_frsize)} are free there"
+    except OSError as gone:
+        free = f"{gone.strerror}"
+    limit = " (the limit of this process on the size of a file, ulimit -f)" if error == errno.EFBIG else ""
+    return (
+        f"rank {rank} cannot put {format_size(wanted)} into the scratch directory {directory}: "
+        f"{os.strerror(error).lower()}{limit}; {free}; name a directory with more room (--scratch), "
+        "use more ranks on more nodes, or give a larger --memory"
+    )
+
+
+def _way_in(directory: str, rank: int) -> tuple[int, bytes, int]:
+    """How to open a file there: flags, path, and where in the path digits stand (0: it needs no name)."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    unnamed = flags | os.O_TMPFILE | os.O_EXCL
+    try:
+        try:
+            os.close(os.open(directory, unnamed, 0o600))
+            return unnamed, os.fsencode(directory), 0
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+        front = os.fsencode(
+            os.path.join(directory, f".iterreduce-{os.getpid()}-{rank}-{os.urandom(6).hex()}-")
+        )
+        path, named = front + b"0" * 16, flags | os.O_CREAT | os.O_EXCL
+        os.close(os.open(path, named, 0o600))
+        os.unlink(path)
+        return named, path, len(front)
+    except OSError as error:
+        raise ScratchError(
+            f"rank {rank} cannot use the scratch directory {directory}: {(error.strerror or '').lower()}; "
+            "name a directory of this node that can be written to (--scratch); with none, what does not fit "
+            "--memory is an error"
+        ) from None
