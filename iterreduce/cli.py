@@ -45,7 +45,7 @@ from iterreduce.errors import (
 from iterreduce.events import Events
 from iterreduce.launch import INTERRUPTED, TERMINATED, Crew, Problem, say
 from iterreduce.leaders import SpreadGroup
-from iterreduce.memory import peak_rss_bytes
+from iterreduce.memory import IN_SCRATCH, peak_rss_bytes
 from iterreduce.options import FAULTS_VARIABLE, Options, default_scratch, resolve
 from iterreduce.signals import Watch, held
 from iterreduce.start import launched_rank
@@ -452,7 +452,7 @@ def _write_summary(
             seconds_per_iteration=spread(result.seconds_per_iteration),
             bytes_exchanged=add_up(exchanged),
             bytes_read=sum(read),
-            memory_bytes=most_held(held),
+            memory_bytes=most_held(held, IN_SCRATCH),
             values=result.values,
             checkpoints=result.checkpoints or None,
             recoveries=result.recoveries or None,

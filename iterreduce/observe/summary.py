@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iterreduce.memory import IN_SCRATCH
 from iterreduce.observe.jsonlines import plain
 
 
@@ -48,8 +47,10 @@ def add_up(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def most_held(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def most_held(parts: Sequence[Mapping[str, int]], apart: str = "\0") -> dict[str, int]:
     """Of each account the most that a rank held, largest first, behind the most that a rank held in all.
+
+    Accounts whose names end in ``apart`` are no memory and do not count for that.
 
     >>> most_held([{"state s": 1, "source p": 5}, {"state s": 3, "source p": 4}])
     {'total': 7, 'source p': 5, 'state s': 3}
@@ -57,7 +58,7 @@ def most_held(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     out: dict[str, int] = {}
     for name, nbytes in (item for part in parts for item in part.items()):
         out[name] = max(nbytes, out.get(name, 0))
-    memory = [{name: n for name, n in part.items() if not name.endswith(IN_SCRATCH)} for part in parts]
+    memory = [{name: n for name, n in part.items() if not name.endswith(apart)} for part in parts]
     total = max((sum(part.values()) for part in memory), default=0)
     return {"total": total, **dict(sorted(out.items(), key=lambda item: (-item[1], item[0])))}
 
