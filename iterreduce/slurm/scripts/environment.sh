@@ -5,7 +5,7 @@
 # Chosen by you, before this is read or in the environment of sbatch; guessed below where they are not set:
 #   PYTHON     the interpreter that has iterreduce
 #   LAUNCHER   what starts the ranks, such as "srun --mpi=pmix"; words are split at spaces
-#   SCRATCH    a directory of the node's own, on every node
+#   SCRATCH    a directory of the node's own, on every node; with --memory, rows that do not fit go there
 
 # Modules of your site come first, since they change PATH:
 # module purge && module load python openmpi
