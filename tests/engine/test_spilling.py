@@ -6,6 +6,7 @@ The oracle is the same run without a budget: the same rows, in the same order, o
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import resource
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from iterreduce.sources.text import TextSource
 from iterreduce.testing import run_ranks
 from tests.engine.checks_memory import Huge
 from tests.engine.kit import local, looping, pipeline, raised
+from tests.launch import mpirun
 
 N = 6000
 BUDGET = 1 << 16  # a quarter of it is worked on in memory: 16 KiB, a tenth of the rows
@@ -324,3 +326,57 @@ def test_files_have_names_for_a_moment_where_they_cannot_be_without(
         many = [np.full(20_000, n) for n in range(40)]
     assert os.listdir(tmp_path) == [] and [int(a[-1]) for a in many] == list(range(40))
     assert all(map(filed_bytes, many))
+
+
+# ---------------------------------------------------------------------- the command line
+
+APP = """
+import os, signal
+import iterreduce as ir
+
+def halves(rows):
+    if KILLS and len(os.listdir("/proc/self/map_files")) and "(deleted)" in open("/proc/self/maps").read():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows.with_columns(v=rows["v"] / 2)
+
+@ir.app
+def job(rows: ir.Dataset) -> ir.Dataset:
+    "Sums by key."
+    return rows.map_batches(halves).group_by("k").agg(v=ir.sum("v")).sort("v")
+"""
+
+
+def test_two_processes_spill_and_leave_nothing_behind_when_they_are_killed(
+    tmp_path: Path,
+) -> None:
+    rng, scratch = np.random.default_rng(5), tmp_path / "scratch"
+    scratch.mkdir()
+    rows = np.rec.fromarrays([rng.integers(0, 1 << 40, 100_000), rng.random(100_000)], names="k,v")
+    np.save(tmp_path / "rows.npy", rows)
+
+    def run(kills: bool, *options: str) -> int:
+        (tmp_path / "app.py").write_text(APP.replace("KILLS", str(kills)))
+        words = (
+            "-m",
+            "iterreduce",
+            "--quiet",
+            *options,
+            str(tmp_path / "app.py"),
+            str(tmp_path / "rows.npy"),
+        )
+        status = mpirun(2, *words, cwd=tmp_path).returncode
+        assert os.listdir(scratch) == []
+        return status
+
+    assert run(False, "--summary", str(tmp_path / "plain.json"), "--out", str(tmp_path / "plain.npy")) == 0
+    budget = "--memory", "1MiB", "--scratch", str(scratch)
+    assert (
+        run(False, *budget, "--summary", str(tmp_path / "made.json"), "--out", str(tmp_path / "made.npy"))
+        == 0
+    )
+    plain, made = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "made"))
+    assert made["result_sha256"] == plain["result_sha256"]
+    assert (tmp_path / "made.npy").read_bytes() == (tmp_path / "plain.npy").read_bytes()
+    assert made["scratch_bytes"]["total"] > 1 << 20 and "scratch_bytes" not in plain
+    assert made["scratch_bytes"]["memory_peak"] <= 5 << 18
+    assert run(True, *budget) != 0
