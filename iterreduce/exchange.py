@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -201,15 +202,18 @@ class FreshExchange:
         )  # fmt: skip
 
 
-def beyond_memory(nbytes: int) -> bool:
-    """With a budget and a scratch directory: is this too much to be read in no order?"""
+def beyond_memory(*things: Any) -> bool:
+    """With a budget and a scratch directory: are batches or arrays too much to be read in no order?"""
     place = current()
-    return place is not None and nbytes > place.working_bytes
+    return place is not None and sum(thing.nbytes for thing in things) > place.working_bytes
 
 
-def most_for_one(headers: Array) -> int:
-    """More bytes no rank gets in this fresh exchange: the largest segments of all ranks together."""
-    return 8 * int(headers[:, LARGEST].sum())
+def may_be_beyond_memory(headers: Array) -> bool:
+    """Is what any rank gets in this fresh exchange too much, as far as all ranks know? No rank gets more than
+    the largest segments of all ranks together.
+    """
+    place = current()
+    return place is not None and 8 * int(headers[:, LARGEST].sum()) > place.working_bytes
 
 
 def over_budget(nbytes: int, limit_bytes: int) -> str:

@@ -44,7 +44,7 @@ from iterreduce.exchange import (
     agreed_proposal,
     beyond_memory,
     exclusive,
-    most_for_one,
+    may_be_beyond_memory,
     nothing,
 )
 from iterreduce.folding import RowSource
@@ -344,9 +344,9 @@ class RowShuffle(RowSender, KeyLineage):
 
     def _agreed(self, headers: Array) -> None:
         if self.group.size == 1:
-            self.too_large = beyond_memory(self.rows.nbytes if self.rows is not None else 0)
+            self.too_large = self.rows is not None and beyond_memory(self.rows)
         else:
-            self.too_large = beyond_memory(most_for_one(headers))
+            self.too_large = may_be_beyond_memory(headers)
             self.proposal = agreed_proposal(headers)
             self._arrived_rows = headers[:, ROWS].copy()
 

@@ -44,7 +44,7 @@ from iterreduce.exchange import (
     ValuesPlan,
     agreed_proposal,
     beyond_memory,
-    most_for_one,
+    may_be_beyond_memory,
     nothing,
 )
 from iterreduce.folding import Combiner, Relearn, RowSource
@@ -232,7 +232,7 @@ class CombineShuffle(KeyLineage):
                 return status
         if self.group.size == 1:
             self._merged = guard.run(self._result_alone)
-            self.too_large = beyond_memory(sum(part.nbytes for part in self._merged or ()))
+            self.too_large = beyond_memory(*(self._merged or ()))
             self._worth = self._worth_a_plan()
             return guard.status
         return self._exchange_fresh(guard)
@@ -266,7 +266,7 @@ class CombineShuffle(KeyLineage):
                 if self.group.agree_any(guard.failure is not None):
                     return FAILED
             self.proposal = agreed_proposal(arrival.headers)
-            self.too_large = beyond_memory(most_for_one(arrival.headers))
+            self.too_large = may_be_beyond_memory(arrival.headers)
             narrow = self.combiner.outputs is not None and self.combiner.outputs.narrow is not None
             self._worth = self._worth_a_plan()
             self.slots.heard(arrival.headers, max(digests), self._worth, narrow, self.too_large)
