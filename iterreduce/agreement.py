@@ -150,8 +150,12 @@ class Guard:
         try:
             return work(*args)
         except BaseException as error:  # whatever it is, the other ranks are waiting in the next collective
-            self.failure = caught(error, self.stage, self.iteration, self.rank, self.path)
+            self.fail(error)
             return None
+
+    def fail(self, error: BaseException) -> None:
+        """This work has failed: the next header says so."""
+        self.failure = caught(error, self.stage, self.iteration, self.rank, self.path)
 
     @property
     def status(self) -> int:

@@ -15,7 +15,7 @@ from iterreduce import fixpoint
 from iterreduce.agreement import Guard, raise_agreed
 from iterreduce.carrying import GAIN_WORDS, Number, after, fold_ranks, joined, put, tables_of
 from iterreduce.collectives import Group
-from iterreduce.exchange import check_headers
+from iterreduce.exchange import OK, check_headers
 from iterreduce.fixpoint import Outcome
 from iterreduce.levels import Level, Standing
 from iterreduce.maps import in_user_code
@@ -37,6 +37,9 @@ class Heard:
     def said_changed(self, number: int) -> bool:
         """Did the result keys of this exchange change on any rank?"""
         return bool(self.changed >> min(number, LAST_BIT) & 1)
+
+
+NOTHING = Heard(OK, 0, ())
 
 
 def ask_conditions(group: Group, level: Level, numbers: Mapping[str, Number], guard: Guard) -> int:
@@ -98,6 +101,8 @@ class Control:
         status = changed = 0
         for at in self._status_at:
             status |= came[at]
+        if not status:
+            return NOTHING
         if not status & TELLS:
             return Heard(status, 0, ())
         for at in self._status_at:

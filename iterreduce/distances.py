@@ -41,9 +41,11 @@ class Changes:
 def side_by_side(old: Table, new: Table, columns: tuple[str, ...]) -> tuple[Batch, Batch]:
     """Old and new rows paired: by position, or by key where the layout has one. A missing side is zeros."""
     layout, before, after = new.layout, old.batch, new.batch
-    ours, theirs = before._columns, after._columns
-    moved = [k for k in layout.keys if k not in ours or ours[k] is not theirs.get(k)]
-    if layout.kind != "key" or not moved or _same_keys(before, after, layout.keys):
+    ours, theirs, moved = before._columns, after._columns, False
+    for key in layout.keys:
+        if key not in ours or ours[key] is not theirs.get(key):
+            moved = True
+    if not moved or layout.kind != "key" or _same_keys(before, after, layout.keys):
         if before._length != after._length and columns:
             raise SchemaError(
                 f"the distance compares rows by position, but the state had {len(old)} rows and has "

@@ -131,6 +131,11 @@ class FreshExchange:
         arrival = self.first(out, status)
         return self.second(out, arrival) if arrival.some_late else arrival
 
+    def rest(self, out: Outgoing) -> Arrival:
+        """What `run` does behind its first collective, for who has made that one. Collective."""
+        arrival = self._inline()
+        return self.second(out, arrival) if arrival.some_late else arrival
+
     def first(self, out: Outgoing, status: int = OK) -> Arrival:
         """Headers, and the rows of those ranks whose rows fit their slots. Collective."""
         self.sequence += 1

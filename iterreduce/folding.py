@@ -5,8 +5,9 @@ Shared by the stages that fold (Shuffle with ``combine``, Total). Nothing here c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,10 +37,21 @@ class NeedsRows(SchemaError):
 EIGHT_BYTES = (np.dtype(np.int64), np.dtype(np.uint64))
 
 
+class Direct(NamedTuple):
+    """A stage's only output, where it is a plain sum of one column: see `BoundAggregator.direct`."""
+
+    name: str
+    column: str
+    update: Callable[..., Any]
+    merge: Callable[..., Any]
+    dtype: np.dtype[Any]
+
+
 class Outputs:
     """The bound aggregators of one stage and where each one's words lie in a record of ``width`` words.
 
-    ``narrow``: the dtype of the one sum beside one integer key of 8 bytes, where it is no more than that.
+    ``direct``: the one output, where it is a plain sum; ``narrow``: its dtype, where one integer key of 8
+    bytes stands beside it.
     """
 
     def __init__(self, reduce: Reduce, keys: tuple[str, ...], schema: Schema):
@@ -69,7 +81,7 @@ class Outputs:
         key = self.key_schema[keys[0]]
         one_key = len(keys) == 1 and key.kind == "fixed" and key.dtype in EIGHT_BYTES
         self.narrow = one[2] if one is not None and one_key and not key.nullable and not key.shape else None
-        self._direct = None if one is None else (self.outputs[0].name, self.outputs[0].inputs[0], *one)
+        self.direct = None if one is None else Direct(self.outputs[0].name, self.outputs[0].inputs[0], *one)
 
     def fits(self, batch: Batch) -> bool:
         """Has the batch the columns that these outputs were bound to? (The fast test of every piece.)"""
@@ -107,10 +119,11 @@ class Outputs:
         """Fold the rows of a batch: row ``i`` into ``records[codes[i]]``."""
         if not batch._length:  # its columns may be those of an empty list
             return
-        if self._direct is not None:
-            values = batch._columns[self._direct[1]]
+        direct = self.direct
+        if direct is not None:
+            values = batch._columns[direct.column]
             if values.flags.c_contiguous and not batch._valid:
-                self._direct[2](records, 0, codes, values)
+                direct.update(records, 0, codes, values)
                 return
         for output, offset in self._at:
             values, valid = output.read(batch)
@@ -118,10 +131,10 @@ class Outputs:
 
     def update_afresh(self, records: Array, codes: Array, batch: Batch) -> None:
         """`fill`, then `update`."""
-        if self._direct is not None and not batch._valid and batch._length:
-            values = batch._columns[self._direct[1]]
+        if self.direct is not None and not batch._valid and batch._length:
+            values = batch._columns[self.direct.column]
             if values.flags.c_contiguous:
-                sum_afresh(records.view(self._direct[4]), codes, values)
+                sum_afresh(records.view(self.direct.dtype), codes, values)
                 return
         self.fill(records)
         self.update(records, codes, batch)
@@ -131,9 +144,9 @@ class Outputs:
 
         A slot behind the last key takes what belongs nowhere.
         """
-        if self._direct is None:
+        if self.direct is None:
             return None
-        dtype = self._direct[4]
+        dtype = self.direct.dtype
         sums = np.empty(keys._length + 1, dtype)
         sum_slots(partial.view(dtype), slots, sums)
         return self.with_sums(keys, sums)
@@ -146,8 +159,8 @@ class Outputs:
 
     def merge(self, records: Array, slots: Array, partial: Array) -> None:
         """Fold partial record ``i`` into ``records[slots[i]]``."""
-        if self._direct is not None:
-            self._direct[3](records, 0, slots, partial, 0, 1)
+        if self.direct is not None:
+            self.direct.merge(records, 0, slots, partial, 0, 1)
             return
         for output, offset in self._at:
             output.bound.merge(records, offset, slots, partial, offset)
@@ -155,9 +168,8 @@ class Outputs:
     def finish(self, keys: Batch, records: Array) -> Batch:
         """Key columns with the finished outputs beside them."""
         columns, valid = keys._columns.copy(), keys._valid
-        if self._direct is not None:
-            name, _, _, _, dtype = self._direct
-            columns[name] = records.view(dtype)[:, 0].copy()
+        if self.direct is not None:
+            columns[self.direct.name] = records.view(self.direct.dtype)[:, 0].copy()
             return Batch._trusted(columns, valid, len(records))
         valid = valid.copy()
         for output, offset in self._at:
@@ -181,7 +193,7 @@ class RowSource:
         computed: Mapping[str, Expr] = NO_COLUMNS,
     ):
         self.name, self.map, self.rank, self.size, self.computed = name, map_, rank, size, computed
-        self._by_block = map_ is not None and map_.stage.cut == "block"
+        self.by_block = map_ is not None and map_.stage.cut == "block"
         self._reads = name if map_ is None else map_.stage.reads[0]
 
     @property
@@ -192,7 +204,7 @@ class RowSource:
 
     def pieces(self, tables: Mapping[str, Table], iteration: int) -> Iterable[Piece]:
         """All rows of this rank in canonical order; a resident table is one piece, even without rows."""
-        if self._by_block and tables[self._reads].layout.kind != "everywhere":
+        if self.by_block and tables[self._reads].layout.kind != "everywhere":
             assert self.map is not None
             bare = self.map.pieces(tables, iteration)
         else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from iterreduce.carrying import Gain, Number, initial_numbers, tables_of
 from iterreduce.collectives import Group
@@ -46,8 +46,7 @@ from iterreduce.table import Table
 INITIAL, SHUFFLED = "initial rows", "initial rows by key"  # names inside a step of their own
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """Where a loop stands: iterations committed, and the distance at the last one (None: none asked).
 
     ``path``: iterations committed on each level, outermost first: (2, 5) is the fifth iteration of an inner

@@ -18,9 +18,10 @@ from typing import Any
 from iterreduce.agreement import Guard
 from iterreduce.columns.batch import Batch
 from iterreduce.exchange import ABSTAIN, FAILED, REPLAN
+from iterreduce.errors import UsageError
 from iterreduce.loop import Shuffle
 from iterreduce.loop_cache import LoopCache
-from iterreduce.table import NO_TOKENS, token
+from iterreduce.table import NO_TOKENS, Table, token
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,21 @@ class Pending:
     body: Any
     nbytes: int
     onto: tuple[int, ...] = ()
+
+
+def require_keyed(stage: Shuffle, onto: Table) -> None:
+    """Raise `UsageError` unless each row of ``onto`` lies with the owner of its key."""
+    if onto.layout.kind != "key" or onto.layout.keys != stage.key:
+        keys = ", ".join(stage.key)
+        lies = (
+            f"lies by key {', '.join(onto.layout.keys)}"
+            if onto.layout.kind == "key"
+            else "is not partitioned by key"
+        )
+        raise UsageError(
+            f'shuffle onto "{stage.onto}" by {keys}: that table {lies}; name a state with key=({keys}), '
+            f"or the result of a Shuffle by {keys}"
+        )
 
 
 class Planner:
@@ -58,6 +74,10 @@ class Planner:
         """
         self.planned = False
         status: int = self.plan.run(guard.status if self.on_plan else guard.status | REPLAN)
+        return self._heard_plan(status, guard, recover)
+
+    def _heard_plan(self, status: int, guard: Guard, recover: Callable[[], object]) -> int:
+        """`_run_plan` behind its collective."""
         if status & FAILED:
             return status
         self.planned = not status & REPLAN

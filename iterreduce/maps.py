@@ -205,6 +205,24 @@ class BlockMap:
             return (self._piece(first, iteration, pieces[0], beside[0]),)
         return map(partial(self._piece, first, iteration), pieces, beside)
 
+    def single(self, tables: Mapping[str, Table], iteration: int) -> tuple[Handed, Batch] | None:
+        """The rows of a block map as they were handed to user code, all at once, and what it made of them,
+        before `take_back`; None where they are more than one piece, or none, or on every rank: nothing was
+        called.
+        """
+        read, known = [tables[name] for name in self.stage.reads], self._seen
+        if known is None or not all(map(is_, known[0], read)):
+            if read[0].everywhere:
+                return None
+            self._all_beside(tables, read[0], self.cutter.pieces(read[0]))
+            known = self._seen
+        assert known is not None
+        if len(known[1]) != 1:
+            return None
+        handed, first = known[1][0], read[0]
+        context = iteration, first.first_row, first.rows_total
+        return handed, call(self.stage.function, context, (handed.batch, *known[2][0]))
+
     def _piece(self, first: Table, iteration: int, handed: Handed, others: list[Batch]) -> Piece:
         lo, batch = handed.lo, handed.batch
         context = iteration, first.first_row + lo, first.rows_total

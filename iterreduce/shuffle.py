@@ -14,7 +14,7 @@ that it joins the next one whatever happens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ from iterreduce.exchange import (
     nothing,
 )
 from iterreduce.folding import Combiner, Relearn, RowSource
-from iterreduce.lineage import KeyLineage, Pending
+from iterreduce.lineage import KeyLineage, Pending, require_keyed
 from iterreduce.loop import Shuffle
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import Piece
@@ -76,21 +76,6 @@ class PlanBody:
             + self.numbered.keys.nbytes
             + self.numbered.hashes.nbytes
             + self.numbered.codes.nbytes
-        )
-
-
-def require_keyed(stage: Shuffle, onto: Table) -> None:
-    """Raise `UsageError` unless each row of ``onto`` lies with the owner of its key."""
-    if onto.layout.kind != "key" or onto.layout.keys != stage.key:
-        keys = ", ".join(stage.key)
-        lies = (
-            f"lies by key {', '.join(onto.layout.keys)}"
-            if onto.layout.kind == "key"
-            else "is not partitioned by key"
-        )
-        raise UsageError(
-            f'shuffle onto "{stage.onto}" by {keys}: that table {lies}; name a state with key=({keys}), '
-            f"or the result of a Shuffle by {keys}"
         )
 
 
@@ -141,8 +126,10 @@ class CombineShuffle(KeyLineage):
 
     # ------------------------------------------------------------------ local work, before the exchange
 
-    def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
-        """Fold this rank's rows."""
+    def prepare(
+        self, tables: Mapping[str, Table], iteration: int, pieces: Iterable[Piece] | None = None
+    ) -> None:
+        """Fold this rank's rows; ``pieces`` where they have been made already."""
         self._tables, self._iteration = tables, iteration
         if self._onto_name is not None:
             onto = tables[self._onto_name]
@@ -151,18 +138,18 @@ class CombineShuffle(KeyLineage):
                 self._onto_layout = onto.layout
             self._read_onto(onto.tokens)
         try:
-            self._fold_all()
+            self._fold_all(pieces)
         except Relearn as found:
             self._learn(found.schema)
             self._fold_all()
 
-    def _fold_all(self) -> None:
+    def _fold_all(self, pieces: Iterable[Piece] | None = None) -> None:
         combiner = self.combiner
         self._begin()
         if combiner.dirty or combiner.provisional:
             combiner.clear()
         body = self._start_plan() if self.plan is not None else None
-        for piece in self.source.pieces(self._tables, self._iteration):
+        for piece in pieces or self.source.pieces(self._tables, self._iteration):
             lo, hi, batch, tokens = piece
             if batch._length:  # no rows, no say: their columns may be those of an empty list
                 outputs = combiner.outputs
@@ -225,11 +212,16 @@ class CombineShuffle(KeyLineage):
     def exchange(self, guard: Guard) -> int:
         """Send and receive; returns the status that all ranks agree on. Collective."""
         if self.plan is not None:
-            status = self._run_plan(guard, self._recover)
-            if self.planned and not self.slots.idle:
-                self.slots.on_plan()
-            if self.planned or status & FAILED:
-                return status
+            return self._behind_plan(self._run_plan(guard, self._recover), guard)
+        return self._without_plan(guard)
+
+    def _behind_plan(self, status: int, guard: Guard) -> int:
+        """What follows the exchange by the plan: nothing, or a fresh one. Collective."""
+        if self.planned and not self.slots.idle:
+            self.slots.on_plan()
+        return status if self.planned or status & FAILED else self._without_plan(guard)
+
+    def _without_plan(self, guard: Guard) -> int:
         if self.group.size == 1:
             self._merged = guard.run(self._result_alone)
             self.too_large = beyond_memory(*(self._merged or ()))
@@ -249,11 +241,13 @@ class CombineShuffle(KeyLineage):
             return folded.keys, folded.records
         return self._merge_onto([Part(np.empty(0, np.int32), folded.records[:0], folded)])
 
-    def _exchange_fresh(self, guard: Guard) -> int:
+    def _exchange_fresh(self, guard: Guard, met: bool = False) -> int:
+        """``met``: the first part of the first exchange is over, and lies where it was received."""
         while True:
             lost = self.slots.lost
             out = (None if lost else guard.run(self._outgoing)) or nothing(self.group.size)
-            arrival = self.fresh.run(out, guard.status | self.extra_status | (REPLAN if lost else OK))
+            said = guard.status | self.extra_status | (REPLAN if lost else OK)
+            arrival, met = self.fresh.rest(out) if met else self.fresh.run(out, said), False
             if arrival.status & (FAILED | ROWS_WANTED):
                 return arrival.status & (FAILED | ROWS_WANTED)
             if arrival.status & REPLAN:  # a rank cannot read slots: all forget them, and send keys

@@ -113,9 +113,9 @@ class Learning:
         self.window.clear()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Narrow:
-    """What a segment of one integer key and one sum has beside its sums."""
+    """What a segment of one integer key and one sum has beside its sums. ``again``: it came twice."""
 
     hashes: Array
     words: Array  # the keys
@@ -124,6 +124,7 @@ class Narrow:
     sent: Array  # words per destination
     told: Array
     listed: KeyList
+    again: bool = False
 
 
 class Slots:
@@ -148,7 +149,7 @@ class Slots:
         self._agreed: tuple[Step, int, int, int] | None = None
         self._new: tuple[KeyList, list[KeyList]] | None = None
         self._next: Directory | None = None
-        self._narrow: Narrow | None = None
+        self.narrow: Narrow | None = None  # of the last exchange of such rows
         self._by_key: KeyList | None = None  # keys that went as keys
         self._counts = 0, 0, 0
         self.idle = False  # nothing was learnt last time, and nothing is known, learnt or waited for
@@ -191,7 +192,7 @@ class Slots:
 
     def _outgoing_narrow(self, folded: Folded, digest: int, proposal: int) -> Outgoing:
         """One integer key and one sum: all but the sums is as it was where the same keys come again."""
-        known = self._narrow
+        known = self.narrow
         if known is None or known.hashes is not folded.hashes:
             bounds = self.partitions.send_bounds(folded.hashes)
             rows = np.diff(bounds)
@@ -201,7 +202,9 @@ class Slots:
             known = Narrow(
                 folded.hashes, words, bounds, rows, 2 * rows, told, KeyList(folded.hashes, folded.keys)
             )
-            self._narrow = known
+            self.narrow = known
+        else:
+            known.again = True
         self._counts, self._by_key = (0, len(folded), 2 * len(folded)), known.listed
         words, bounds, records = known.words, known.bounds, folded.records
 

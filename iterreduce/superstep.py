@@ -57,6 +57,7 @@ from iterreduce.rownumbers import NumberRows
 from iterreduce.rowshuffle import GatherRows, RowShuffle
 from iterreduce.shuffle import CombineShuffle
 from iterreduce.sources.blocks import RowStream
+from iterreduce.steady import SteadyShuffle
 from iterreduce.table import Table
 from iterreduce.total import TotalRows
 from iterreduce.uncombined import WithFallback, may_need_rows
@@ -136,7 +137,7 @@ class Workshop:
         elif isinstance(stage, Number):
             made = NumberRows(stage, *common, self.check, limit)
         elif isinstance(stage, Shuffle) and stage.combine is not None:
-            made = combining = CombineShuffle(
+            made = combining = SteadyShuffle(
                 stage, *common, self.cache, self.partitions, self.check, limit, self.repeats
             )
             if may_need_rows(stage.combine) and stage.onto is None:
@@ -168,26 +169,24 @@ class Watched:
     """A stage at work as watchers see it: what it tells, it tells as part of guarded work."""
 
     def __init__(self, label: str, into: str, shop: Workshop):
-        self.label, self.into, self.events, self.group = label, into, shop.events, shop.group
+        self.label, self.into, self.events, self.traffic = label, into, shop.events, shop.group.traffic
         self._began: tuple[float, int] | None = None
 
     def begin(self, iteration: int) -> None:
-        """The stage begins."""
-        self._began = None
-        if self.events.active:
-            self._began = time.perf_counter(), self.group.traffic.payload_bytes
-            self.events.emit("stage.start", stage=self.label, iteration=iteration)
+        """The stage begins, and somebody watches."""
+        self._began = time.perf_counter(), self.traffic.payload_bytes
+        self.events.emit("stage.start", stage=self.label, iteration=iteration)
 
     def end(self, iteration: int, made: Table | None) -> None:
         """It has ended, and made these rows of this rank."""
         if self._began is not None:
-            started, before = self._began
+            (started, before), self._began = self._began, None
             self.events.emit(
                 "stage.end",
                 stage=self.label,
                 iteration=iteration,
                 seconds=time.perf_counter() - started,
-                bytes=self.group.traffic.payload_bytes - before,
+                bytes=self.traffic.payload_bytes - before,
                 rows=0 if made is None else made.batch._length,
             )
 
@@ -202,9 +201,12 @@ class LocalStep(Watched):
 
     def bind(self, seen: dict[str, Table], iteration: int) -> None:
         """Bind the map's result."""
-        self.begin(iteration)
+        watched = self.events.active
+        if watched:
+            self.begin(iteration)
         seen[self.into] = made = self.make(seen, iteration)
-        self.end(iteration, made)
+        if watched:
+            self.end(iteration, made)
 
 
 class ExchangeStep(Watched):
@@ -216,7 +218,9 @@ class ExchangeStep(Watched):
 
     def make_ready(self, seen: dict[str, Table], iteration: int) -> None:
         """All that comes before the exchange."""
-        self.begin(iteration)
+        self._began = None
+        if self.events.active:
+            self.begin(iteration)
         self.work.prepare(seen, iteration)
         if self.events.places:
             self.events.emit("exchange.ready", stage=self.label, iteration=iteration)
@@ -230,7 +234,8 @@ class ExchangeStep(Watched):
             seen.update(made)
         else:
             seen[self.into] = made
-        self.end(iteration, seen.get(self.into))
+        if self._began is not None:
+            self.end(iteration, seen.get(self.into))
 
 
 Work = Callable[[dict[str, Table], int], None]
@@ -242,12 +247,6 @@ class Leg:
     def __init__(self) -> None:
         self.work: list[tuple[str, Work]] = []
         self.towards: ExchangeStep | None = None  # the exchange behind it
-
-    def run(self, seen: dict[str, Table], guard: Guard) -> None:
-        """One piece after another; what fails, fails under the name of its piece."""
-        iteration = guard.iteration
-        for guard.stage, work in self.work:
-            work(seen, iteration)
 
 
 class SuperstepRun:
@@ -293,8 +292,8 @@ class SuperstepRun:
         self._whole_rows = {s.into for s in step.stages if isinstance(s, Shuffle) and s.combine is None}
         replaces = [w for w in step.writes if isinstance(w, Replace)]
         self._replaces = replaces if len(replaces) == len(step.writes) else None
-        self._writing = f"{within}{step.name}: writes"
         self._written: dict[str, Table] = {}
+        self._legs[-1].work.append((f"{within}{step.name}: writes", self._write))
 
     def _add_exchange(self, step: ExchangeStep) -> None:
         self._legs[-1].work.append((step.label, step.make_ready))
@@ -310,21 +309,24 @@ class SuperstepRun:
 
     def results(self, tables: Mapping[str, Table], guard: Guard) -> dict[str, Table]:
         """Run the stages; returns all tables, with their results. Collective."""
-        seen = dict(tables)
+        seen, iteration = dict(tables), guard.iteration
         for leg in self._legs:
-            if leg.towards is None:
-                guard.run(self._end, leg, seen, guard)
-                break
-            guard.run(leg.run, seen, guard)
-            guard.stage = leg.towards.label
-            if leg.towards.work.exchange(guard) & FAILED:
-                raise_agreed(self.shop.group, guard.failure)
+            if guard.failure is None:
+                try:  # as in `Guard.run`: what fails, fails under the name of its piece
+                    for guard.stage, work in leg.work:
+                        work(seen, iteration)
+                except BaseException as error:
+                    guard.fail(error)
+            towards = leg.towards
+            if towards is not None:
+                guard.stage = towards.label
+                if towards.work.exchange(guard) & FAILED:
+                    raise_agreed(self.shop.group, guard.failure)
         return seen
 
-    def _end(self, last: Leg, seen: dict[str, Table], guard: Guard) -> None:
-        """The last leg, and the writes, all or nothing."""
-        last.run(seen, guard)
-        guard.stage, shop = self._writing, self.shop
+    def _write(self, seen: dict[str, Table], iteration: int) -> None:
+        """The writes, all or nothing."""
+        shop = self.shop
         if self._replaces is None or shop.in_place:
             self._written = self._write_any(seen)
             return

@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "rowplan",
         "total",
         "shuffle",
+        "steady",
         "rowshuffle",
         "rownumbers",
         "rangeshuffle",
