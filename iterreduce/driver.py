@@ -51,12 +51,13 @@ from iterreduce.loop import Loop
 from iterreduce.maps import refuse_in_user_code
 from iterreduce.memory import Accounts
 from iterreduce.options import Options
+from iterreduce.plain import Plain
 from iterreduce.reproducible import reproducible
 from iterreduce.scratch import placement_for
 from iterreduce.stopping import StopRequest
 from iterreduce.superstep import SuperstepRun
 from iterreduce.table import Table
-from iterreduce.transaction import Plain, Transaction
+from iterreduce.transaction import Transaction
 
 __all__ = ["LoopRun", "Position"]
 
@@ -124,7 +125,7 @@ class LoopRun(Whereabouts):
         self._now = Transaction()
         self._open: Transaction | Plain = self._now  # what was begun last
         self._fed = any(level.loop.feeds for level in self.root.all())
-        self._plain = Plain(self.root) if self.root.plain else None
+        self._plain = Plain(self, self.root, self._controls[0]) if self.root.plain else None
         self._seconds, self._sent = 0.0, 0  # of the outermost iteration under way
         if self.options.checkpoint_dir:
             self.lasting = Lasting(self, self.written, self._stop, self.lasting)
@@ -220,38 +221,26 @@ class LoopRun(Whereabouts):
                 return self.outcome
         if self.lasting is not None and self.lasting.replays:
             return self.lasting.replay()
+        if self._plain is not None and not feed:
+            return self._plain.advance()
         traffic, started = self.group.traffic, time.perf_counter()
         sent = traffic.payload_bytes
         try:
             with self._on_pool:
-                if self._plain is None or feed:
-                    level, heard = self._iterate(feed)
-                else:
-                    level, heard = root, self._iterate_plain(self._plain)
+                level, heard = self._iterate(feed)
         except BaseException as error:
-            self._roll_back(error)
-            if self.lasting is not None and isinstance(error, IterReduceError) and error.agreed:
-                self.lasting.settle()
+            self._leave(error)
             raise
         self._commit(level, heard, time.perf_counter() - started, traffic.payload_bytes - sent)
         standing = root.standing
         assert standing is not None
         return standing.outcome if standing.outcome is not None else self.position
 
-    def _iterate_plain(self, now: Plain) -> Heard:
-        """One iteration of a body of supersteps that all run: nothing to ask, to enter or to collect.
-        Collective.
-        """
-        self._open, draft, level = now, now.begin(), self.root
-        iteration = draft.iteration + 1
-        guard = Guard(self.group.rank, iteration, (iteration,))
-        guard.failure, self._late = self._late, None
-        if self.events.active:
-            guard.stage = "start of the iteration"
-            guard.run(emit_iteration, self.events, iteration, guard.path)
-        for step in level.supersteps:
-            draft.bindings.update(step.run(draft.bindings, guard))
-        return self._reduce_control(level, draft, guard)
+    def _leave(self, error: BaseException) -> None:
+        """The iteration has failed, with the same error on all ranks. Collective."""
+        self._roll_back(error)
+        if self.lasting is not None and isinstance(error, IterReduceError) and error.agreed:
+            self.lasting.settle()
 
     def _iterate(self, feed: Mapping[str, Any] | None) -> tuple[Level, Heard]:
         """Go on to the end of an iteration, on whichever level it ends; returns that level. Collective."""
@@ -360,7 +349,7 @@ class LoopRun(Whereabouts):
         cache = self.shop.cache
         wish = 0 if cache.budget_bytes is None else cache.wish()
         heard = self._controls[level.number].run(
-            draft.iteration + 1, status, wish, self._open.changed(), found
+            draft.iteration + 1, status, wish, self._now.changed(), found
         )
         if heard.status & FAILED:
             raise_agreed(self.group, guard.failure)
@@ -371,7 +360,7 @@ class LoopRun(Whereabouts):
     # ------------------------------------------------------------------ commit and roll back
 
     def _commit(self, level: Level, heard: Heard, seconds: float, sent: int) -> None:
-        now, control = self._open, self._controls[level.number]
+        now, control = self._now, self._controls[level.number]
         now.commit(heard, level)
         self.commits += 1
         self.level, standing = level, level.standing
@@ -379,30 +368,37 @@ class LoopRun(Whereabouts):
         standing.iteration, standing.at = standing.iteration + 1, 0
         if control.carries:
             control.commit_carry(standing)
-        if now is not self._plain:
-            for output, rows in now.sunk:
-                self.outputs[output].append(rows)
-            self.inner_values.update(now.values)
+        for output, rows in now.sunk:
+            self.outputs[output].append(rows)
+        self.inner_values.update(now.values)
         if heard.wishes:
             self._evict_agreed(heard)
         standing.outcome, standing.residual = control.verdict(standing)
         self._count(level, seconds, sent)
         if self.events.active:
-            self.tell(
-                "iteration.commit",
-                iteration=standing.iteration,
-                residual=standing.residual,
-                seconds=seconds,
-                bytes=sent,
-                invariant_bytes=self.shop.cache.nbytes + self.invariant_bytes,
-                path=(standing.iteration,) if level.parent is None else self.path,
-            )
+            self.tell_commit(standing, self.path, seconds, sent)
         if level.parent is not None and standing.outcome is not None:
             self._end_inner(level, standing)
         if self.lasting is not None:
             self.lasting.after(heard.status, seconds)
         if self.copies is not None:
             self.copies.after(heard.status)
+
+    def tell_commit(self, at: Standing, path: tuple[int, ...], seconds: float, sent: int) -> None:
+        """Tell that an iteration stands; as `tell` does."""
+        if self._late is None:
+            try:
+                self.events.emit(
+                    "iteration.commit",
+                    iteration=at.iteration,
+                    residual=at.residual,
+                    seconds=seconds,
+                    bytes=sent,
+                    invariant_bytes=self.shop.cache.nbytes + self.invariant_bytes,
+                    path=path,
+                )
+            except BaseException as error:
+                self._late = caught(error, "iteration.commit", self.iteration, self.group.rank, self.path)
 
     def _count(self, level: Level, seconds: float, sent: int) -> None:
         """Time and bytes, by iteration of the outermost loop."""

@@ -17,8 +17,8 @@ from typing import Any
 
 from iterreduce.agreement import Guard
 from iterreduce.columns.batch import Batch
-from iterreduce.exchange import ABSTAIN, FAILED, REPLAN
 from iterreduce.errors import UsageError
+from iterreduce.exchange import ABSTAIN, FAILED, REPLAN
 from iterreduce.loop import Shuffle
 from iterreduce.loop_cache import LoopCache
 from iterreduce.table import NO_TOKENS, Table, token

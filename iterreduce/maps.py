@@ -39,39 +39,49 @@ class Piece(NamedTuple):
 
 
 _piece = tuple.__new__  # Piece(...) itself costs twice as much
+_array = np.ndarray
 
 
 class Handed:
-    """A batch as handed to user code, and the way back from each view to the column behind it."""
+    """A batch as handed to user code, in views, and the resident ``columns`` behind them with their tokens."""
 
-    __slots__ = ("batch", "lo", "origin")
-    origin: dict[int, tuple[Any, int]]
+    __slots__ = ("batch", "columns", "lo", "tokens")
 
     def __init__(self, batch: Batch, tokens: Mapping[str, int], lo: int = 0):
         views: dict[str, Any] = {}
-        self.origin = origin = {}
-        token = tokens.get
-        for name, column in batch._columns.items():
+        self.columns = columns = batch._columns
+        for name, column in columns.items():
             if type(column) is Ragged:
-                views[name] = view = read_only(column)
+                views[name] = read_only(column)
             else:  # the same, without the call
                 views[name] = view = column.view()
                 view.setflags(False)
-            origin[id(view)] = column, token(name, 0)
         self.batch = Batch._trusted(views, batch._valid, batch._length, batch._schema)
-        self.lo = lo
+        self.tokens, self.lo = tokens, lo
+
+    def name_of(self, column: Any) -> str | None:
+        """Which of the columns that were handed out this is, if it is one."""
+        for name, view in self.batch._columns.items():
+            if view is column:
+                return name
+        return None
 
 
-def take_back(result: Batch, origin: dict[int, tuple[Any, int]]) -> tuple[Batch, dict[str, int]]:
+def take_back(result: Batch, handed: Iterable[Handed]) -> tuple[Batch, dict[str, int]]:
     """The result with resident columns in place of their views, and the tokens of those columns."""
     tokens: dict[str, int] = {}
     columns, valid = result._columns.copy(), result._valid
     for name, column in columns.items():
-        found = origin.get(id(column))
-        if found is not None:
-            columns[name], of = found
-            if of and name not in valid:
-                tokens[name] = of
+        if type(column) is _array and column.base is None:
+            continue  # no view of anything
+        for of in handed:
+            known = name if of.batch._columns.get(name) is column else of.name_of(column)
+            if known is not None:
+                columns[name] = of.columns[known]
+                token = of.tokens.get(known)
+                if token and name not in valid:
+                    tokens[name] = token
+                break
     return Batch._trusted(columns, valid, result._length, result._schema), tokens
 
 
@@ -210,7 +220,7 @@ class BlockMap:
         before `take_back`; None where they are more than one piece, or none, or on every rank: nothing was
         called.
         """
-        read, known = [tables[name] for name in self.stage.reads], self._seen
+        read, known = list(map(tables.__getitem__, self.stage.reads)), self._seen
         if known is None or not all(map(is_, known[0], read)):
             if read[0].everywhere:
                 return None
@@ -227,7 +237,7 @@ class BlockMap:
         lo, batch = handed.lo, handed.batch
         context = iteration, first.first_row + lo, first.rows_total
         result = call(self.stage.function, context, (batch, *others))
-        made, tokens = take_back(result, handed.origin)
+        made, tokens = take_back(result, (handed,))
         return _piece(Piece, (lo, lo + batch._length, made, tokens))
 
     def _all_beside(
@@ -285,22 +295,20 @@ class BlockMap:
         stage = self.stage
         if self.reproducible and not stage.rank_free and stage.cut == "share":
             refuse_share(stage, tables)
-        first = tables[stage.reads[0]]
-        batches: list[Batch] = []
-        origin: dict[int, tuple[Any, int]] = {}
+        first, handed, batches = tables[stage.reads[0]], list[Handed](), list[Batch]()
         for name in stage.reads:
             table, known = tables[name], self._whole.get(name)
             if first.rows_of is not None:
-                handed = self._hand_beside(name, table, first)
+                given = self._hand_beside(name, table, first)
             elif known is not None and known[0] is table:
-                handed = known[1]
+                given = known[1]
             else:
-                handed = Handed(table.batch, table.tokens)
-                self._whole[name] = table, handed
-            batches.append(handed.batch)
-            origin |= handed.origin
+                given = Handed(table.batch, table.tokens)
+                self._whole[name] = table, given
+            handed.append(given)
+            batches.append(given.batch)
         result = call(stage.function, (iteration, first.first_row, first.rows_total), batches)
-        return self._placed(*take_back(result, origin), tables)
+        return self._placed(*take_back(result, handed), tables)
 
     def _hand_beside(self, name: str, table: Table, first: Table) -> Handed:
         """The table, or those of its rows that the first table read is made of."""

@@ -38,19 +38,16 @@ SPAN = 1 << 16  # addresses of keys that are made anew: a table of them has to s
 
 
 class SteadyShuffle(CombineShuffle):
-    """A `CombineShuffle` that takes the short way as long as it can."""
+    """A `CombineShuffle` that takes a short way from the time on that one is known until it ends."""
 
-    _on_plan: OnPlan | None = None
-    _few: FewRows | None = None
-    _way: OnPlan | FewRows | None = None  # that of this iteration, once its rows are folded
-
-    # ------------------------------------------------------------------ before the exchange
+    _bound: OnPlan | FewRows | None = None  # dropped by whatever goes the general way
+    _way: OnPlan | FewRows | None = None  # the same, in an iteration whose rows are folded
 
     def prepare(
         self, tables: Mapping[str, Table], iteration: int, pieces: Iterable[Piece] | None = None
     ) -> None:
         """Fold this rank's rows."""
-        bound = self._few if self.plan is None else self._on_plan
+        bound = self._bound
         if bound is not None and bound.holds(tables):
             made = bound.map.single(tables, iteration)
             if made is not None:
@@ -58,19 +55,16 @@ class SteadyShuffle(CombineShuffle):
                     self._tables, self._iteration, self._way = tables, iteration, bound
                     return
                 pieces = (piece_of(*made),)
+        self._bound = None
         super().prepare(tables, iteration, pieces)
-
-    # ------------------------------------------------------------------ the exchange
 
     def exchange(self, guard: Guard) -> int:
         """Send and receive; returns the status that all ranks agree on. Collective."""
         way = self._way
-        if way is None or guard.failure is not None:
-            self._way = None
-            return super().exchange(guard)
-        return way.exchange(guard)
-
-    # ------------------------------------------------------------------ after the exchange
+        if way is not None and guard.failure is None:
+            return way.exchange(guard)
+        self._bound = self._way = None
+        return super().exchange(guard)
 
     def finish(self) -> Table:
         """The finished rows of this rank's keys."""
@@ -80,80 +74,87 @@ class SteadyShuffle(CombineShuffle):
         self._bind()
         return made
 
-    def _bind(self) -> None:
-        """Take the short way from the next iteration on, if there is one."""
-        outputs, source = self.combiner.outputs, self.source
-        if self.check or outputs is None or outputs.direct is None or not source.by_block or source.computed:
-            return
-        if self.planned:
-            onto, bound = self._onto_name or self.group.size > 1, self._on_plan
-            if onto and self._body is not None and not self.stage.touched:
-                if bound is None or bound.body is not self._body or bound.outputs is not outputs:
-                    self._on_plan = OnPlan(self, self._body, outputs.direct)
-        elif self._made is not None and self.plan is None and 1 < self.group.size <= FEW_RANKS:
-            self._few = FewRows.of(self, self._few, outputs.direct)
-
-    # ------------------------------------------------------------------ transactions
-
     def commit(self, keys_changed: bool) -> dict[int, int]:
         """The iteration stands; ``keys_changed`` on any rank. Returns tokens to rename in its tables."""
         way, self._way = self._way, None
-        if isinstance(way, FewRows) and not keys_changed:
-            self._last_proposal = self.proposal
-            self.slots.commit()
-            return {}
-        return super().commit(keys_changed)
+        if way is None or keys_changed or not self.slots.idle:
+            return super().commit(keys_changed)
+        way.commit()
+        return {}
 
     def rollback(self) -> None:
         """The iteration never was."""
-        self._way = None
+        self._bound = self._way = None
         super().rollback()
+
+    def _bind(self) -> None:
+        """Take a short way from the next iteration on, if there is one."""
+        outputs, source = self.combiner.outputs, self.source
+        if self.check or outputs is None or outputs.direct is None or not source.by_block or source.computed:
+            return
+        if self.planned and self._body is not None and not self.stage.touched and self._steady_onto():
+            if self._onto_name or self.group.size > 1:
+                self._bound = OnPlan(self, self._body, outputs.direct)
+        elif self._made is not None and self.plan is None and 1 < self.group.size <= FEW_RANKS:
+            self._bound = FewRows.of(self, outputs.direct)
+
+    def _steady_onto(self) -> bool:
+        return self._onto_name is None or (self._onto_steady and self._plan_onto == self._onto_known)
 
 
 def piece_of(handed: Handed, result: Batch) -> Piece:
     """What user code made of all rows at once, with resident columns in place of their views."""
-    return Piece(handed.lo, handed.lo + handed.batch._length, *take_back(result, handed.origin))
+    return Piece(handed.lo, handed.lo + handed.batch._length, *take_back(result, (handed,)))
 
 
 class Bound:
-    """What both ways are bound to: a map of one piece, and one plain sum by key."""
+    """What both ways are bound to: a map of one piece, one plain sum by key, and the keys of the table onto
+    which rows are shuffled.
+    """
 
     def __init__(self, work: SteadyShuffle, direct: Direct):
         assert work.source.map is not None and work.combiner.outputs is not None
-        self.work, self.map, self.outputs = work, work.source.map, work.combiner.outputs
+        self.work, self.map, self.outputs, self.stage = work, work.source.map, work.combiner.outputs, work.stage
         self.names, self.keys = self.outputs.names, work.stage.key
         self.name, self.column, self.dtype = direct.name, direct.column, direct.dtype
         self.values_dtype = self.outputs.schema[self.column].dtype
-        self.onto_name, self.onto_tokens = work._onto_name, {}
+        self.onto, self.onto_layout, self.onto_tokens = work._onto_name, work._onto_layout, work._onto_tokens
+        self.onto_keys, self.onto_columns = Batch(), list[tuple[str, Array, int | None]]()
+        if self.onto is not None:
+            self.onto_keys, tokens = work._onto_keys(), work._onto_tokens
+            self.onto_columns = [(key, self.onto_keys[key], tokens.get(key)) for key in self.keys]
 
     def stands(self, tables: Mapping[str, Table]) -> bool:
-        """Are outputs what they were, and the table that rows are shuffled onto?"""
-        work = self.work
-        if work.combiner.outputs is not self.outputs or work.extra_status:
-            return False
-        if self.onto_name is None:
+        """Is the table that rows are shuffled onto what it was, but for its values?"""
+        if self.onto is None:
             return True
-        onto = tables[self.onto_name]
-        if onto.layout is not work._onto_layout:
-            return False
-        if onto.tokens != self.onto_tokens:
-            work._read_onto(onto.tokens)
-            self.onto_tokens = dict(onto.tokens)
-        return True
+        onto = tables[self.onto]
+        columns, tokens = onto.batch._columns, onto.tokens
+        for key, column, token in self.onto_columns:
+            if columns.get(key) is not column or tokens.get(key) != token:
+                return False
+        return onto.layout is self.onto_layout
 
-    def read(self, handed: Handed, result: Batch) -> tuple[list[Array], Array] | None:
-        """The columns of keys and of values, if the rows are as they were when this was bound."""
+    def read(self, handed: Handed, result: Batch) -> Array | None:
+        """The column of values, if the rows are such as they were when this was bound."""
         columns = result._columns
         if result._valid or tuple(columns) != self.names:
             return None
-        values, resident = columns[self.column], handed.origin.get(id(columns[self.column]))
-        if resident is not None:  # what was handed out cannot be written to: another type to a compiled loop
-            values = resident[0]
+        values = columns[self.column]
         if type(values) is not np.ndarray or values.dtype != self.values_dtype or values.ndim != 1:
             return None
-        if not values.flags.c_contiguous:
-            return None
-        return [columns[key] for key in self.keys], values
+        if values.base is not None:  # what was handed out cannot be written to: another type to compiled loops
+            name = handed.name_of(values)
+            if name is not None:
+                values = handed.columns[name]
+        return values if values.flags.c_contiguous else None
+
+    def table(self, keys: Batch, sums: Array) -> Table:
+        """Sums beside their keys; one more stands behind them."""
+        batch = Batch._trusted({**keys._columns, self.name: sums[:-1]}, keys._valid, keys._length)
+        if self.onto is None:
+            return Table(batch, self.work.layout, self.work._made_tokens())
+        return Table(batch, self.onto_layout, self.onto_tokens)
 
 
 class OnPlan(Bound):
@@ -161,45 +162,54 @@ class OnPlan(Bound):
 
     def __init__(self, work: SteadyShuffle, body: PlanBody, direct: Direct):
         super().__init__(work, direct)
-        self.plan, self.token, self.body = work.plan, work.plan_token, body
-        assert self.plan is not None
-        self.cells, self.came = self.plan.records.view(self.dtype), self.plan.received.view(self.dtype)
+        plan = work.plan
+        assert plan is not None
+        self.plan, self.token, self.body, self.result_keys = plan, work.plan_token, body, body.keys
+        self.cells, self.came = plan.records.view(self.dtype), plan.received.view(self.dtype)
         self.rows, self.codes, self.slots = len(body.codes), body.codes, body.slots
         known = (tokens for tokens, of in work._tokens_known.items() if of == self.token)
         self.tokens = next(known, (0,) * len(self.keys))  # of the key columns that it was made for
+        self.handed: Handed | None = None  # with these rows, and
+        self.key_views: list[tuple[str, Array]] = []  # their keys as they were handed out
 
     def holds(self, tables: Mapping[str, Table]) -> bool:
         """Does the plan, as far as this rank knows before its rows are made?"""
-        work = self.work
-        if work.plan is not self.plan or not self.stands(tables):
-            return False
-        if work._relearned or work.combiner.dirty or work.combiner.provisional:
-            return False
-        known = work._onto_steady and work._plan_onto == work._onto_known
-        return known and work.cache.get(self.token) is self.body
+        return self.stands(tables) and self.work.cache.get(self.token) is self.body
 
     def fold(self, handed: Handed, result: Batch) -> bool:
         """Fold the rows into the send buffer; False where they are not those of the plan."""
-        found = self.read(handed, result) if result._length == self.rows else None
-        if found is None:
+        if result._length != self.rows or (handed is not self.handed and not self._meets(handed)):
             return False
-        origin = handed.origin
-        for column, token in zip(found[0], self.tokens, strict=True):
-            resident = origin.get(id(column))
-            if resident is None or resident[1] != token or not token:
+        columns = result._columns
+        for key, view in self.key_views:
+            if columns.get(key) is not view:
                 return False
-        sum_afresh(self.cells, self.codes, found[1])
+        values = self.read(handed, result)
+        if values is None:
+            return False
+        sum_afresh(self.cells, self.codes, values)  # its zeros stand in the headers, too
         work = self.work
         work.proposal, work.on_plan, work._body = self.token, True, self.body
         work._key_parts, work._rows_seen = [], self.rows
         return True
 
+    def _meets(self, handed: Handed) -> bool:
+        """Find the keys of the plan among the columns that were handed out."""
+        views, self.handed = handed.batch._columns, None
+        names = {token: name for name, token in handed.tokens.items() if token}
+        if not all(token in names for token in self.tokens):
+            return False
+        self.key_views = [(k, views[names[t]]) for k, t in zip(self.keys, self.tokens, strict=True)]
+        self.handed = handed
+        return True
+
     def exchange(self, guard: Guard) -> int:
         """Send and receive. Collective."""
         work = self.work
-        status: int = self.plan.run(OK)
+        status = self.plan.run(OK)
         if status:
-            work.planned, work._way = False, None
+            work._bound = work._way = None
+            work.planned = False
             return work._behind_plan(work._heard_plan(status, guard, work._recover), guard)
         work.planned = True
         if not work.slots.idle:
@@ -208,15 +218,14 @@ class OnPlan(Bound):
 
     def finish(self) -> Table:
         """The finished rows of this rank's keys."""
-        work, onto, body = self.work, self.onto_name, self.body
-        work._touched, work.keys_changed = None, False
-        keys = work._onto_keys() if body.keys is None else body.keys
+        self.work._touched, self.work.keys_changed = None, False
+        keys = self.onto_keys if self.result_keys is None else self.result_keys
         sums = np.empty(keys._length + 1, self.dtype)
         sum_slots(self.came, self.slots, sums)
-        batch = Batch._trusted({**keys._columns, self.name: sums[:-1]}, keys._valid, keys._length)
-        if onto is None:
-            return Table(batch, work.layout, work._made_tokens())
-        return Table(batch, work._tables[onto].layout, work._onto_tokens)
+        return self.table(keys, sums)
+
+    def commit(self) -> None:
+        """Nothing was made that would have to be kept."""
 
 
 class FewRows(Bound):
@@ -225,22 +234,21 @@ class FewRows(Bound):
     def __init__(self, work: SteadyShuffle, direct: Direct, narrow: Narrow, found: Addressed):
         super().__init__(work, direct)
         fresh = work.fresh
-        self.narrow, self.found, self.onto_keys = narrow, found, work._onto_keys()
-        self.key_dtype = self.outputs.key_schema[self.keys[0]].dtype
+        self.fresh, self.found = fresh, found
+        self.key, self.key_dtype = self.keys[0], self.outputs.key_schema[self.keys[0]].dtype
         self.sent, self.came, self.slot = fresh.inline_send, fresh.inline_recv, fresh.slot
         self.call, self.heads, self.words = fresh.call, range(0, len(self.sent), fresh.slot), self.sent.data
         self.frame = Frame(narrow.words, narrow.bounds, fresh.payloads, self.sent, self.dtype)
         self.schema = self.outputs.schema.digest()
         self.counts = 0, len(narrow.words), 2 * len(narrow.words)
+        self.refuses = work.stage.missing == "error"
 
     @classmethod
-    def of(cls, work: SteadyShuffle, before: FewRows | None, direct: Direct) -> FewRows | None:
+    def of(cls, work: SteadyShuffle, direct: Direct) -> FewRows | None:
         """Bound to the exchange that has just ended, if its keys came before, too."""
         narrow, slots, outputs = work.slots.narrow, work.slots, work.combiner.outputs
         if narrow is None or not narrow.again or not slots.idle or slots.directory is not None:
             return None
-        if before is not None and before.narrow is narrow and before.sent is work.fresh.inline_send:
-            return before
         found, words = work._onto_index().finder, narrow.words
         assert outputs is not None
         if not isinstance(found, Addressed) or outputs.schema[direct.column].dtype != direct.dtype:
@@ -257,21 +265,17 @@ class FewRows(Bound):
 
     def holds(self, tables: Mapping[str, Table]) -> bool:
         """Is all as it was, but for the rows?"""
-        work = self.work
-        if not self.stands(tables) or work.fresh.inline_send is not self.sent:
-            return False
-        work._tables, slots = tables, work.slots
-        return work._onto_keys() is self.onto_keys and slots.idle and slots.token not in slots.cache
+        return self.stands(tables) and self.fresh.inline_send is self.sent
 
     def fold(self, handed: Handed, result: Batch) -> bool:
         """Add the rows in the send buffer; False where they have other keys."""
-        found = self.read(handed, result)
-        if found is None:
+        values = self.read(handed, result)
+        if values is None:
             return False
-        (keys,), values = found
-        if id(keys) in handed.origin or type(keys) is not np.ndarray or keys.dtype != self.key_dtype:
+        keys = result._columns[self.key]
+        if type(keys) is not np.ndarray or keys.dtype != self.key_dtype or keys.ndim != 1:
             return False
-        if keys.ndim != 1 or not keys.flags.c_contiguous or len(keys) != len(values):
+        if not keys.flags.c_contiguous or not keys.flags.writeable:  # or they may be what was handed out
             return False
         if not self.frame.fold(keys if self.key_dtype == INT64 else keys.view(INT64), values):
             return False
@@ -281,23 +285,28 @@ class FewRows(Bound):
 
     def exchange(self, guard: Guard) -> int:
         """Send and receive, and add up what came. Collective."""
-        work, fresh = self.work, self.work.fresh
+        fresh, words = self.fresh, self.words
         fresh.sequence += 1
         stage = fresh.stage << 32 | fresh.sequence & 0xFFFFFFFF
         for at in self.heads:
-            self.words[at] = stage
+            words[at] = stage
         self.call.run()
         strays = hear_narrow(self.found, self.came, self.slot, self.schema, FEWEST_NARROW, self.sums)
-        if strays < 0 or (strays and work.stage.missing == "error"):
-            work._way = None
-            guard.run(CombineShuffle.prepare, work, work._tables, work._iteration, (piece_of(*self.rows),))
-            return work._exchange_fresh(guard, met=True)
-        return OK
+        return OK if strays == 0 or (strays > 0 and not self.refuses) else self._go_on(guard)
+
+    def _go_on(self, guard: Guard) -> int:
+        """What came says more than that rows came: it is heard in the general way. Collective."""
+        work = self.work
+        work._bound = work._way = None
+        guard.run(CombineShuffle.prepare, work, work._tables, work._iteration, (piece_of(*self.rows),))
+        return work._exchange_fresh(guard, met=True)
 
     def finish(self) -> Table:
         """The finished rows of this rank's keys."""
-        work = self.work
-        work._touched, work.keys_changed, work.slots._counts = None, False, self.counts
-        assert self.onto_name is not None
-        batch = self.outputs.with_sums(self.onto_keys, self.sums)
-        return Table(batch, work._tables[self.onto_name].layout, work._onto_tokens)
+        self.work._touched, self.work.keys_changed = None, False
+        return self.table(self.onto_keys, self.sums)
+
+    def commit(self) -> None:
+        """Count what travelled."""
+        self.work._last_proposal, self.work.slots._counts = 0, self.counts
+        self.work.slots.commit()

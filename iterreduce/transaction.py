@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 
 from iterreduce.agreement import Guard
 from iterreduce.carrying import gain_of, joined
@@ -105,57 +104,6 @@ class Transaction:
             if draft is not None:
                 made = {n: t for n, t in draft.bindings.items() if id(t) not in known}
                 draft.bindings.update({n: renamed(t, renames) for n, t in made.items()})
-
-
-class Plain:
-    """The transactions of a body of supersteps that all run, and of a level that no other stands around: it
-    needs no draft but of tables, so what never varies is known beforehand.
-    """
-
-    sunk: tuple[tuple[str, Table], ...] = ()
-    values: Mapping[str, float | int] = MappingProxyType({})
-
-    def __init__(self, level: Level):
-        self.level = level
-        works = [item for step in level.supersteps for item in step.works.items()]
-        self.works = [(number, 1 << min(number, LAST_BIT), work) for number, work in works]
-        self._draft = Standing({}, {}, {})  # of tables only; it never stands
-
-    def begin(self) -> Standing:
-        """An iteration begins: tables to work on, beside those that stand."""
-        standing, draft = self.level.standing, self._draft
-        assert standing is not None
-        draft.before, draft.bindings = standing.bindings, standing.bindings.copy()
-        draft.iteration = standing.iteration
-        return draft
-
-    def changed(self) -> int:
-        """Bits of the exchanges whose result keys changed on this rank."""
-        bits = 0
-        for _, bit, work in self.works:
-            if work.keys_changed:
-                bits |= bit
-        return bits
-
-    def commit(self, heard: Heard, level: Level) -> None:
-        """The tables stand; plans that were made take effect. Collective."""
-        bindings, standing, renames = self._draft.bindings, level.standing, dict[int, int]()
-        assert standing is not None
-        for number, _, work in self.works:
-            made = work.commit(heard.changed != 0 and heard.said_changed(number))
-            if made:
-                renames.update(made)
-        if renames:
-            known = {id(t) for t in (*standing.bindings.values(), *level.constants.values())}
-            bindings.update({n: renamed(t, renames) for n, t in bindings.items() if id(t) not in known})
-        for name, state in level.shop.states.items():
-            bindings[name] = state.settled(bindings[name])
-        standing.before, standing.bindings = standing.bindings, bindings
-
-    def roll_back(self) -> None:
-        """It never was."""
-        for _, _, work in self.works:
-            work.rollback()
 
 
 def renamed(table: Table, renames: Mapping[int, int]) -> Table:

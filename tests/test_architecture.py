@@ -66,6 +66,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "accounting",
         "control",
         "transaction",
+        "plain",
         "loading",
         "fingerprints",
         "savedfacts",
