@@ -272,6 +272,7 @@ class PlannedExchange:
         self._segments = (send_counts, send_at, recv_counts, recv_at)
         self._recv_heads = recv_at[:, None] + np.arange(HEADER_WORDS)
         self._status_at = (send_at + STATUS).tolist(), (recv_at + STATUS).tolist()
+        self.recv_status = self._status_at[1]  # where all ranks say how they are
         self._words = self.send.data, self.recv.data
         self._call: Plan | None = None
 
@@ -282,6 +283,11 @@ class PlannedExchange:
             self._call = self.group.alltoallv_plan(
                 self.send, sc, sa, self.recv, rc, ra, self.gap * self.width
             )
+
+    def unheard(self) -> Callable[[], None]:
+        """`run` of what is said in the headers already, without a look at those that came. Collective."""
+        assert self._call is not None
+        return self._call.run
 
     @property
     def nbytes(self) -> int:

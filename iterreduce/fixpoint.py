@@ -215,6 +215,10 @@ def partials(
         elif rank and after.layout.kind == "everywhere":
             out += [0.0] * rule.width
         elif isinstance(rule, Distance):
+            found = rule.between(before, after)
+            if found is not None:
+                out += found
+                continue
             if before.batch._valid or after.batch._valid:
                 rule.refuse_nulls(before.batch, after.batch)
             out += rule.partial(*side_by_side(before, after, rule.columns or after.batch.names))

@@ -43,12 +43,12 @@ _array = np.ndarray
 
 
 class Handed:
-    """A batch as handed to user code, in views, and the resident ``columns`` behind them with their tokens."""
+    """A batch as handed to user code, as views, and the resident columns behind them with their tokens."""
 
-    __slots__ = ("batch", "columns", "lo", "tokens")
+    __slots__ = ("batch", "columns", "lo", "tokens", "views")
 
     def __init__(self, batch: Batch, tokens: Mapping[str, int], lo: int = 0):
-        views: dict[str, Any] = {}
+        self.views = views = dict[str, Any]()
         self.columns = columns = batch._columns
         for name, column in columns.items():
             if type(column) is Ragged:
@@ -61,7 +61,7 @@ class Handed:
 
     def name_of(self, column: Any) -> str | None:
         """Which of the columns that were handed out this is, if it is one."""
-        for name, view in self.batch._columns.items():
+        for name, view in self.views.items():
             if view is column:
                 return name
         return None
@@ -75,14 +75,23 @@ def take_back(result: Batch, handed: Iterable[Handed]) -> tuple[Batch, dict[str,
         if type(column) is _array and column.base is None:
             continue  # no view of anything
         for of in handed:
-            known = name if of.batch._columns.get(name) is column else of.name_of(column)
-            if known is not None:
-                columns[name] = of.columns[known]
-                token = of.tokens.get(known)
-                if token and name not in valid:
-                    tokens[name] = token
+            if of.views.get(name) is column:  # nearly always, a column is passed on under its name
+                columns[name], token = of.columns[name], of.tokens.get(name)
                 break
+        else:
+            columns[name], token = renamed(column, handed)
+        if token and name not in valid:
+            tokens[name] = token
     return Batch._trusted(columns, valid, result._length, result._schema), tokens
+
+
+def renamed(column: Any, handed: Iterable[Handed]) -> tuple[Any, int | None]:
+    """The resident column behind one that was handed out under any name, and its token; or the column."""
+    for of in handed:
+        name = of.name_of(column)
+        if name is not None:
+            return of.columns[name], of.tokens.get(name)
+    return column, None
 
 
 _thread = threading.local()  # of this rank: ranks may be threads

@@ -49,14 +49,13 @@ from iterreduce.exchange import (
 )
 from iterreduce.folding import RowSource
 from iterreduce.group import Group
-from iterreduce.lineage import KeyLineage, Pending
+from iterreduce.lineage import KeyLineage, Pending, require_keyed
 from iterreduce.loop import Gather, Number, Shuffle
 from iterreduce.loop_cache import LoopCache
 from iterreduce.maps import Piece, joined
 from iterreduce.rowplan import RowPlan, RowPlanBody
 from iterreduce.rowrounds import RowRounds, Shelf, fixed, go_in_rounds, rows_extra
 from iterreduce.rowwindow import RowWindow
-from iterreduce.shuffle import require_keyed
 from iterreduce.table import EVERYWHERE, NO_TOKENS, Table, by_key
 
 

@@ -22,6 +22,7 @@ from iterreduce.columns.folds import largest_change, total_change
 from iterreduce.columns.ragged import Array, Ragged
 from iterreduce.distances import FLOAT64, PerRow, asked, checked_rows, combined, row_distance
 from iterreduce.errors import SchemaError, UsageError
+from iterreduce.table import Table
 
 Fold = Literal["sum", "mean", "max"]
 Partials = Sequence[Sequence[float]] | Array  # of each rank, in rank order
@@ -87,6 +88,31 @@ class Distance:
             # infinity minus infinity: an infinite value that stayed what it was has not moved
             found = self._folded(self._rows(old, new, equal_is_zero=True))
         return found
+
+    def between(self, old: Table, new: Table) -> tuple[float, float, float] | None:
+        """`partial` of the commonest: one column of float64 numbers, of rows that stand where they stood.
+
+        None where it is more than that, or needs a closer look.
+        """
+        before, after, name = old.batch, new.batch, self._column
+        ours, theirs = before._columns, after._columns
+        if name is None or before._valid or after._valid or before._length != after._length:
+            return None
+        for key in new.layout.keys:
+            if ours.get(key) is not theirs.get(key):
+                return None
+        a, b = ours.get(name), theirs.get(name)
+        if type(a) is not np.ndarray or type(b) is not np.ndarray or a.dtype is not FLOAT64:
+            return None
+        if b.dtype is not FLOAT64 or a.ndim != 1 or b.ndim != 1 or self.per_row == "l2":
+            return None
+        if not a.flags.c_contiguous or not b.flags.c_contiguous:
+            return None
+        if self.fold == "max":
+            found = 0.0, float(after._length), largest_change(a, b)
+        else:
+            found = total_change(a, b), float(after._length), 0.0
+        return found if found[0] + found[2] < math.inf else None
 
     def _plain_columns(self, old: Batch, new: Batch) -> tuple[Array, Array] | None:
         """What the commonest distance is of: one column of float64 numbers."""

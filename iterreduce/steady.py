@@ -28,7 +28,7 @@ from iterreduce.columns.numbering import Addressed
 from iterreduce.columns.ragged import Array
 from iterreduce.exchange import FEW_RANKS, OK, SCHEMA, STATUS
 from iterreduce.folding import Direct
-from iterreduce.maps import Handed, Piece, take_back
+from iterreduce.maps import Handed, Piece, renamed, take_back
 from iterreduce.shuffle import CombineShuffle, PlanBody
 from iterreduce.slots import FEWEST_NARROW, Narrow
 from iterreduce.table import Table
@@ -114,11 +114,12 @@ class Bound:
 
     def __init__(self, work: SteadyShuffle, direct: Direct):
         assert work.source.map is not None and work.combiner.outputs is not None
-        self.work, self.map, self.outputs, self.stage = work, work.source.map, work.combiner.outputs, work.stage
+        self.work, self.map, self.outputs = work, work.source.map, work.combiner.outputs
         self.names, self.keys = self.outputs.names, work.stage.key
         self.name, self.column, self.dtype = direct.name, direct.column, direct.dtype
         self.values_dtype = self.outputs.schema[self.column].dtype
-        self.onto, self.onto_layout, self.onto_tokens = work._onto_name, work._onto_layout, work._onto_tokens
+        self.onto, self.onto_layout = work._onto_name, work._onto_layout or work.layout
+        self.onto_tokens = work._onto_tokens
         self.onto_keys, self.onto_columns = Batch(), list[tuple[str, Array, int | None]]()
         if self.onto is not None:
             self.onto_keys, tokens = work._onto_keys(), work._onto_tokens
@@ -143,10 +144,8 @@ class Bound:
         values = columns[self.column]
         if type(values) is not np.ndarray or values.dtype != self.values_dtype or values.ndim != 1:
             return None
-        if values.base is not None:  # what was handed out cannot be written to: another type to compiled loops
-            name = handed.name_of(values)
-            if name is not None:
-                values = handed.columns[name]
+        if values.base is not None:  # what was handed out is read-only: another type to compiled loops
+            values = renamed(values, (handed,))[0]
         return values if values.flags.c_contiguous else None
 
     def table(self, keys: Batch, sums: Array) -> Table:
@@ -169,6 +168,8 @@ class OnPlan(Bound):
         self.rows, self.codes, self.slots = len(body.codes), body.codes, body.slots
         known = (tokens for tokens, of in work._tokens_known.items() if of == self.token)
         self.tokens = next(known, (0,) * len(self.keys))  # of the key columns that it was made for
+        self.call, self.heads = plan.unheard(), plan.recv_status
+        self.received = plan.recv.data
         self.handed: Handed | None = None  # with these rows, and
         self.key_views: list[tuple[str, Array]] = []  # their keys as they were handed out
 
@@ -195,18 +196,19 @@ class OnPlan(Bound):
 
     def _meets(self, handed: Handed) -> bool:
         """Find the keys of the plan among the columns that were handed out."""
-        views, self.handed = handed.batch._columns, None
+        views, self.handed = handed.views, None
         names = {token: name for name, token in handed.tokens.items() if token}
-        if not all(token in names for token in self.tokens):
-            return False
-        self.key_views = [(k, views[names[t]]) for k, t in zip(self.keys, self.tokens, strict=True)]
-        self.handed = handed
-        return True
+        found = [names.get(token or 0) for token in self.tokens]
+        self.key_views = [(k, views[name]) for k, name in zip(self.keys, found, strict=True) if name]
+        self.handed = handed if len(self.key_views) == len(self.keys) else None
+        return self.handed is not None
 
     def exchange(self, guard: Guard) -> int:
         """Send and receive. Collective."""
-        work = self.work
-        status = self.plan.run(OK)
+        work, received, status = self.work, self.received, OK
+        self.call()
+        for at in self.heads:
+            status |= received[at]
         if status:
             work._bound = work._way = None
             work.planned = False

@@ -66,6 +66,7 @@ Exchanger = (
     CombineShuffle | RowShuffle | TotalRows | GatherRows | WithFallback | IndexRows | LinkShuffle | LookupRows
 )
 
+_now = time.perf_counter
 WHOLE = (Local, Index, Lookup, Number)  # stages that read tables, and no rows piece by piece
 
 
@@ -165,77 +166,63 @@ def stage_number(count: int, stage: Stage) -> int:
     return (zlib.crc32(words.encode()) & 0x7FFF) << 16 | count & 0xFFFF
 
 
-class Watched:
-    """A stage at work as watchers see it: what it tells, it tells as part of guarded work."""
-
-    def __init__(self, label: str, into: str, shop: Workshop):
-        self.label, self.into, self.events, self.traffic = label, into, shop.events, shop.group.traffic
-        self._began: tuple[float, int] | None = None
-
-    def begin(self, iteration: int) -> None:
-        """The stage begins, and somebody watches."""
-        self._began = time.perf_counter(), self.traffic.payload_bytes
-        self.events.emit("stage.start", stage=self.label, iteration=iteration)
-
-    def end(self, iteration: int, made: Table | None) -> None:
-        """It has ended, and made these rows of this rank."""
-        if self._began is not None:
-            (started, before), self._began = self._began, None
-            self.events.emit(
-                "stage.end",
-                stage=self.label,
-                iteration=iteration,
-                seconds=time.perf_counter() - started,
-                bytes=self.traffic.payload_bytes - before,
-                rows=0 if made is None else made.batch._length,
-            )
-
-
-class LocalStep(Watched):
-    """A map that stands for itself."""
+class LocalStep:
+    """A map that stands for itself, and what it tells watchers: as part of guarded work."""
 
     def __init__(self, label: str, into: str, shop: Workshop, work: BlockMap):
-        super().__init__(label, into, shop)
-        self.work = work
+        self.label, self.into, self.events, self.traffic = label, into, shop.events, shop.group.traffic
         self.make = work.share if work.stage.cut == "share" else partial(local, work)
 
     def bind(self, seen: dict[str, Table], iteration: int) -> None:
         """Bind the map's result."""
-        watched = self.events.active
-        if watched:
-            self.begin(iteration)
+        emit = self.events.emit if self.events.active else None
+        if emit is None:
+            seen[self.into] = self.make(seen, iteration)
+            return
+        started, sent = _now(), self.traffic.payload_bytes
+        emit("stage.start", stage=self.label, iteration=iteration)
         seen[self.into] = made = self.make(seen, iteration)
-        if watched:
-            self.end(iteration, made)
+        emit(
+            "stage.end", stage=self.label, iteration=iteration, seconds=_now() - started,
+            bytes=self.traffic.payload_bytes - sent, rows=made.batch._length,
+        )  # fmt: skip
 
 
-class ExchangeStep(Watched):
+class ExchangeStep:
     """A stage that communicates: what a rank does alone, before the exchange and after it."""
 
     def __init__(self, label: str, into: str, shop: Workshop, work: Exchanger):
-        super().__init__(label, into, shop)
+        self.label, self.into, self.events, self.traffic = label, into, shop.events, shop.group.traffic
         self.work = work
+        self._began: tuple[float, int] | None = None
 
     def make_ready(self, seen: dict[str, Table], iteration: int) -> None:
         """All that comes before the exchange."""
-        self._began = None
-        if self.events.active:
-            self.begin(iteration)
+        events, self._began = self.events, None
+        if events.active:
+            self._began = _now(), self.traffic.payload_bytes
+            events.emit("stage.start", stage=self.label, iteration=iteration)
         self.work.prepare(seen, iteration)
-        if self.events.places:
-            self.events.emit("exchange.ready", stage=self.label, iteration=iteration)
+        if events.places:
+            events.emit("exchange.ready", stage=self.label, iteration=iteration)
 
     def bind(self, seen: dict[str, Table], iteration: int) -> None:
         """Bind what the exchange has brought."""
-        if self.events.places:
-            self.events.emit("exchange.done", stage=self.label, iteration=iteration)
-        made: Table | dict[str, Table] = self.work.finish()
-        if isinstance(made, dict):
-            seen.update(made)
+        events = self.events
+        if events.places:
+            events.emit("exchange.done", stage=self.label, iteration=iteration)
+        found: Table | dict[str, Table] = self.work.finish()
+        if isinstance(found, dict):
+            seen.update(found)
+            made = found.get(self.into)
         else:
-            seen[self.into] = made
+            seen[self.into] = made = found
         if self._began is not None:
-            self.end(iteration, seen.get(self.into))
+            started, sent = self._began
+            events.emit(
+                "stage.end", stage=self.label, iteration=iteration, seconds=_now() - started,
+                bytes=self.traffic.payload_bytes - sent, rows=0 if made is None else made.batch._length,
+            )  # fmt: skip
 
 
 Work = Callable[[dict[str, Table], int], None]
@@ -246,7 +233,8 @@ class Leg:
 
     def __init__(self) -> None:
         self.work: list[tuple[str, Work]] = []
-        self.towards: ExchangeStep | None = None  # the exchange behind it
+        self.exchange: Callable[[Guard], int] | None = None  # behind it
+        self.towards = ""  # the name of that
 
 
 class SuperstepRun:
@@ -297,7 +285,7 @@ class SuperstepRun:
 
     def _add_exchange(self, step: ExchangeStep) -> None:
         self._legs[-1].work.append((step.label, step.make_ready))
-        self._legs[-1].towards = step
+        self._legs[-1].exchange, self._legs[-1].towards = step.work.exchange, step.label
         self._legs.append(Leg())
         self._legs[-1].work.append((step.label, step.bind))
 
@@ -317,10 +305,9 @@ class SuperstepRun:
                         work(seen, iteration)
                 except BaseException as error:
                     guard.fail(error)
-            towards = leg.towards
-            if towards is not None:
-                guard.stage = towards.label
-                if towards.work.exchange(guard) & FAILED:
+            if leg.exchange is not None:
+                guard.stage = leg.towards
+                if leg.exchange(guard) & FAILED:
                     raise_agreed(self.shop.group, guard.failure)
         return seen
 
