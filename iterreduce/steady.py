@@ -26,7 +26,7 @@ from iterreduce.columns.folds import sum_afresh, sum_slots
 from iterreduce.columns.narrow import Frame, hear_narrow
 from iterreduce.columns.numbering import Addressed
 from iterreduce.columns.ragged import Array
-from iterreduce.exchange import FEW_RANKS, OK, SCHEMA, STATUS
+from iterreduce.exchange import FEW_RANKS, OK, PROPOSAL, SCHEMA, STATUS
 from iterreduce.folding import Direct
 from iterreduce.maps import Handed, Piece, renamed, take_back
 from iterreduce.shuffle import CombineShuffle, PlanBody
@@ -261,9 +261,11 @@ class FewRows(Bound):
         return made if made.stands_sent() else None
 
     def stands_sent(self) -> bool:
-        """Does the send buffer still hold what was sent? (It is another one when slots grow.)"""
-        heads = self.sent.reshape(-1, self.slot)
-        return bool((heads[:, STATUS] == OK).all() and (heads[:, SCHEMA] == self.schema).all())
+        """Does the send buffer hold what is to be sent again? (It is another one when slots grow, and says
+        more where a plan is proposed.)
+        """
+        heads = self.sent.reshape(-1, self.slot)[:, [STATUS, SCHEMA, PROPOSAL]]
+        return bool((heads == (OK, self.schema, 0)).all())
 
     def holds(self, tables: Mapping[str, Table]) -> bool:
         """Is all as it was, but for the rows?"""
