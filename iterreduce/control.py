@@ -6,8 +6,10 @@ gained, and the partials of the stopping rules. Every rank folds them in rank or
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -73,10 +75,11 @@ class Control:
         self._recv = np.zeros(len(self._send) * group.size, np.int64)
         self._gathered = self._recv.reshape(group.size, -1)
         self._words = self._send.data, self._recv.data  # read in a third of an array's time
-        self._said = 0, 0, 0
+        self._spoke = False  # is any word but the partials other than zero?
         self._status_at = [at + STATUS for at in range(0, len(self._recv), len(self._send))]
         self._floats = self._gathered[:, first:].view(np.float64)
-        self._partials = self._send[first:].view(np.float64)
+        words = struct.Struct(f"{len(self._send) - first}d")
+        self._put_partials = partial(words.pack_into, self._send.data.cast("B"), 8 * first)
         self._call = group.allgather_plan(self._send, self._recv, CONTROL_WORDS)
 
     def run(
@@ -86,15 +89,13 @@ class Control:
         send, came = self._words
         if self.check:
             send[STAGE] = self.level.number << 40 | iteration
-        said = status, evict, changed
-        if said != self._said:
-            self._said = said
+        if status or evict or changed or self._spoke:
+            self._spoke = bool(status or evict or changed)
             send[STATUS], send[EVICT], send[CHANGED] = status | TELLS * bool(evict or changed), evict, changed
         if self.carries:
             self._put_gains()
         if partials:
-            for i, partial in enumerate(partials):  # a list as a whole costs more than a few numbers
-                self._partials[i] = partial
+            self._put_partials(*partials)  # in a third of the time that NumPy needs
         self._call.run()
         if self.check:
             check_headers(self._gathered, True)

@@ -402,18 +402,21 @@ class LoopRun(Whereabouts):
 
     def _count(self, level: Level, seconds: float, sent: int) -> None:
         """Time and bytes, by iteration of the outermost loop."""
-        self.clock.iterate += seconds
+        clock = self.clock
+        clock.iterate += seconds
         if level.parent is not None:
             self._seconds, self._sent = self._seconds + seconds, self._sent + sent
             return
-        self.clock.iterations.append(self._seconds + seconds)
-        self.bytes_iterations.append(self._sent + sent)
-        self._seconds, self._sent = 0.0, 0
-        standing = level.standing
-        assert standing is not None
-        audited = self.options.memory_bytes is not None and is_audited(standing.iteration)
-        if audited and standing.outcome is None:
-            self._audit(f"after iteration {standing.iteration}")
+        if self._seconds:
+            seconds, sent = self._seconds + seconds, self._sent + sent
+            self._seconds, self._sent = 0.0, 0
+        clock.iterations.append(seconds)
+        self.bytes_iterations.append(sent)
+        if self.options.memory_bytes is not None:
+            standing = level.standing
+            assert standing is not None
+            if is_audited(standing.iteration) and standing.outcome is None:
+                self._audit(f"after iteration {standing.iteration}")
 
     def _end_inner(self, level: Level, standing: Standing) -> None:
         assert standing.outcome is not None

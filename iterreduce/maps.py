@@ -301,19 +301,19 @@ class BlockMap:
 
     def share(self, tables: Mapping[str, Table], iteration: int) -> Table:
         """The map's result on the whole share."""
-        stage = self.stage
+        stage, whole = self.stage, self._whole
         if self.reproducible and not stage.rank_free and stage.cut == "share":
             refuse_share(stage, tables)
         first, handed, batches = tables[stage.reads[0]], list[Handed](), list[Batch]()
         for name in stage.reads:
-            table, known = tables[name], self._whole.get(name)
+            table, known = tables[name], whole.get(name)
             if first.rows_of is not None:
                 given = self._hand_beside(name, table, first)
             elif known is not None and known[0] is table:
                 given = known[1]
             else:
                 given = Handed(table.batch, table.tokens)
-                self._whole[name] = table, given
+                whole[name] = table, given
             handed.append(given)
             batches.append(given.batch)
         result = call(stage.function, (iteration, first.first_row, first.rows_total), batches)
@@ -330,14 +330,13 @@ class BlockMap:
 
     def _placed(self, batch: Batch, tokens: Mapping[str, int], tables: Mapping[str, Table]) -> Table:
         """Where the rows of a share's result live: as the first table read that is not everywhere."""
-        rows = batch._length
-        stage_function = self.stage.function
-        for name in self.stage.reads:
+        rows, stage = batch._length, self.stage
+        for name in stage.reads:
             like = tables[name]
             layout = like.layout
             if layout.kind != "everywhere":
                 if layout.keys:
-                    layout = layout_after(stage_function, layout, batch)
+                    layout = layout_after(stage.function, layout, batch)
                 if rows == like.batch._length:
                     of = None if like.rows_of is None else passed_on(like, batch)
                     return Table(batch, layout, tokens, like.block_starts, 0, -1, 0, of)

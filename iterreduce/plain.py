@@ -48,62 +48,60 @@ class Plain:
         started, run, level, traffic = _now(), self.run, self.level, self.traffic
         sent, standing = traffic.payload_bytes, level.standing
         assert standing is not None
-        iteration, run._open = standing.iteration + 1, self
+        before, iteration = standing.bindings, standing.iteration + 1
+        path, run._open = (iteration,), self
         try:
             with run._on_pool:
-                heard = self._iterate(standing.bindings, iteration)
+                heard = self._iterate(before, iteration, path)
         except BaseException as error:
             run._leave(error)
             raise
-        self._commit(heard)
         seconds, sent = _now() - started, traffic.payload_bytes - sent
+        if self.works:
+            self._commit(heard)
         run.commits += 1
-        standing.iteration, standing.before, standing.bindings = iteration, standing.bindings, self.bindings
+        standing.iteration, standing.before, standing.bindings = iteration, before, self.bindings
         if heard.wishes:
             run._evict_agreed(heard)
-        standing.outcome, standing.residual = self.control.verdict(standing)
+        standing.outcome, standing.residual = outcome, residual = self.control.verdict(standing)
         run._count(level, seconds, sent)
-        path = (iteration,)
         if self.events.active:
             run.tell_commit(standing, path, seconds, sent)
         if run.lasting is not None:
             run.lasting.after(heard.status, seconds)
+            outcome = standing.outcome
         if run.copies is not None:
             run.copies.after(heard.status)
-        if standing.outcome is not None:
-            return standing.outcome
-        return _position(Position, (iteration, standing.residual, path, level.names))
+        return _position(Position, (iteration, residual, path, level.names)) if outcome is None else outcome
 
-    def _iterate(self, before: dict[str, Table], iteration: int) -> Heard:
+    def _iterate(self, before: dict[str, Table], iteration: int, path: tuple[int, ...]) -> Heard:
         """All up to the commit. Collective."""
-        run, events, bindings = self.run, self.events, before
-        guard = Guard(self.rank, iteration, (iteration,))
+        run, events, bindings, level = self.run, self.events, before, self.level
+        guard = Guard(self.rank, iteration, path)
         guard.failure, run._late = run._late, None
         if events.active:
             guard.stage = "start of the iteration"
-            guard.run(emit_iteration, events, iteration, guard.path)
+            guard.run(emit_iteration, events, iteration, path)
         for step in self.steps:
             bindings = {**bindings, **step.run(bindings, guard)}
-        self.bindings = bindings
+        self.bindings, found = bindings, None
         if self.loader.frozen:
             guard.stage = "check of arrays"
             guard.run(self.loader.check_frozen)
-        guard.stage, found = self.level.testing, None
         if guard.failure is None:
+            guard.stage = level.testing
             try:
-                found = fixpoint.partials(
-                    self.level.loop.until, before, bindings, self.rank, self.level.in_place
-                )
+                found = fixpoint.partials(level.loop.until, before, bindings, self.rank, level.in_place)
                 if events.places:
-                    emit_place(events, "control.ready", iteration, guard.path)
+                    emit_place(events, "control.ready", iteration, path)
             except BaseException as error:  # as in `Guard.run`
                 guard.fail(error)
-        status = OK if guard.failure is None else FAILED
+        status, changed = OK if guard.failure is None else FAILED, 0
         if run.lasting is not None:
             status |= run.lasting.says()
         if run.copies is not None:
             status |= run.copies.says(run.commits)
-        wish, changed = 0 if self.cache.budget_bytes is None else self.cache.wish(), 0
+        wish = 0 if self.cache.budget_bytes is None else self.cache.wish()
         for _, bit, work in self.works:
             if work.keys_changed:
                 changed |= bit
@@ -111,14 +109,14 @@ class Plain:
         if heard.status & FAILED:
             raise_agreed(self.group, guard.failure)
         if events.places:
-            run.tell("commit.start", iteration=iteration, path=guard.path)
+            run.tell("commit.start", iteration=iteration, path=path)
         return heard
 
     def _commit(self, heard: Heard) -> None:
         """Plans that were made take effect. Collective."""
-        renames, bindings = dict[int, int](), self.bindings
+        renames, bindings, changed = dict[int, int](), self.bindings, heard.changed
         for number, _, work in self.works:
-            made = work.commit(heard.changed != 0 and heard.said_changed(number))
+            made = work.commit(changed != 0 and heard.said_changed(number))
             if made:
                 renames.update(made)
         if renames:

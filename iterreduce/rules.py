@@ -166,13 +166,14 @@ class Distance:
     def fold_ranks(self, partials: Partials) -> float:
         """The distance, from three numbers of each rank, in rank order."""
         total = rows = largest = 0.0
-        for rank_total, rank_rows, rank_largest in partials:
+        if self.fold == "max":
+            for _, _, rank_largest in partials:
+                if not rank_largest <= largest and largest == largest:  # a NaN stays the largest
+                    largest = rank_largest
+            return float(largest)
+        for rank_total, rank_rows, _ in partials:
             total += rank_total
             rows += rank_rows
-            if not rank_largest <= largest and largest == largest:  # a NaN stays the largest
-                largest = rank_largest
-        if self.fold == "max":
-            return float(largest)
         value = total / max(rows, 1.0) if self.fold == "mean" else total
         return math.sqrt(value) if self.per_row == "l2" else value
 

@@ -279,7 +279,8 @@ class SuperstepRun:
         self.accumulated: list[tuple[Accumulate, Table]] = []
         self._whole_rows = {s.into for s in step.stages if isinstance(s, Shuffle) and s.combine is None}
         replaces = [w for w in step.writes if isinstance(w, Replace)]
-        self._replaces = replaces if len(replaces) == len(step.writes) else None
+        whole = [(w, w.rows in self._whole_rows) for w in replaces]
+        self._replaces = whole if len(replaces) == len(step.writes) else None
         self._written: dict[str, Table] = {}
         self._legs[-1].work.append((f"{within}{step.name}: writes", self._write))
 
@@ -318,8 +319,7 @@ class SuperstepRun:
             self._written = self._write_any(seen)
             return
         out = {}  # nothing shares memory with what is written
-        for write in self._replaces:
-            whole = write.rows in self._whole_rows
+        for write, whole in self._replaces:
             out[write.table] = written(write, seen[write.table], seen[write.rows], shop, whole)
         self._written = out
 
@@ -396,7 +396,8 @@ def written(write: Replace, old: Table, rows: Table, shop: Workshop, distinct: b
     ``distinct``: look whether the keys are, as `check` does; where aggregates or rows of a table take its
     place they are.
     """
-    kind = old.layout.kind
+    layout = old.layout
+    kind = layout.kind
     if write.alike:
         check_alike(write, old, rows)
     if kind == "everywhere" and not rows.everywhere:
@@ -406,13 +407,13 @@ def written(write: Replace, old: Table, rows: Table, shop: Workshop, distinct: b
         )
     if kind == "key":
         here, before = rows.batch._columns, old.batch._columns
-        for key in old.layout.keys:  # rows whose keys were passed on lie where they did
+        for key in layout.keys:  # rows whose keys were passed on lie where they did
             if key not in here or here[key] is not before.get(key):
                 check_owned(write, old, rows, shop)
                 break
-        if write.table in shop.keyed and (distinct or shop.check):
+        if (distinct or shop.check) and write.table in shop.keyed:
             check_distinct(write, old, rows)
-        return Table(rows.batch, old.layout, rows.tokens, None, 0, -1, old.version + 1)
+        return Table(rows.batch, layout, rows.tokens, None, 0, -1, old.version + 1)
     return old.replaced(rows)
 
 

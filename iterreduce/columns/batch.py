@@ -18,6 +18,7 @@ from iterreduce.columns.schema import FIXED_KINDS, Field, Schema, difference, mi
 from iterreduce.errors import SchemaError
 
 PLAIN = frozenset(map(np.dtype, ("f8", "f4", "i8", "i4", "u8", "u4", "u1", "?")))  # held as they are
+_array, _new = np.ndarray, object.__new__
 Column = Any  # np.ndarray | Ragged: overloads would force a cast on every use in user code
 
 
@@ -39,7 +40,7 @@ class Batch:
     def __init__(self, /, **columns: Any):
         length = -1
         for name, column in columns.items():
-            if type(column) is not np.ndarray or column.dtype not in PLAIN or not column.ndim:
+            if type(column) is not _array or column.dtype not in PLAIN or not column.ndim:
                 columns[name] = column = as_column(name, column)
             if len(column) != length:
                 length = len(column) if length < 0 else common_length(columns)
@@ -70,7 +71,7 @@ class Batch:
         cls, columns: dict[str, Column], valid: dict[str, Array], length: int, schema: Schema | None = None
     ) -> Batch:
         """A batch of columns that are known to be right: no checks (hot paths)."""
-        batch = object.__new__(cls)
+        batch = _new(cls)
         batch._columns, batch._valid, batch._length, batch._schema = columns, valid, length, schema
         return batch
 
@@ -162,7 +163,7 @@ class Batch:
         if not self._columns:
             return Batch(**columns)
         for name, column in columns.items():
-            if type(column) is not np.ndarray or column.dtype not in PLAIN or not column.ndim:
+            if type(column) is not _array or column.dtype not in PLAIN or not column.ndim:
                 columns[name] = column = as_column(name, column)
             if len(column) != self._length:
                 raise SchemaError(f'column "{name}" has {len(column)} rows, the batch has {self._length}')
