@@ -282,7 +282,7 @@ class SuperstepRun:
         whole = [(w, w.rows in self._whole_rows) for w in replaces]
         self._replaces = whole if len(replaces) == len(step.writes) else None
         self._written: dict[str, Table] = {}
-        self._legs[-1].work.append((f"{within}{step.name}: writes", self._write))
+        self._writing = f"{within}{step.name}: writes"
 
     def _add_exchange(self, step: ExchangeStep) -> None:
         self._legs[-1].work.append((step.label, step.make_ready))
@@ -304,6 +304,9 @@ class SuperstepRun:
                 try:  # as in `Guard.run`: what fails, fails under the name of its piece
                     for guard.stage, work in leg.work:
                         work(seen, iteration)
+                    if leg.exchange is None:
+                        guard.stage = self._writing
+                        self._write(seen)
                 except BaseException as error:
                     guard.fail(error)
             if leg.exchange is not None:
@@ -312,7 +315,7 @@ class SuperstepRun:
                     raise_agreed(self.shop.group, guard.failure)
         return seen
 
-    def _write(self, seen: dict[str, Table], iteration: int) -> None:
+    def _write(self, seen: dict[str, Table]) -> None:
         """The writes, all or nothing."""
         shop = self.shop
         if self._replaces is None or shop.in_place:
