@@ -215,7 +215,7 @@ def partials(
         elif rank and after.layout.kind == "everywhere":
             out += [0.0] * rule.width
         elif isinstance(rule, Distance):
-            found = rule.between(before, after)
+            found = rule.between(before, after) if type(rule) is Distance else None  # not of exact ones
             if found is not None:
                 out += found
                 continue
