@@ -166,7 +166,7 @@ class LoopRun(Whereabouts):
         self.loader.done(self.root, bindings)
         self.root.standing = self.root.entered(bindings)
         with self.clock.preparing():
-            self.shop.make_ready(self.root.standing.bindings, self._guard("before the first iteration"))
+            self.shop.make_ready(self.root.standing.bindings, Guard(self.group.rank, 0))
 
     def _prepare(self, level: Level, tables: dict[str, Table], guard: Callable[[], Guard]) -> None:
         """Sources, and the prepare stages that read nothing that changes. Collective."""
