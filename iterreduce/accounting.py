@@ -253,6 +253,12 @@ def indexed_bytes(stage: Index, source: Any, group: Group) -> int:
     return int(rows * (1 + stage.symmetric) * (4 + beside) // group.size)
 
 
+def room_for(accounts: Accounts, nbytes: int) -> bool:
+    """May this rank hold copies of so many bytes, in memory or in scratch?"""
+    place = current()
+    return accounts.fits(nbytes) or (place is not None and nbytes <= place.free_bytes() // 2)
+
+
 def refuse_too_large(group: Group, what: str, needed: list[Need], budget_bytes: int) -> None:
     """Raise `MemoryBudgetError` on all ranks if one of them cannot hold this. Collective."""
     sums = np.array([need.nbytes if need.shared else 0 for need in needed] + [0], np.int64)

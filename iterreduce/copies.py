@@ -21,6 +21,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,11 +103,14 @@ class Copies:
         room: Callable[[int], bool],
         tell: Callable[..., None],
         sinks: bool,
+        working: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """Copy what this run captures. ``capture``: commits so far and their state; ``room``: do so many
         bytes fit? ``sinks``: rows that were sunk are put together anew each time, which may fail on one rank.
+        ``working``: arrays have their place meanwhile.
         """
         self.capture, self.room, self.tell, self.sinks = capture, room, tell, sinks
+        self.working = working
         self._steady = None
 
     def rest(self) -> None:
@@ -137,7 +141,8 @@ class Copies:
         if len(self.inputs) > 1:  # all ranks have the last by now
             del self.inputs[0]
         if status & COPY:
-            self.make()
+            with self.working():
+                self.make()
 
     def make(self) -> None:
         """Copy the state as it is now. Collective."""

@@ -16,16 +16,16 @@ What it is not: it knows no user function, no loop and no cache.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from iterreduce.collectives import Group, Plan
 from iterreduce.columns.heads import heard_status, put_heads, put_status, read_heads
-from iterreduce.columns.placement import current
+from iterreduce.columns.placement import current, explained, needed
 from iterreduce.columns.ragged import Array
-from iterreduce.errors import MemoryBudgetError, ScheduleError
+from iterreduce.errors import MemoryBudgetError, ScheduleError, ScratchError
 
 HEADER_WORDS = 8
 STAGE, STATUS, ROWS, WORDS, LARGEST, SCHEMA, PROPOSAL, EXTRA = range(HEADER_WORDS)
@@ -77,6 +77,7 @@ class Arrival:
     status: int
     some_late: bool
     too_large: str = ""
+    no_room: str = ""  # on all ranks, where one of them had no room for what comes or goes
 
     def segment(self, source: int) -> Array:
         """The payload of one source, int64 words."""
@@ -85,6 +86,8 @@ class Arrival:
 
     def segments(self) -> list[Array]:
         """The payloads in rank order; raises `MemoryBudgetError` where this rank threw them away."""
+        if self.no_room:
+            raise ScratchError(self.no_room)
         if self.too_large:
             raise MemoryBudgetError(self.too_large)
         return [self.segment(source) for source in range(len(self.counts))]
@@ -114,8 +117,8 @@ class FreshExchange:
 
     def _resize(self, slot_words: int) -> None:
         self.slot = slot_words
-        self.inline_send = np.zeros(self.group.size * slot_words, np.int64)
-        self.inline_recv = np.zeros(self.group.size * slot_words, np.int64)
+        self.inline_send = needed(self.group.size * slot_words)
+        self.inline_recv = needed(self.group.size * slot_words)
         self.payloads = np.arange(self.group.size, dtype=np.int64) * slot_words + HEADER_WORDS
         self._send_heads = self.inline_send.reshape(self.group.size, slot_words)
         self._recv_heads = self.inline_recv.reshape(self.group.size, slot_words)
@@ -178,15 +181,16 @@ class FreshExchange:
         size, mine = self.group.size, bool(arrival.late[self.group.rank])
         words = out.words if mine else np.zeros_like(out.words)
         send_at = exclusive(words)
-        send = np.empty(int(words.sum()), np.int64)
-        if mine:
-            out.pack(send, send_at)
         counts = np.where(arrival.late, arrival.headers[:, WORDS], 0)
         total = int(counts.sum())
         over = self.limit_words is not None and total > self.limit_words
         largest = int(arrival.headers[:, LARGEST].max())
         recv_at = exclusive(counts)
-        recv = np.empty(size * self.round_words if over else total, np.int64)
+        (send, recv), no_room = self.buffers(int(words.sum()), size * self.round_words if over else total)
+        if no_room:
+            return replace(arrival, counts=np.zeros_like(counts), no_room=no_room)
+        if mine:
+            out.pack(send, send_at)
         for k in range(-(-largest // self.round_words)):
             done = k * self.round_words
             sc = np.clip(words - done, 0, self.round_words)
@@ -205,6 +209,22 @@ class FreshExchange:
             arrival.headers, buffers, starts, np.where(arrival.late, counts, arrival.counts), arrival.late,
             arrival.status, True,
         )  # fmt: skip
+
+    def buffers(self, *words: int) -> tuple[list[Array], str]:
+        """Buffers, or the words of a rank whose scratch directory has no room for its own. Collective where
+        arrays may lie in files, which all ranks know.
+        """
+        made, error = [], None
+        try:
+            made = [np.empty(n, np.int64) for n in words]
+        except MemoryError as failed:
+            error = explained(failed)
+            if not isinstance(error, ScratchError):
+                raise
+        if current() is None or not self.group.agree_any(error is not None):
+            return made, ""
+        said = self.group.allgather_bytes(str(error or "").encode())
+        return [np.empty(0, np.int64)] * len(words), next(text for text in said if text).decode()
 
 
 def beyond_memory(*things: Any) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from iterreduce.accounting import room_for
 from iterreduce.agreement import Guard
 from iterreduce.capture import Captured, Restorer, Saved, captured
 from iterreduce.carrying import tables_of
@@ -210,7 +211,9 @@ class Lasting:
         if self._journals:
             self._keep(run.position)
         ended = run.outcome is not None
-        if self.checkpoints.after(status, seconds, (run.iteration, run.path), ended):
+        with run.working():  # copies have their place
+            stops = self.checkpoints.after(status, seconds, (run.iteration, run.path), ended)
+        if stops:
             run.root.standing.outcome = Outcome.STOPPED_SAVED
 
     def _keep(self, at: Position) -> None:
@@ -225,7 +228,8 @@ class Lasting:
 
     def save(self) -> None:
         """Write a checkpoint now. Collective."""
-        self.checkpoints.save_now((self.run.iteration, self.run.path))
+        with self.run.working():
+            self.checkpoints.save_now((self.run.iteration, self.run.path))
 
     def _capture(self) -> Captured:
         taken = captured_run(self.run)
@@ -233,8 +237,7 @@ class Lasting:
         return replace(taken, facts={**taken.facts, **more})
 
     def _has_room(self, nbytes: int) -> bool:
-        budget = self.run.options.memory_bytes
-        return budget is None or bool(self.run.memory().fits(nbytes))
+        return self.run.options.memory_bytes is None or room_for(self.run.memory(), nbytes)
 
     # ------------------------------------------------------------------ the end
 

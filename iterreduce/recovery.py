@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from iterreduce import driver
+from iterreduce.accounting import room_for
 from iterreduce.collectives import Group, group_for
 from iterreduce.columns.threads import current
 from iterreduce.copies import Copies, Remembered, whole
@@ -196,8 +197,8 @@ class LoopRun(driver.LoopRun):
         self._taken_over = copies
         if self._endures:
             self.copies = copies or Copies(group, self.options.copy_every)
-            capture = self._captured
-            self.copies.serve(capture, self._has_room, self.tell, bool(sinks_of(self.loop)))
+            capture, sinks = self._captured, bool(sinks_of(self.loop))
+            self.copies.serve(capture, self._has_room, self.tell, sinks, self.working)
 
     # ------------------------------------------------------------------ what is asked of it
 
@@ -346,7 +347,8 @@ class LoopRun(driver.LoopRun):
         self._forget_undone()
         self._keep_inputs()
         if self.copies is not None and self.commits:
-            self.copies.make()
+            with self.working():
+                self.copies.make()
         seconds = {"shrink": loss.seconds, "load": self.clock.load - load}
         seconds["prepare"] = self.clock.invariants - invariants
         seconds["restore"] = made - seconds["load"] - seconds["prepare"]
@@ -392,7 +394,7 @@ class LoopRun(driver.LoopRun):
         return self.commits, captured_run(self)
 
     def _has_room(self, nbytes: int) -> bool:
-        return self.options.memory_bytes is None or bool(self.memory().fits(nbytes))
+        return self.options.memory_bytes is None or room_for(self.memory(), nbytes)
 
     def _locals(self) -> dict[str, LocalSource]:
         """Rows that the ranks were given, by names that are the same on all of them."""
@@ -405,7 +407,8 @@ class LoopRun(driver.LoopRun):
     def _keep_inputs(self) -> None:
         """Copy such rows to where they are found when this rank is lost. Collective."""
         if self.copies is not None:
-            self.copies.keep_inputs({name: local.rows for name, local in self._locals().items()})
+            with self.working():
+                self.copies.keep_inputs({name: local.rows for name, local in self._locals().items()})
 
     def _give_inputs(self, lost: tuple[int, ...]) -> None:
         """Deal them out to the survivors: each keeps its own, and takes those of the dead behind it.

@@ -22,7 +22,7 @@ from iterreduce.columns.packing import unpack
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.routing import as_units, gather, unit_of
 from iterreduce.columns.schema import Field, Schema
-from iterreduce.errors import MemoryBudgetError
+from iterreduce.errors import MemoryBudgetError, ScratchError
 from iterreduce.exchange import EXTRA, ROWS, SCHEMA, Arrival, FreshExchange, exclusive, over_budget
 from iterreduce.group import Group
 
@@ -126,7 +126,9 @@ class RowRounds:
         guard.run(trip.open, self.shelf)
         guard.run(trip.place_inline, arrival)
         sending.run(trip.load, rows, order)
-        self._check_buffers(trip.slot_words)
+        if no_room := self._claim_buffers(trip.slot_words):
+            guard.run(_refuse, no_room)
+            return None
         coming = np.where(arrival.late, trip.counts, 0)
         own, coming[me], mine[me] = int(mine[me]), 0, 0
         sends, comes = mine.tolist(), coming.tolist()
@@ -155,15 +157,23 @@ class RowRounds:
         if limit is not None and trip.nbytes > limit * 8:
             raise MemoryBudgetError(over_budget(trip.nbytes, limit * 8))
 
-    def _check_buffers(self, slot_words: int) -> None:
-        if len(self._send) < self.group.size * slot_words:
-            self._send = np.zeros(self.group.size * slot_words, np.int64)
-            self._recv = np.zeros(self.group.size * slot_words, np.int64)
+    def _claim_buffers(self, slot_words: int) -> str:
+        """Buffers for a round, or why some rank has no room for its own. Collective as `buffers` is."""
+        words = self.group.size * slot_words
+        grow = len(self._send) < words
+        made, no_room = self.fresh.buffers(*(words, words) if grow else ())
+        if grow and not no_room:
+            self._send, self._recv = made
+        return no_room
 
     def _swap(self, out: list[int], into: list[int], trip: Trip, slots: list[int]) -> None:
         sc, rc = [trip.words(n) for n in out], [trip.words(n) for n in into]
         bound = self.group.size * trip.slot_words
         self.group.alltoallv(self._send, sc, slots, self._recv, rc, slots, 0, bound)
+
+
+def _refuse(no_room: str) -> None:
+    raise ScratchError(no_room)
 
 
 class Trip:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.hashing import hash_keys, row_sums
 from iterreduce.columns.ordering import hash_order
+from iterreduce.columns.placement import Placement
 from iterreduce.columns.schema import never_null
 from iterreduce.copies import Copies
 from iterreduce.cores import one_blas_thread
@@ -89,6 +91,7 @@ class Result:
     recoveries: list[dict[str, Any]] = field(default_factory=list)
     scratch_bytes: dict[str, int] = field(default_factory=dict)
     _lasting: Lasting | None = field(default=None, repr=False, compare=False)
+    _place: Placement | None = field(default=None, repr=False, compare=False)
     _again: Callable[[], Result] | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, column: str) -> Any:
@@ -189,7 +192,11 @@ def delivered(result: Result, group: Group, deliver: Callable[[Result], T]) -> T
         if result._again is not None:
             held[0] = result._again()
 
-    return enduring(group, lambda: deliver(held[0]), again)
+    def work() -> T:
+        with held[0]._place or nullcontext():  # what a writer makes keeps to the budget, too
+            return deliver(held[0])
+
+    return enduring(group, work, again)
 
 
 def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result:
@@ -221,6 +228,7 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         recoveries=run.recoveries,
         scratch_bytes={} if run.place is None else run.place.report(),
         _lasting=run.lasting,
+        _place=run.place,
     )
 
 

@@ -46,7 +46,8 @@ LEAST_LEAST = 2 * PAGE
 # the words of a placement, at these byte offsets of its context
 LEAST, LARGE, MOST, MOST_LARGE, HELD, HELD_PEAK, FILED, FILED_PEAK = range(0, 64, 8)
 FILED_EVER, FORCE, ERROR, WANTED, FLAGS, PATH, DIGITS, COUNT = range(64, 128, 8)
-WORDS = 16
+RESERVE = 128
+WORDS = 17
 
 HUGE = 4 << 20  # arrays for which NumPy, too, asks for huge pages
 MADV_HUGEPAGE = 14
@@ -154,6 +155,17 @@ def _in_file(ctx: Any, nbytes: Any) -> Any:
 
 
 @inlined
+def _is_spared(ctx: Any, nbytes: Any) -> Any:
+    """May an array that got no file lie in memory? Small ones may, in the last eighth of the budget: so what
+    a full directory refuses is large, and is asked for where a rank may fail.
+    """
+    if nbytes >= load_word(ctx + LARGE) or load_word(ctx + HELD) + nbytes > load_word(ctx + RESERVE):
+        return False
+    store_word(ctx + ERROR, 0)
+    return True
+
+
+@inlined
 def _kept(ctx: Any, at: Any, nbytes: Any) -> Any:
     """Count memory that the C library gave."""
     if at != 0:
@@ -171,7 +183,9 @@ def _obtain(ctx: Any, nbytes: Any) -> Any:
     if nbytes < load_word(ctx + LEAST) >> 1:
         return _malloc(nbytes)
     if _goes_to_file(ctx, nbytes):
-        return _in_file(ctx, nbytes)
+        at = _in_file(ctx, nbytes)
+        if at != 0 or not _is_spared(ctx, nbytes):
+            return at
     return _kept(ctx, _malloc(nbytes), nbytes)
 
 
@@ -199,7 +213,9 @@ def _c_calloc(ctx: Any, count: Any, size: Any) -> Any:
     if nbytes < load_word(ctx + LEAST) >> 1:
         return _calloc(count, size)
     if _goes_to_file(ctx, nbytes):
-        return _in_file(ctx, nbytes)
+        at = _in_file(ctx, nbytes)
+        if at != 0 or not _is_spared(ctx, nbytes):
+            return at
     return _kept(ctx, _calloc(count, size), nbytes)
 
 
@@ -247,6 +263,7 @@ class _Native:
     """What there is once in a process: the compiled functions, and NumPy's door."""
 
     _made: _Native | None = None
+    _making = threading.Lock()  # ranks may be threads: were there two, what one keeps would go with it
 
     def __init__(self) -> None:
         self.malloc = callback(_c_malloc, "p", "pp")
@@ -258,9 +275,10 @@ class _Native:
 
     @classmethod
     def get(cls) -> _Native:
-        if cls._made is None:
-            cls._made = cls()
-        return cls._made
+        with cls._making:
+            if cls._made is None:
+                cls._made = cls()
+            return cls._made
 
 
 class Placement:
@@ -291,6 +309,7 @@ class Placement:
         self._put(LEAST, min(MOST_LEAST, max(LEAST_LEAST, budget_bytes // 256)))
         self._put(LARGE, max(LEAST_LEAST, budget_bytes // 16))
         self._put(MOST, budget_bytes - budget_bytes // 8)
+        self._put(RESERVE, budget_bytes)
         self._put(MOST_LARGE, budget_bytes // 2)
         self._put(FLAGS, flags)
         self._put(PATH, ctypes.addressof(self._path))
@@ -385,6 +404,19 @@ def current() -> Placement | None:
     return found
 
 
+def needed(words: int) -> np.ndarray[Any, Any]:
+    """Zeros, int64, where a rank must not fail alone: in memory, if the scratch directory has no room."""
+    try:
+        return np.zeros(words, np.int64)
+    except MemoryError:
+        place = current()
+        if place is None:
+            raise
+        place.failure()  # nobody has to hear of it
+        with place.kept():
+            return np.zeros(words, np.int64)
+
+
 def explained(error: BaseException) -> BaseException:
     """The same error, or a `ScratchError` where an array found no room in the scratch directory."""
     place = current()
@@ -400,7 +432,10 @@ def _words_of(directory: str, rank: int, error: int, wanted: int) -> str:
         free = f"{format_size(found.f_bavail * found.f_frsize)} are free there"
     except OSError as gone:
         free = f"{gone.strerror}"
-    limit = " (the limit of this process on the size of a file, ulimit -f)" if error == errno.EFBIG else ""
+    limit = {
+        errno.EFBIG: " (the limit of this process on the size of a file, ulimit -f)",
+        errno.ENOMEM: " (has this process too many arrays in files? The limit is vm.max_map_count)",
+    }.get(error, "")
     return (
         f"rank {rank} cannot put {format_size(wanted)} into the scratch directory {directory}: "
         f"{os.strerror(error).lower()}{limit}; {free}; name a directory with more room (--scratch), "
