@@ -17,6 +17,8 @@ had. Nothing here speaks to an MPI.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -28,10 +30,11 @@ import numpy as np
 from iterreduce import driver
 from iterreduce.collectives import Group, group_for
 from iterreduce.columns.threads import current
-from iterreduce.copies import Copies, Remembered, whole
+from iterreduce.copies import Copies, Generation, Remembered, whole
+from iterreduce.epochs import Refilled
 from iterreduce.errors import IterReduceError, RanksLost
 from iterreduce.events import Events
-from iterreduce.fingerprints import locals_of
+from iterreduce.fingerprints import described, locals_of
 from iterreduce.fixpoint import Outcome
 from iterreduce.lasting import captured_run
 from iterreduce.levels import Position, sinks_of
@@ -56,19 +59,50 @@ Again = Callable[[Loss], None]
 
 
 @dataclass
-class _Deeds:
-    """What the ranks of a group were asked to do so far. ``last``: the run that a caller drives."""
+class Legacy:
+    """What a run leaves to the one that takes its place where the program begins again (`Refilled`).
 
+    ``name``: which run of the program, and what it does; ``commits``: how far it was.
+    """
+
+    name: list[Any]
+    commits: int
+    held: list[Generation]
+    recoveries: list[dict[str, Any]]
+
+
+@dataclass
+class _Deeds:
+    """What the ranks of a group were asked to do so far, in this program. ``last``: the run that a caller
+    drives; ``runs``: how many there were; ``legacy``: of the program that was before, on ranks that lived.
+    """
+
+    program: Refilled | None = None
     number: int = 0
     busy: bool = False
     last: LoopRun | None = None
+    runs: int = 0
+    leaves: Legacy | None = None
+    legacy: Legacy | None = None
+    inherits: bool = False  # the same on all ranks
 
 
 _all_deeds: weakref.WeakKeyDictionary[Group, _Deeds] = weakref.WeakKeyDictionary()
 
 
 def _deeds_of(group: Group) -> _Deeds:
-    return _all_deeds.setdefault(group, _Deeds())
+    deeds = _all_deeds.setdefault(group, _Deeds())
+    if deeds.program is not group.refilled:
+        leaves = deeds.leaves or deeds.legacy
+        deeds = _all_deeds[group] = _Deeds(group.refilled, legacy=leaves, inherits=True)
+    return deeds
+
+
+def _numbered(group: Group) -> int:
+    """Another run of this program."""
+    deeds = _deeds_of(group)
+    deeds.runs += 1
+    return deeds.runs
 
 
 def enduring(
@@ -191,11 +225,14 @@ class LoopRun(driver.LoopRun):
         self._first = 0  # iterations that were done before this run began
         self._feeds: dict[int, Mapping[str, Any]] = {}  # that may have to be fed again, by commit
         self._resident: dict[int, Kept] | None = None  # rows to go on with, while it makes itself anew
+        self._number, self._ran = copies.of_run if copies is not None else _numbered(group), False
+        self._program = group.refilled
         enduring(group, lambda: driver.LoopRun.__init__(self, loop, group, options, events, stop))
         self._endures = group.heals and self.options.recover != "off"
         self._taken_over = copies
         if self._endures:
             self.copies = copies or Copies(group, self.options.copy_every)
+            self.copies.of_run = self._number
             capture = self._captured
             self.copies.serve(capture, self._has_room, self.tell, bool(sinks_of(self.loop)))
 
@@ -229,6 +266,7 @@ class LoopRun(driver.LoopRun):
 
     def run(self) -> Outcome:
         """Iterate until a stopping rule holds. Collective."""
+        self._ran = True
         outcome = self._ring(super().run)
         self.returned = self.commits
         return outcome
@@ -293,9 +331,63 @@ class LoopRun(driver.LoopRun):
         if self._taken_over is not None and held is None:
             held, self._taken_over = self._taken_over.newest(), None
             self._give_inputs(())
+        began = time.perf_counter()
+        told = self._inherited() if self._ran and held is None else None
+        if told is not None and told["held"]:
+            held = self.copies.newest() if self.copies is not None else None
+        self.inherits = told is not None and held is not None
         self._keep_inputs()
         super().start(held)
         self._first = self.iteration
+        if told is not None:
+            self._note_refilled(told, held is not None, time.perf_counter() - began)
+
+    def leave(self) -> None:
+        """What is needed to go on, should the program begin again; or it does so now. Local."""
+        held = self.copies.held if self.copies is not None else []
+        deeds, left = _deeds_of(self.group), Legacy(self._name, self.commits, held, self.recoveries)
+        if deeds.program is self._program:
+            deeds.leaves = left
+            return
+        deeds.legacy = left
+        if self.lasting is not None:
+            self.lasting.checkpoints.forsake()
+
+    @property
+    def _name(self) -> list[Any]:
+        told = json.dumps([described(self.written), self.shop.partitions.partitions], sort_keys=True)
+        return [self._number, hashlib.sha256(told.encode()).hexdigest()]
+
+    def _inherited(self) -> dict[str, Any] | None:
+        """What a run like this was before new ranks came: it goes on with its copies. Collective."""
+        deeds = _deeds_of(self.group)
+        if not deeds.inherits:
+            return None
+        mine, told = deeds.legacy, dict[str, Any]()
+        if mine is not None:
+            told = {"fits": mine.name == self._name, "commits": mine.commits, "held": bool(mine.held)}
+            told["recoveries"] = mine.recoveries
+        everybody = map(json.loads, self.group.allgather_bytes(json.dumps(told).encode()))
+        heirs = [each for each in everybody if each]
+        if not all(each["fits"] for each in heirs):
+            return None  # it is another run's
+        deeds.inherits, deeds.legacy = False, None
+        if mine is not None and self.copies is not None:
+            self.copies.held = mine.held
+        self.recoveries = [*max((each["recoveries"] for each in heirs), key=len, default=[])]
+        commits = max((each["commits"] for each in heirs), default=0)
+        return {"held": any(each["held"] for each in heirs), "commits": commits}
+
+    def _note_refilled(self, told: Mapping[str, Any], held: bool, seconds: float) -> None:
+        refilled = self.group.refilled
+        assert refilled is not None
+        joined = len(refilled.lost)
+        self.tell("rank.lost", lost=refilled.lost, survivors=self.group.size - joined)
+        self.tell("recovery.start", lost=refilled.lost, commits=told["commits"])
+        parts = {"shrink": refilled.seconds, "load": self.clock.load, "prepare": self.clock.invariants}
+        parts["restore"] = max(0.0, seconds - parts["load"] - parts["prepare"])
+        parts["total"] = refilled.seconds + seconds
+        self._note(refilled.lost, held, told["commits"], parts, self._read_again(), joined)
 
     def _advance_to(self, at: int) -> Position | Outcome:
         """Iterate until so many transactions are committed. Collective."""
@@ -373,16 +465,19 @@ class LoopRun(driver.LoopRun):
         committed: int,
         seconds: dict[str, float],
         read: dict[str, int],
+        joined: int = 0,
     ) -> None:
         record = {
             "lost": list(lost),
-            "survivors": self.group.size,
+            "survivors": self.group.size - joined,
             "origin": "memory" if held else "checkpoint" if self.commits else "start",
             "iteration": self.iteration,
             "recomputed": max(0, committed - self.commits),
             "seconds": seconds,
             "read": read,
         }
+        if joined:
+            record["joined"] = joined
         self.recoveries.append(record)
         self.tell("recovery.end", **record)
 
