@@ -133,7 +133,8 @@ def _start(arguments: Sequence[str], watch: Watch) -> int:
     beyond_help = FAILED if options.checkpoint_dir is None else STOPPED_STATUS
     guard_healing(crew, options.recover_timeout, beyond_help)
     replace_lost(crew, options, beyond_help, arguments)
-    if isinstance(request, Request) and request.config.origins["recover"] == "command line":
+    origins = request.config.origins if isinstance(request, Request) else {}
+    if "command line" in (origins.get("recover"), origins.get("respawn")):
         tell_what_cannot_be(crew, options)
     watch.serve(partial(_end_now, crew), partial(_tell, crew), not crew.alone)
     supervised = vitals.current()

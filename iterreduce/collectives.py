@@ -379,7 +379,7 @@ class MpiGroup(SpreadGroup):
         self._renumbered(found.comm.Get_rank(), ())
         self._arrange(found.told)
         self.refilled = Refilled(lost, time.perf_counter() - started)
-        raise self.refilled
+        raise Refilled(lost)  # another: that one would hold on to all that was under way
 
     def _heal_nobody(self, error: BaseException) -> tuple[int, ...]:
         """Nobody had died: raise what the lowest rank says that has an error of its own. Collective."""

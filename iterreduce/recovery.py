@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,8 +29,8 @@ import numpy as np
 from iterreduce import driver
 from iterreduce.collectives import Group, group_for
 from iterreduce.columns.threads import current
-from iterreduce.copies import Copies, Generation, Remembered, whole
-from iterreduce.epochs import Refilled
+from iterreduce.copies import Copies, Remembered, whole
+from iterreduce.deeds import Deeds, Legacy, deeds_of, inherited, numbered
 from iterreduce.errors import IterReduceError, RanksLost
 from iterreduce.events import Events
 from iterreduce.fingerprints import described, locals_of
@@ -58,53 +57,6 @@ class Loss:
 Again = Callable[[Loss], None]
 
 
-@dataclass
-class Legacy:
-    """What a run leaves to the one that takes its place where the program begins again (`Refilled`).
-
-    ``name``: which run of the program, and what it does; ``commits``: how far it was.
-    """
-
-    name: list[Any]
-    commits: int
-    held: list[Generation]
-    recoveries: list[dict[str, Any]]
-
-
-@dataclass
-class _Deeds:
-    """What the ranks of a group were asked to do so far, in this program. ``last``: the run that a caller
-    drives; ``runs``: how many there were; ``legacy``: of the program that was before, on ranks that lived.
-    """
-
-    program: Refilled | None = None
-    number: int = 0
-    busy: bool = False
-    last: LoopRun | None = None
-    runs: int = 0
-    leaves: Legacy | None = None
-    legacy: Legacy | None = None
-    inherits: bool = False  # the same on all ranks
-
-
-_all_deeds: weakref.WeakKeyDictionary[Group, _Deeds] = weakref.WeakKeyDictionary()
-
-
-def _deeds_of(group: Group) -> _Deeds:
-    deeds = _all_deeds.setdefault(group, _Deeds())
-    if deeds.program is not group.refilled:
-        leaves = deeds.leaves or deeds.legacy
-        deeds = _all_deeds[group] = _Deeds(group.refilled, legacy=leaves, inherits=True)
-    return deeds
-
-
-def _numbered(group: Group) -> int:
-    """Another run of this program."""
-    deeds = _deeds_of(group)
-    deeds.runs += 1
-    return deeds.runs
-
-
 def enduring(
     group: Group,
     work: Callable[[], T],
@@ -118,7 +70,7 @@ def enduring(
     it; ``driven``: it is an iteration that the run's caller asks for. Raises `RanksLost` where the group must
     not go on.
     """
-    deeds = _deeds_of(group)
+    deeds = deeds_of(group)
     if deeds.busy:
         return work()
     if not group.heals:
@@ -132,7 +84,7 @@ def enduring(
 
 def _endured(
     group: Group,
-    deeds: _Deeds,
+    deeds: Deeds,
     work: Callable[[], T],
     again: Again | None,
     run: LoopRun | None,
@@ -176,13 +128,13 @@ def _loss_of(group: Group, error: BaseException) -> BaseException:
     return error
 
 
-def _help_others(group: Group, deeds: _Deeds, loss: Loss, run: LoopRun | None) -> LoopRun | None:
+def _help_others(group: Group, deeds: Deeds, loss: Loss, run: LoopRun | None) -> LoopRun | None:
     """Some may stand in the iteration before this deed, of a run that its caller drives: go there, too.
     Returns that run. Collective.
     """
     numbers = np.empty(group.size, np.int64)
     group.allgather(np.array([deeds.number]), numbers, header_words=1)
-    last = deeds.last
+    last: LoopRun | None = deeds.last
     if last is None or deeds.number == int(numbers.min()) or last is run:
         return None
     last._renew(loss)
@@ -225,7 +177,7 @@ class LoopRun(driver.LoopRun):
         self._first = 0  # iterations that were done before this run began
         self._feeds: dict[int, Mapping[str, Any]] = {}  # that may have to be fed again, by commit
         self._resident: dict[int, Kept] | None = None  # rows to go on with, while it makes itself anew
-        self._number, self._ran = copies.of_run if copies is not None else _numbered(group), False
+        self._number, self._ran = copies.of_run if copies is not None else numbered(group), False
         self._program = group.refilled
         enduring(group, lambda: driver.LoopRun.__init__(self, loop, group, options, events, stop))
         self._endures = group.heals and self.options.recover != "off"
@@ -250,7 +202,7 @@ class LoopRun(driver.LoopRun):
         the loop ended with it. If anything fails, on any rank, the iteration is rolled back and the same
         error is raised on all; ``tables`` are those of the last commit.
         """
-        if not self._endures or _deeds_of(self.group).busy:
+        if not self._endures or deeds_of(self.group).busy:
             try:
                 return super().advance(feed)
             except BaseException as error:
@@ -345,7 +297,7 @@ class LoopRun(driver.LoopRun):
     def leave(self) -> None:
         """What is needed to go on, should the program begin again; or it does so now. Local."""
         held = self.copies.held if self.copies is not None else []
-        deeds, left = _deeds_of(self.group), Legacy(self._name, self.commits, held, self.recoveries)
+        deeds, left = deeds_of(self.group), Legacy(self._name, self.commits, held, self.recoveries)
         if deeds.program is self._program:
             deeds.leaves = left
             return
@@ -360,23 +312,13 @@ class LoopRun(driver.LoopRun):
 
     def _inherited(self) -> dict[str, Any] | None:
         """What a run like this was before new ranks came: it goes on with its copies. Collective."""
-        deeds = _deeds_of(self.group)
-        if not deeds.inherits:
+        found = inherited(self.group, self._name)
+        if found is None:
             return None
-        mine, told = deeds.legacy, dict[str, Any]()
-        if mine is not None:
-            told = {"fits": mine.name == self._name, "commits": mine.commits, "held": bool(mine.held)}
-            told["recoveries"] = mine.recoveries
-        everybody = map(json.loads, self.group.allgather_bytes(json.dumps(told).encode()))
-        heirs = [each for each in everybody if each]
-        if not all(each["fits"] for each in heirs):
-            return None  # it is another run's
-        deeds.inherits, deeds.legacy = False, None
-        if mine is not None and self.copies is not None:
-            self.copies.held = mine.held
-        self.recoveries = [*max((each["recoveries"] for each in heirs), key=len, default=[])]
-        commits = max((each["commits"] for each in heirs), default=0)
-        return {"held": any(each["held"] for each in heirs), "commits": commits}
+        if self.copies is not None:
+            self.copies.held = found.pop("mine")
+        self.recoveries = found.pop("recoveries")
+        return found
 
     def _note_refilled(self, told: Mapping[str, Any], held: bool, seconds: float) -> None:
         refilled = self.group.refilled

@@ -4,7 +4,8 @@ For the command line alone, which knows what a rank is started by; a caller's co
 begins when the survivors are a whole group again (`iterreduce.healing`), and either all of them get the
 larger communicator, with the new ranks, or all of them go on as they are: what was half made is revoked,
 which ends the new ranks, too. Whether it succeeded is agreed among the survivors first, since a new rank that
-dies early may be seen by some of them only.
+dies early may be seen by some of them only. A new rank that is not to be kills itself: whoever still waits
+for it learns of it.
 
 What nobody can promise: a process that is started and never comes keeps the survivors inside `Spawn`. A guard
 of the command line ends the job then.
@@ -89,8 +90,13 @@ def refilled(MPI: Any, comm: Any, words: Sequence[str], charter: Charter, here: 
     except MPI.Exception:
         _revoke(MPI, made)
     keep(*made)
-    if _all_have(MPI, comm, found is not None) and all_agree(MPI, made[-1]):
-        return found
+    if found is not None and _all_have(MPI, comm, True):
+        with contextlib.suppress(MPI.Exception):  # new ranks wait there, which can be ended, unlike Agree
+            made[1].Barrier()
+        if all_agree(MPI, found.comm):
+            return found
+    elif found is None:
+        _all_have(MPI, comm, False)
     _revoke(MPI, made)
     return None
 
@@ -104,6 +110,11 @@ def joined(MPI: Any, here: Words) -> Filled | None:
     except MPI.Exception:
         return None
     keep(*made)
+    try:
+        made[0].Barrier()
+    except MPI.Exception:
+        if made[0].Is_revoked():
+            return None
     return found if all_agree(MPI, found.comm) else None
 
 

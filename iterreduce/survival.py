@@ -89,9 +89,10 @@ def tell_what_cannot_be(crew: Crew, options: Options) -> None:
     if options.recover == "off" or crew.alone or crew.group.heals or crew.group.rank:
         return
     library = crew.group.library
+    asked = "--respawn" if options.respawn else "--recover auto"
     can = library.startswith("Open MPI") and int(library.split()[-1].partition(".")[0]) >= 5
     how = "start it by mpirun --with-ft ulfm" if can else f"{library} cannot go on without ranks that die"
-    say(f"iterreduce: --recover auto: {how}; here the death of one ends the job")
+    say(f"iterreduce: {asked}: {how}; here the death of one ends the job")
 
 
 @contextlib.contextmanager

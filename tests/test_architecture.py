@@ -85,6 +85,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "capture",
         "parts",
         "copies",
+        "deeds",
         "checkpoint",
         "lasting",
         "driver",

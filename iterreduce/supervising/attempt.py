@@ -92,6 +92,7 @@ class Attempt:
         self._handles: dict[int, int | None] = {}
         self._since, self._told, self._why = time.time(), False, ""
         self._left_since: float | None = None
+        self._missed_since: float | None = None
         self._next_look, self._killed = 0.0, False
         ctypes.CDLL(None)  # loaded before the fork
         self._process = subprocess.Popen(
@@ -211,7 +212,8 @@ class Attempt:
         ends, dead = places.ranks_with(self.directory)["end"], set(self._dead) & self._living
         limit = LEAVE_SECONDS if ends >= self._living else self.notice if dead - ends else None
         missed = [rank for rank in self._dead if rank >= self._settled]
-        if missed:
+        self._missed_since = (self._missed_since or time.monotonic()) if missed else None
+        if self._missed_since is not None and time.monotonic() - self._missed_since > NOTICE_SECONDS:
             self._why = f"{self._name(missed[0])}, which was to take a lost place, died before it came"
             return True
         still = self.hang_timeout is not None and self.beats.is_still(self.hang_timeout)

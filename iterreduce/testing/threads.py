@@ -276,21 +276,21 @@ class ThreadGroup(SpreadGroup):
 
     def _refill(self, made: Agreement, lost: tuple[int, ...]) -> None:
         """With new ranks in the places of the lost, if there are to be any."""
-        old, refilled = self._meeting, Refilled(lost)
+        old = self._meeting
         members = old.world.refill(made, old.members, lost)
         if not members:
             return
         self._meeting = old.world.meeting(f"{old.label} with {[members[rank] for rank in lost]}", members)
         self._number = self._agreements = 0
         self._renumbered(self.rank, ())
-        self.refilled = refilled
+        self.refilled = Refilled(lost)
         assert made.survivors is not None
         if self.rank == made.survivors[0]:
             for rank in lost:
                 group = ThreadGroup(self._meeting, rank, self.epoch)
                 group.refilled = Refilled(lost)
                 self.starts(members[rank], group)
-        raise refilled
+        raise Refilled(lost)
 
     def _agree(self, flag: bool) -> Agreement:
         self._agreements += 1
