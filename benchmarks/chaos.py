@@ -8,7 +8,8 @@ Every run is a pure function of the seed and its number: a program, and attempts
 ranks and what goes wrong: ranks killed (one, several, all, or the launcher) at a place inside the program
 (`iterreduce.testing`) or from outside at any moment, the newest checkpoint torn, flipped or deleted before
 the next attempt, a disk that is full. Attempts follow until one finishes. Its result must have the digest of
-the undisturbed run (wrong), every attempt must end in time (hung), and one without faults must finish (lost).
+the undisturbed run (wrong), every attempt must get on until it ends (hung: no event and no word for
+``--timeout``), and one without faults must finish (lost). What hangs tells where each rank stands.
 
 With Open MPI every other run has a launcher that tolerates deaths (`--recover both`): survivors go on in
 place there, more ranks may die later or while others recover, and some of these runs have no checkpoints. An
@@ -60,6 +61,7 @@ from tests.launch import (  # noqa: E402
 
 TOLERANT = ("--with-ft", "ulfm")
 PAUSE = 0.01  # per iteration, seconds
+MOST_TIMES = 10  # the time-out, for an attempt that gets on and does not end
 
 
 # ------------------------------------------------------------------------------- doing it
@@ -139,9 +141,11 @@ class Campaign:
                 command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment, cwd=ROOT,
                 start_new_session=True,
             )  # fmt: skip
-            status = self._wait(process, attempt, run)
+            status = self._wait(process, attempt, run, (folder / "events", folder / "said"))
             said.seek(0)
             text = said.read().decode(errors="replace")
+            if status is None:
+                text += "\nlast events:\n" + "\n".join(lines_of(folder / "events")[-6:])
         if attempt.phase == "launcher":  # the orphans go on beside the next attempt
             self.orphans.append(run)
         else:
@@ -156,20 +160,26 @@ class Campaign:
         for run in self.orphans:
             kill_run(run)
 
-    def _wait(self, process: subprocess.Popen, attempt: Attempt, run: str) -> int | None:
-        deadline = time.monotonic() + self.timeout
+    def _wait(
+        self, process: subprocess.Popen, attempt: Attempt, run: str, signs: tuple[Path, ...]
+    ) -> int | None:
+        """Its status; None where it hangs: these files do not grow."""
+        last = time.monotonic() + MOST_TIMES * self.timeout
         if attempt.outside is not None:
-            self._strike(process, attempt, run, deadline)
-        try:
-            return process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            for pid in ranks_of(run).values():  # each tells where it stands
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGABRT)
-            time.sleep(2)
-            kill_run(run)
-            process.wait()
-            return None
+            self._strike(process, attempt, run, time.monotonic() + self.timeout)
+        told, since = sizes_of(signs), time.monotonic()
+        while time.monotonic() < min(since + self.timeout, last):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(0.2)
+            if sizes_of(signs) != told:
+                told, since = sizes_of(signs), time.monotonic()
+        for pid in ranks_of(run).values():  # each tells where it stands
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGABRT)
+        time.sleep(2)
+        kill_run(run)
+        process.wait()
+        return None
 
     def _strike(self, process: subprocess.Popen, attempt: Attempt, run: str, deadline: float) -> None:
         """Kill ranks from outside, some time after they are there."""
@@ -262,10 +272,21 @@ def read_json(path: Path) -> dict | None:
     return None
 
 
+def sizes_of(paths: tuple[Path, ...]) -> list[int]:
+    """0 for a file that is not there."""
+    return [path.stat().st_size if path.exists() else 0 for path in paths]
+
+
+def lines_of(path: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace").splitlines()
+    return []
+
+
 def resumed_at(path: Path) -> int | None:
     """The iteration of the checkpoint that an attempt went on from, as far as its events tell."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in path.read_text().splitlines():
+    with contextlib.suppress(ValueError):
+        for line in lines_of(path):
             event = json.loads(line)
             if event["event"] == "restart":
                 return event["iteration"]
@@ -312,7 +333,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="this run alone")
     parser.add_argument("--programs", default=",".join(PROGRAMS))
     parser.add_argument("--jobs", type=int, default=1, help="so many runs at a time")
-    parser.add_argument("--timeout", type=float, default=180.0, help="seconds for an attempt")
+    parser.add_argument("--timeout", type=float, default=180.0, help="hung: nothing happens for so long")
     parser.add_argument("--recover", choices=("both", "auto", "off"), help="default: both, off without ULFM")
     parser.add_argument("--no-checkpoints", action="store_true", help="every attempt begins anew")
     parser.add_argument("--keep", action="store_true", help="leave all files")

@@ -32,6 +32,11 @@ def main() -> None:
         from iterreduce.doctor.command import doctor
 
         sys.exit(doctor(arguments[1:]))
+    if arguments[:1] == ["join"]:  # by ranks that have lost others
+        from iterreduce.start import join_as
+
+        join_as([int(name) for name in arguments[1].split(",")])
+        arguments = arguments[2:]
     watch = signals.hold(arguments, STARTED)
     sys.exit(_command_line(arguments, watch))
 

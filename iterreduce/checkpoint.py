@@ -140,11 +140,12 @@ class Checkpointer:
             self.attempt.kept = saved.facts.get("kept")
         return saved
 
-    def goes_on(self, before: Checkpointer) -> None:
+    def goes_on(self, before: Checkpointer | None) -> None:
         """The run goes on from what is in memory; what stands in the directory is older. Collective."""
-        assert self.attempt is not None and before.attempt is not None
+        assert self.attempt is not None
         self._number = max(root_decides(self.group, self.attempt.checkpoints), default=0)
-        self.attempt.kept = before.attempt.kept
+        if before is not None and before.attempt is not None:
+            self.attempt.kept = before.attempt.kept
 
     def counts_on(self, before: Checkpointer) -> None:
         """What was counted while more ranks lived. Local."""

@@ -32,6 +32,7 @@ from iterreduce.arguments import (
     parse_command_line,
 )
 from iterreduce.collectives import Group
+from iterreduce.epochs import Refilled
 from iterreduce.errors import (
     CheckpointError,
     FinishedError,
@@ -48,10 +49,17 @@ from iterreduce.leaders import SpreadGroup
 from iterreduce.memory import IN_SCRATCH, peak_rss_bytes
 from iterreduce.options import FAULTS_VARIABLE, Options, default_scratch, resolve
 from iterreduce.signals import Watch, held
-from iterreduce.start import launched_rank
+from iterreduce.start import joins, launched_rank
 from iterreduce.stopping import StopRequest
 from iterreduce.supervising import vitals
-from iterreduce.survival import guard_healing, part, tell_what_cannot_be, together
+from iterreduce.survival import (
+    guard_healing,
+    part,
+    replace_lost,
+    tell_what_cannot_be,
+    to_the_end,
+    together,
+)
 from iterreduce.version import __version__
 from iterreduce.watchers import warnings_told, watching
 
@@ -75,7 +83,7 @@ def run_command_line(arguments: Sequence[str], watch: Watch | None = None) -> in
     try:
         if arguments[:1] == ["inspect"]:
             return _inspect(arguments[1:])
-        return _start(_read(arguments), watch)
+        return _start(arguments, watch)
     except KeyboardInterrupt:
         launch.speak_for_all(launch.job_key(), INTERRUPTED.text)
         return INTERRUPTED.status
@@ -106,7 +114,10 @@ def _print(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _start(request: Request | Answer | Problem, watch: Watch) -> int:
+def _start(arguments: Sequence[str], watch: Watch) -> int:
+    # who waits for this rank cannot go on without it, so that comes first
+    early = launch.join(_settings().start_timeout, watch.leave_to_parent) if joins() else None
+    request = _read(arguments)
     if isinstance(request, Answer):
         if launched_rank() == 0:
             _print(request.text)
@@ -114,18 +125,22 @@ def _start(request: Request | Answer | Problem, watch: Watch) -> int:
     watch.settle(isinstance(request, Request) and request.config.options.checkpoint_dir is not None)
     options = _options(request)
     try:
-        crew = launch.join(options.start_timeout, watch.leave_to_parent, options.recover == "auto")
+        recovers = options.recover == "auto"
+        crew = early or launch.join(options.start_timeout, watch.leave_to_parent, recovers)
     except LaunchError as error:
         launch.speak_for_all(launch.job_key(), f"iterreduce: {error}")
         return FAILED
-    guard_healing(crew, options.recover_timeout, FAILED if options.checkpoint_dir is None else STOPPED_STATUS)
-    if isinstance(request, Request) and request.config.origins["recover"] == "command line":
+    beyond_help = FAILED if options.checkpoint_dir is None else STOPPED_STATUS
+    guard_healing(crew, options.recover_timeout, beyond_help)
+    replace_lost(crew, options, beyond_help, arguments)
+    origins = request.config.origins if isinstance(request, Request) else {}
+    if "command line" in (origins.get("recover"), origins.get("respawn")):
         tell_what_cannot_be(crew, options)
     watch.serve(partial(_end_now, crew), partial(_tell, crew), not crew.alone)
     supervised = vitals.current()
     if supervised is not None:
         supervised.beat(watch.ask)
-    status = _run_together(crew, request, watch)
+    status = to_the_end(crew, lambda: _run_together(crew, request, watch))
     part(crew, status)
     return status
 
@@ -166,8 +181,11 @@ def _exit_problem(error: SystemExit) -> Problem:
 
 
 def _options(request: Request | Problem) -> Options:
-    if isinstance(request, Request):
-        return request.config.options
+    return request.config.options if isinstance(request, Request) else _settings()
+
+
+def _settings() -> Options:
+    """Of the environment and the file alone, if they can be read."""
     try:
         return resolve().options
     except UsageError:
@@ -203,6 +221,8 @@ def _attempt(crew: Crew, request: Request, watch: Watch) -> Problem | None:
         return together(crew, lambda: _work(crew, request, watch))
     except KeyboardInterrupt:
         return _interrupted(crew)
+    except Refilled:
+        raise
     except BaseException as error:
         if isinstance(error, StageError) and error.failure.kind == "KeyboardInterrupt":
             return _interrupted(crew)  # it came while user code was running

@@ -1,4 +1,4 @@
-"""Ranks of an MPI program: `MpiGroup`, how one is made, and what the launcher says.
+"""Ranks of an MPI program: `MpiGroup`, and how one is made.
 
 This is the only module that imports mpi4py, and only once somebody wants MPI. What a `Group` is stands in
 `group`; its names are re-exported here, so that this is the one place to import groups from.
@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any
@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from iterreduce import healing
+from iterreduce import healing, refilling
 from iterreduce.aside import Aside, Channel
+from iterreduce.epochs import Refilled
 from iterreduce.errors import IterReduceError, LaunchError, RanksLost, UsageError
 from iterreduce.group import MAX_WORDS, Group, Plan, SoloGroup, Window
+from iterreduce.launched import is_crowded, launched_size, node_ranks
 from iterreduce.leaders import SpreadGroup
 from iterreduce.windows import node_name, node_window, shared_bytes_free
 from iterreduce.words import WORD_BYTES, Move, Words, checked_color, checked_words, packed_displs
@@ -90,6 +92,21 @@ def world(max_words: int = MAX_WORDS, recovers: bool = True) -> MpiGroup:
     group = MpiGroup(everybody.Dup(), max_words=max_words)
     group.heals = group.tolerant = group.tolerant and recovers
     return group
+
+
+def joined() -> tuple[MpiGroup, refilling.Charter] | None:
+    """The ranks that this one was started to complete, where ranks have died, and what they tell it; None
+    where they go on without it. Initialises MPI. Collective with `MpiGroup.heal` of the others.
+    """
+    MPI = _mpi()
+    MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)
+    found = refilling.joined(MPI, _told_by_rank())
+    if found is None:
+        return None
+    group, charter = MpiGroup(found.comm, found.charter.epoch, told=found.told), found.charter
+    group.heals = group.tolerant = True
+    group.names, group.refilled = charter.names, Refilled(charter.lost)
+    return group, charter
 
 
 def description() -> dict[str, Any]:
@@ -158,8 +175,11 @@ class MpiGroup(SpreadGroup):
 
     name = "mpi"
     around_healing: Callable[[], AbstractContextManager[Any]] = nullcontext
+    refill: refilling.Refill | None = None
 
-    def __init__(self, comm: Any, epoch: int = 0, max_words: int = MAX_WORDS) -> None:
+    def __init__(
+        self, comm: Any, epoch: int = 0, max_words: int = MAX_WORDS, told: Words | None = None
+    ) -> None:
         super().__init__(comm.Get_rank(), comm.Get_size(), epoch)
         MPI = _mpi()
         comm.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py turns the code into an exception
@@ -169,13 +189,19 @@ class MpiGroup(SpreadGroup):
         self.library = f"{vendor} {'.'.join(map(str, version))}"
         self._persistent: weakref.WeakSet[_Persistent] = weakref.WeakSet()
         self.tolerant, self._objected = healing.is_tolerant(MPI), False
+        self.names = tuple(range(self.size))  # as the launcher numbered the ranks
         self._patient, self._call = False, comm
-        told = np.empty((self.size, 2), np.int64)
-        self._allgather(np.array([_is_crowded(), node_name()]), told.ravel())
+        if told is None:
+            told = np.empty(2 * self.size, np.int64)
+            self._allgather(_told_by_rank(), told)
+        self._arrange(told)
+
+    def _arrange(self, told: Words) -> None:
+        """How the ranks wait, and on which nodes they are. Local."""
         # blocking and nonblocking collectives do not match, so all ranks wait alike
-        self._patient = bool(told[:, 0].any())
-        self._call = _Patient(comm) if self._patient else comm
-        self.nodes = told[:, 1].tolist()
+        self._patient = bool(told[::2].any())
+        self._call = _Patient(self._comm) if self._patient else self._comm
+        self.nodes = told[1::2].tolist()
 
     def _allgather(self, send: Words, recv: Words) -> None:
         self._prepare_allgather(send, recv)()
@@ -296,11 +322,6 @@ class MpiGroup(SpreadGroup):
         """The communicator of this epoch."""
         return self._comm
 
-    @property
-    def launched_ranks(self) -> tuple[int, ...]:
-        """The ranks of the group, as the launcher numbered them."""
-        return healing.numbers(_mpi(), self._comm, _mpi().COMM_WORLD)
-
     def is_loss(self, error: BaseException) -> bool:
         return self.tolerant and isinstance(error, _mpi().Exception)
 
@@ -312,7 +333,7 @@ class MpiGroup(SpreadGroup):
     def heal(self, error: BaseException) -> tuple[int, ...]:
         if not self.is_loss(error):
             raise error
-        MPI, before = _mpi(), self._comm
+        MPI, before, started = _mpi(), self._comm, time.perf_counter()
         with self.around_healing():
             led = [part._comm for part in self.led_groups if isinstance(part, MpiGroup)]
             for comm in led:  # who waits there is to come here
@@ -325,13 +346,40 @@ class MpiGroup(SpreadGroup):
                 raise RanksLost(lost, after.Get_size())
             healing.keep(*led)
             self._go_on(after, lost)
+        self._refill(lost, started)
         return lost or self._heal_nobody(error)
 
     def _go_on(self, after: Any, lost: tuple[int, ...]) -> None:
         healing.keep(self._comm, *self._persistent)
         self._persistent, self._objected = weakref.WeakSet(), False
         self._comm, self._call = after, _Patient(after) if self._patient else after
+        self.names = tuple(name for rank, name in enumerate(self.names) if rank not in lost)
         self._renumbered(after.Get_rank(), lost)
+
+    def _refill(self, lost: tuple[int, ...], started: float) -> None:
+        """Raise `Refilled` on all ranks that live, if new ones could be started for the lost. Collective."""
+        refill = self.refill
+        if not lost or refill is None or not refill.left:
+            return
+        refill.left -= 1
+        new = range(refill.next_name, refill.next_name + len(lost))
+        refill.next_name += len(lost)
+        size, names = self.size + len(lost), [*self.names]
+        for rank, name in zip(lost, new, strict=True):
+            names.insert(rank, name)
+        charter = refilling.Charter(
+            lost, size, self.epoch + 1, tuple(names), refill.left, refill.next_name, refill.job
+        )
+        with refill.around():
+            found = refilling.refilled(_mpi(), self._comm, refill.words(new), charter, _told_by_rank())
+        if found is None:
+            refill.failed()
+            return
+        self._comm, self.names, self.size, self.nodes = found.comm, charter.names, size, []
+        self._renumbered(found.comm.Get_rank(), ())
+        self._arrange(found.told)
+        self.refilled = Refilled(lost, time.perf_counter() - started)
+        raise Refilled(lost)  # another: that one would hold on to all that was under way
 
     def _heal_nobody(self, error: BaseException) -> tuple[int, ...]:
         """Nobody had died: raise what the lowest rank says that has an error of its own. Collective."""
@@ -430,48 +478,9 @@ def wait_patiently(request: Any) -> None:
         pause = min(1.5 * pause, 1e-3)
 
 
-def _is_crowded() -> bool:
-    """Whether the launcher started more ranks on this node than this process has cores to run on."""
-    ranks = node_ranks()
-    return ranks is not None and ranks > len(os.sched_getaffinity(0))
+def _told_by_rank() -> Words:
+    """Is it crowded here, and where is that?"""
+    return np.array([is_crowded(), node_name()])
 
 
 _PAGE_WORDS = 512  # each rank's area starts on a page of its own
-
-
-# -- the launcher ------------------------------------------------------------------------------------------
-
-
-def _first_number(names: Sequence[str]) -> int | None:
-    for name in names:
-        value = os.environ.get(name, "")
-        if value.isdigit() and int(value) > 0:
-            return int(value)
-    return None
-
-
-def launched_size() -> int | None:
-    """How many ranks the launcher says it started; None without one. Asks the environment, not MPI.
-
-    Slurm's word comes last: the daemons of an mpirun are a Slurm step of their own, with other numbers.
-    SLURM_NTASKS is no sign: a batch script that starts no ranks has it too.
-    """
-    return _first_number(("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"))
-
-
-def node_ranks() -> int | None:
-    """How many of them the launcher started on this node; None where it does not say."""
-    found = _first_number(("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"))
-    return found if found is not None else _slurm_node_ranks()
-
-
-def _slurm_node_ranks() -> int | None:
-    """From SLURM_STEP_TASKS_PER_NODE, like "4(x2),3": 4, 4 and 3 ranks on three nodes."""
-    node = os.environ.get("SLURM_NODEID", "")
-    counts: list[int] = []
-    for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
-        ranks, _, repeat = part.rstrip(")").partition("(x")
-        if not ranks.isdigit() or (repeat and not repeat.isdigit()):
-            return None
-        counts += [int(ranks)] * int(repeat or 1)
-    return counts[int(node)] if node.isdigit() and int(node) < len(counts) else None

@@ -90,6 +90,7 @@ class Copies:
         self.held: list[Generation] = []
         self.inputs: list[Generation] = []  # rows that nobody else can give
         self.made, self.seconds = 0, 0.0
+        self.of_run = 0  # its number among those of the program
         self._off = every == 0
         self._due, self._spread = 0.0, False
         self._plans: dict[int, tuple[tuple[int, ...], Array, Array, Any]] = {}

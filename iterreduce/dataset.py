@@ -332,6 +332,8 @@ def make_options(given: Mapping[str, Any]) -> Options:
             raise UsageError(
                 f'unknown option "{name}" (options: {", ".join(known)}){did_you_mean(name, known)}'
             )
+    if given.get("respawn"):
+        raise UsageError("respawn: new ranks are started by the command line; your communicator cannot grow")
     return replace(Options(), **given)
 
 

@@ -8,6 +8,19 @@ from __future__ import annotations
 
 import threading
 
+
+class Refilled(BaseException):
+    """New ranks have taken the places of ``lost`` ones, ``seconds`` after these were noticed: all ranks begin
+    the program again, and what they ran before goes on from what those hold that lived.
+
+    It passes through everything, so it is no `Exception`.
+    """
+
+    def __init__(self, lost: tuple[int, ...] = (), seconds: float = 0.0) -> None:
+        super().__init__(f"new ranks for {', '.join(map(str, lost))}")
+        self.lost, self.seconds = lost, seconds
+
+
 _here = threading.local()
 
 

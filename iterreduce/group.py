@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from iterreduce.epochs import survived
+from iterreduce.epochs import Refilled, survived
 from iterreduce.errors import UsageError
 from iterreduce.windows import KeptWindow, SoloWindow
 from iterreduce.windows import Window as Window
@@ -111,6 +111,7 @@ class Group(ABC):
     name: str
     library: str
     heals = False  # can it go on without ranks that died
+    refilled: Refilled | None = None  # why the program began again, on all ranks
 
     _over: ClassVar[Callable[[Any, int], Group]]  # over a communicator: set by `collectives`, which knows MPI
 

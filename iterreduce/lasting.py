@@ -103,9 +103,12 @@ class Lasting:
         attempt = self.checkpoints.attempt
         if attempt is not None and attempt.finished is not None:
             self._refuse_finished(attempt.finished)
-        if held is not None and self._before is not None and self._before.checkpoints.attempt is not None:
+        before = None if self._before is None else self._before.checkpoints
+        if held is not None and (self.run.inherits or (before is not None and before.attempt is not None)):
             self._saved = held
-            self.checkpoints.goes_on(self._before.checkpoints)
+            self.checkpoints.goes_on(before)
+            if before is None:
+                self._keep_rows()
             return
         self._saved = self.checkpoints.newest()
         self._keep_rows()

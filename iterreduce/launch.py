@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import select
+import signal
 import socket
 import stat
 import sys
@@ -30,9 +31,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from iterreduce.aside import Channel
-from iterreduce.collectives import Group, SoloGroup, aside, launched_size, world
+from iterreduce.collectives import Group, SoloGroup, aside, joined, launched_size, world
 from iterreduce.errors import DisagreementError, LaunchError
-from iterreduce.start import launched_rank
+from iterreduce.refilling import Charter
+from iterreduce.start import joins, launched_rank
 from iterreduce.supervising import vitals
 
 #: Ranks that fail alike have this time to meet, more where many ranks may share few cores; a rank that failed
@@ -91,6 +93,7 @@ class Crew:
     group: Group
     farewell: Channel
     job: str
+    charter: Charter | None = None  # of a rank that takes the place of a lost one
 
     @property
     def alone(self) -> bool:
@@ -104,7 +107,7 @@ def is_launched() -> bool:
     """Whether a launcher started this process as one of several, as far as the environment tells."""
     size = launched_size()
     if size is not None:
-        return size > 1
+        return size > 1 or joins()
     return any(name in os.environ for name in _RANK_SIGNS)
 
 
@@ -114,6 +117,8 @@ def join(timeout_seconds: float, forked: Callable[[], None] = lambda: None, reco
     `forked` is called in a child process that stands by meanwhile. With `recovers` the ranks go on without
     those that die, where they can. Collective.
     """
+    if joins():
+        return _join_others(timeout_seconds, forked)
     if not is_launched():
         return Crew(SoloGroup(), SoloGroup(), job_key())
     with _time_limit(timeout_seconds, forked), warnings.catch_warnings():
@@ -123,6 +128,18 @@ def join(timeout_seconds: float, forked: Callable[[], None] = lambda: None, reco
         _check_size(group)
         job = group.bcast_bytes(os.urandom(8).hex().encode()).decode()
         return Crew(group, aside(group), job)
+
+
+def _join_others(timeout_seconds: float, forked: Callable[[], None]) -> Crew:
+    """Ranks that have lost others wait for this one. Collective, with those."""
+    with _time_limit(timeout_seconds, forked):
+        found = joined()
+    if found is None:  # they go on without it, and have said so
+        vitals.leave(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+    group, charter = found
+    return Crew(group, aside(group), charter.job, charter)
 
 
 def _check_size(group: Group) -> None:

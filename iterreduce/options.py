@@ -58,6 +58,7 @@ class Options:
     time_limit: float | None = None
     recover: str = "auto"
     copy_every: int | None = None
+    respawn: int = 0
     node_leaders: str = "auto"
     start_timeout: float = 120.0
     recover_timeout: float = 30.0
@@ -262,6 +263,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "copy_every", WHOLE, "copy the state to the next rank every N iterations, 0: never; not set: if cheap"
     ),
+    Setting("respawn", WHOLE, "start new ranks for lost ones, at most N times (Open MPI, to go on in place)"),
     Setting(
         "recover_timeout",
         SECONDS,

@@ -17,8 +17,9 @@ had. Nothing here speaks to an MPI.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,9 +31,10 @@ from iterreduce.accounting import room_for
 from iterreduce.collectives import Group, group_for
 from iterreduce.columns.threads import current
 from iterreduce.copies import Copies, Remembered, whole
+from iterreduce.deeds import Deeds, Legacy, deeds_of, inherited, numbered
 from iterreduce.errors import IterReduceError, RanksLost
 from iterreduce.events import Events
-from iterreduce.fingerprints import locals_of
+from iterreduce.fingerprints import described, locals_of
 from iterreduce.fixpoint import Outcome
 from iterreduce.lasting import captured_run
 from iterreduce.levels import Position, sinks_of
@@ -56,22 +58,6 @@ class Loss:
 Again = Callable[[Loss], None]
 
 
-@dataclass
-class _Deeds:
-    """What the ranks of a group were asked to do so far. ``last``: the run that a caller drives."""
-
-    number: int = 0
-    busy: bool = False
-    last: LoopRun | None = None
-
-
-_all_deeds: weakref.WeakKeyDictionary[Group, _Deeds] = weakref.WeakKeyDictionary()
-
-
-def _deeds_of(group: Group) -> _Deeds:
-    return _all_deeds.setdefault(group, _Deeds())
-
-
 def enduring(
     group: Group,
     work: Callable[[], T],
@@ -85,7 +71,7 @@ def enduring(
     it; ``driven``: it is an iteration that the run's caller asks for. Raises `RanksLost` where the group must
     not go on.
     """
-    deeds = _deeds_of(group)
+    deeds = deeds_of(group)
     if deeds.busy:
         return work()
     if not group.heals:
@@ -99,7 +85,7 @@ def enduring(
 
 def _endured(
     group: Group,
-    deeds: _Deeds,
+    deeds: Deeds,
     work: Callable[[], T],
     again: Again | None,
     run: LoopRun | None,
@@ -143,13 +129,13 @@ def _loss_of(group: Group, error: BaseException) -> BaseException:
     return error
 
 
-def _help_others(group: Group, deeds: _Deeds, loss: Loss, run: LoopRun | None) -> LoopRun | None:
+def _help_others(group: Group, deeds: Deeds, loss: Loss, run: LoopRun | None) -> LoopRun | None:
     """Some may stand in the iteration before this deed, of a run that its caller drives: go there, too.
     Returns that run. Collective.
     """
     numbers = np.empty(group.size, np.int64)
     group.allgather(np.array([deeds.number]), numbers, header_words=1)
-    last = deeds.last
+    last: LoopRun | None = deeds.last
     if last is None or deeds.number == int(numbers.min()) or last is run:
         return None
     last._renew(loss)
@@ -192,11 +178,14 @@ class LoopRun(driver.LoopRun):
         self._first = 0  # iterations that were done before this run began
         self._feeds: dict[int, Mapping[str, Any]] = {}  # that may have to be fed again, by commit
         self._resident: dict[int, Kept] | None = None  # rows to go on with, while it makes itself anew
+        self._number, self._ran = copies.of_run if copies is not None else numbered(group), False
+        self._program = group.refilled
         enduring(group, lambda: driver.LoopRun.__init__(self, loop, group, options, events, stop))
         self._endures = group.heals and self.options.recover != "off"
         self._taken_over = copies
         if self._endures:
             self.copies = copies or Copies(group, self.options.copy_every)
+            self.copies.of_run = self._number
             capture, sinks = self._captured, bool(sinks_of(self.loop))
             self.copies.serve(capture, self._has_room, self.tell, sinks, self.working)
 
@@ -214,7 +203,7 @@ class LoopRun(driver.LoopRun):
         the loop ended with it. If anything fails, on any rank, the iteration is rolled back and the same
         error is raised on all; ``tables`` are those of the last commit.
         """
-        if not self._endures or _deeds_of(self.group).busy:
+        if not self._endures or deeds_of(self.group).busy:
             try:
                 return super().advance(feed)
             except BaseException as error:
@@ -230,6 +219,7 @@ class LoopRun(driver.LoopRun):
 
     def run(self) -> Outcome:
         """Iterate until a stopping rule holds. Collective."""
+        self._ran = True
         outcome = self._ring(super().run)
         self.returned = self.commits
         return outcome
@@ -294,9 +284,53 @@ class LoopRun(driver.LoopRun):
         if self._taken_over is not None and held is None:
             held, self._taken_over = self._taken_over.newest(), None
             self._give_inputs(())
+        began = time.perf_counter()
+        told = self._inherited() if self._ran and held is None else None
+        if told is not None and told["held"]:
+            held = self.copies.newest() if self.copies is not None else None
+        self.inherits = told is not None and held is not None
         self._keep_inputs()
         super().start(held)
         self._first = self.iteration
+        if told is not None:
+            self._note_refilled(told, held is not None, time.perf_counter() - began)
+
+    def leave(self) -> None:
+        """What is needed to go on, should the program begin again; or it does so now. Local."""
+        held = self.copies.held if self.copies is not None else []
+        deeds, left = deeds_of(self.group), Legacy(self._name, self.commits, held, self.recoveries)
+        if deeds.program is self._program:
+            deeds.leaves = left
+            return
+        deeds.legacy = left
+        if self.lasting is not None:
+            self.lasting.checkpoints.forsake()
+
+    @property
+    def _name(self) -> list[Any]:
+        told = json.dumps([described(self.written), self.shop.partitions.partitions], sort_keys=True)
+        return [self._number, hashlib.sha256(told.encode()).hexdigest()]
+
+    def _inherited(self) -> dict[str, Any] | None:
+        """What a run like this was before new ranks came: it goes on with its copies. Collective."""
+        found = inherited(self.group, self._name)
+        if found is None:
+            return None
+        if self.copies is not None:
+            self.copies.held = found.pop("mine")
+        self.recoveries = found.pop("recoveries")
+        return found
+
+    def _note_refilled(self, told: Mapping[str, Any], held: bool, seconds: float) -> None:
+        refilled = self.group.refilled
+        assert refilled is not None
+        joined = len(refilled.lost)
+        self.tell("rank.lost", lost=refilled.lost, survivors=self.group.size - joined)
+        self.tell("recovery.start", lost=refilled.lost, commits=told["commits"])
+        parts = {"shrink": refilled.seconds, "load": self.clock.load, "prepare": self.clock.invariants}
+        parts["restore"] = max(0.0, seconds - parts["load"] - parts["prepare"])
+        parts["total"] = refilled.seconds + seconds
+        self._note(refilled.lost, held, told["commits"], parts, self._read_again(), joined)
 
     def _advance_to(self, at: int) -> Position | Outcome:
         """Iterate until so many transactions are committed. Collective."""
@@ -375,16 +409,19 @@ class LoopRun(driver.LoopRun):
         committed: int,
         seconds: dict[str, float],
         read: dict[str, int],
+        joined: int = 0,
     ) -> None:
         record = {
             "lost": list(lost),
-            "survivors": self.group.size,
+            "survivors": self.group.size - joined,
             "origin": "memory" if held else "checkpoint" if self.commits else "start",
             "iteration": self.iteration,
             "recomputed": max(0, committed - self.commits),
             "seconds": seconds,
             "read": read,
         }
+        if joined:
+            record["joined"] = joined
         self.recoveries.append(record)
         self.tell("recovery.end", **record)
 

@@ -24,6 +24,7 @@ from iterreduce.columns.placement import Placement
 from iterreduce.columns.schema import never_null
 from iterreduce.copies import Copies
 from iterreduce.cores import one_blas_thread
+from iterreduce.epochs import Refilled
 from iterreduce.errors import FinishedError
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Outcome
@@ -153,7 +154,9 @@ def _run_to_end(run: LoopRun, stop: StopRequest | None) -> Result:
 
     try:
         result = run.enduring(to_end)
-    except FinishedError:  # there was nothing to run
+    except (FinishedError, Refilled) as end:  # there was nothing to run; it is run anew
+        if isinstance(end, Refilled):
+            run.leave()
         raise
     except BaseException:
         ends(None)
@@ -162,6 +165,8 @@ def _run_to_end(run: LoopRun, stop: StopRequest | None) -> Result:
         run.close()
     if not group.heals:
         return result
+    if run.options.respawn:
+        run.leave()
     again, copies = _Again(run.written, group, run.options, run.events, stop), remembered(run)
     return replace(result, _again=partial(again, copies))
 

@@ -17,7 +17,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from iterreduce.version import __version__
@@ -40,11 +40,26 @@ def prepare_environment(environment: MutableMapping[str, str] | None = None) -> 
         environment[CACHE_VARIABLE] = str(cache_directory())
 
 
+_joins: list[int] = []  # the name of this rank, if it takes the place of a lost one
+
+
+def join_as(names: Sequence[int]) -> None:
+    """This process is one of those that ranks have started for lost ones; each has one of these names."""
+    _joins[:] = [names[launched_rank()]]
+
+
+def joins() -> bool:
+    """Was this process started by ranks?"""
+    return bool(_joins)
+
+
 def launched_rank() -> int:
     """The rank that the launcher gave this process, without starting MPI; 0 when there is no launcher.
 
     A hint for who speaks first: only MPI knows the rank.
     """
+    if _joins:
+        return _joins[0]
     for variable in _RANK_VARIABLES:
         text = os.environ.get(variable, "")
         if text.isdigit():

@@ -16,12 +16,15 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NoReturn, TypeVar
 
 from iterreduce.collectives import MpiGroup
+from iterreduce.epochs import Refilled
 from iterreduce.launch import Crew, abort, say, speak_for_all
 from iterreduce.options import Options
+from iterreduce.refilling import Refill
 from iterreduce.supervising import vitals
 
 #: MPI_Finalize gets this long; it takes some 50 ms.
@@ -48,7 +51,37 @@ def guard_healing(crew: Crew, seconds: float, status: int) -> None:
     """From now on the job ends, with this status, where ranks do not find together in time after a loss."""
     if isinstance(crew.group, MpiGroup):
         group = crew.group
-        group.around_healing = lambda: _in_time(crew, group, seconds, status)
+        why = "the others have not agreed on who is left"
+        group.around_healing = partial(_in_time, crew, group, seconds, status, why)
+
+
+def replace_lost(crew: Crew, options: Options, status: int, arguments: Sequence[str]) -> None:
+    """From now on new ranks with these arguments take the places of lost ones, `--respawn` times."""
+    group, charter = crew.group, crew.charter
+    if not isinstance(group, MpiGroup) or not group.heals or not options.respawn:
+        return
+
+    def words(names: Sequence[int]) -> list[str]:
+        joining = ",".join(map(str, names))
+        return [sys.executable, "-m", "iterreduce", "join", joining, *arguments]
+
+    def failed() -> None:
+        if group.rank == 0:
+            say(f"iterreduce: no new ranks could be started: it goes on with {group.size}")
+
+    left = options.respawn if charter is None else charter.left
+    name = group.size if charter is None else charter.next_name
+    around = partial(_in_time, crew, group, options.start_timeout, status, "new ranks have not come")
+    group.refill = Refill(words, left, name, crew.job, around, failed)
+
+
+def to_the_end(crew: Crew, work: Callable[[], T]) -> T:
+    """``work()``, which all ranks begin again where new ones have taken lost places. Collective."""
+    while True:
+        if isinstance(crew.group, MpiGroup) and crew.group.rank == 0 and crew.group.refilled is not None:
+            _tell_living(crew.group)
+        with contextlib.suppress(Refilled):
+            return work()
 
 
 def tell_what_cannot_be(crew: Crew, options: Options) -> None:
@@ -56,14 +89,15 @@ def tell_what_cannot_be(crew: Crew, options: Options) -> None:
     if options.recover == "off" or crew.alone or crew.group.heals or crew.group.rank:
         return
     library = crew.group.library
+    asked = "--respawn" if options.respawn else "--recover auto"
     can = library.startswith("Open MPI") and int(library.split()[-1].partition(".")[0]) >= 5
     how = "start it by mpirun --with-ft ulfm" if can else f"{library} cannot go on without ranks that die"
-    say(f"iterreduce: --recover auto: {how}; here the death of one ends the job")
+    say(f"iterreduce: {asked}: {how}; here the death of one ends the job")
 
 
 @contextlib.contextmanager
-def _in_time(crew: Crew, group: MpiGroup, seconds: float, status: int) -> Iterator[None]:
-    timer = threading.Timer(seconds, _give_up, (crew, seconds, status))
+def _in_time(crew: Crew, group: MpiGroup, seconds: float, status: int, why: str) -> Iterator[None]:
+    timer = threading.Timer(seconds, _give_up, (crew, seconds, status, why))
     timer.daemon = True
     timer.start()
     try:
@@ -71,14 +105,19 @@ def _in_time(crew: Crew, group: MpiGroup, seconds: float, status: int) -> Iterat
     finally:
         timer.cancel()
     if group.rank == 0:
-        vitals.tell_living(group.launched_ranks)
+        _tell_living(group)
 
 
-def _give_up(crew: Crew, seconds: float, status: int) -> None:
+def _tell_living(group: MpiGroup) -> None:
+    refill = group.refill
+    vitals.tell_living(group.names, group.size if refill is None else refill.next_name)
+
+
+def _give_up(crew: Crew, seconds: float, status: int, why: str) -> None:
     """On a thread: the main one waits inside MPI."""
     speak_for_all(
         crew.job,
-        f"iterreduce: a rank has died, and {seconds:g} s later the others have not agreed on who is left "
+        f"iterreduce: a rank has died, and {seconds:g} s later {why} "
         f"(this is rank {crew.group.rank} on {socket.gethostname()}): the job ends",
     )
     vitals.leave(status, "alone")

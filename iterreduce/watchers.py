@@ -29,7 +29,7 @@ def watching(events: Events, options: Options, group: Group) -> Iterator[None]:
         if supervised is not None:
             stack.callback(events.subscribe(supervised))
         if group.rank == 0:
-            _first(stack, events, options)
+            _first(stack, events, options, takes_over=group.epoch > 0)
         elif group.heals:
             stack.callback(events.subscribe(_Heir(stack, events, options, group)))
         yield

@@ -6,6 +6,7 @@ Which of the two is tested follows from the environment; nothing is skipped.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,8 @@ def run(
 ) -> Told:
     """Under a tolerant launcher, where there is one."""
     summary = folder / f"{time.time_ns()}.json"
-    env = {"ITERREDUCE_TEST_FAULTS": Faults(faults).to_json()} if faults else {}
+    marks = tempfile.mkdtemp(dir=folder)  # a rank that comes for one that was killed lives
+    env = {"ITERREDUCE_TEST_FAULTS": Faults(faults, marks=marks).to_json()} if faults else {}
     command = words(app, inputs, "--quiet", "--summary", str(summary), *options)
     ended = mpirun(ranks, *command, timeout=400, env=env, options=TOLERANT)
     return Told(ended.returncode, summary, ended.stdout + ended.stderr)
@@ -129,6 +131,18 @@ if is_open_mpi():
         told = run(PAGERANK, 4, inputs, tmp_path, *faults)
         assert told.status == 0 and told.ranks() == 2, told.text[-5000:]
         assert told.digest == undisturbed[PAGERANK]
+
+    @GUARD
+    def test_new_ranks_take_the_places_of_lost_ones(
+        inputs: Path, undisturbed: dict[Sequence[str], str], tmp_path: Path
+    ) -> None:
+        """Two at once, rank 0 with them, and later one of those who came first."""
+        together = Kill(at="commit.start", rank=0, iteration=5), Kill(at="commit.start", rank=2, iteration=5)
+        later = Kill(at="control.ready", rank=1, iteration=9)
+        told = run(PAGERANK, 3, inputs, tmp_path, *together, later, options=("--respawn", "2"))
+        assert told.ranks() == 3 and told.digest == undisturbed[PAGERANK], told.text[-5000:]
+        joined = [each.get("joined", 0) for each in told.summary["recoveries"]]
+        assert sum(joined) == 3 and len(told.summary["seconds_per_iteration"]) > 0
 
     @GUARD
     def test_nothing_is_left_behind_and_the_result_and_the_events_are_whole(

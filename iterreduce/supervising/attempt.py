@@ -88,9 +88,11 @@ class Attempt:
         self._known: dict[int, dict[str, Any]] = {}
         self._dead: list[int] = []  # in their order
         self._living = set(range(ranks))  # those that do not go on without it
+        self._settled = ranks  # new ranks behind these are waited for
         self._handles: dict[int, int | None] = {}
         self._since, self._told, self._why = time.time(), False, ""
         self._left_since: float | None = None
+        self._missed_since: float | None = None
         self._next_look, self._killed = 0.0, False
         ctypes.CDLL(None)  # loaded before the fork
         self._process = subprocess.Popen(
@@ -141,7 +143,7 @@ class Attempt:
 
     def _look(self, poll: select.epoll) -> bool:
         """Once; whether it is over."""
-        for handle, _ in poll.poll(MEET_SECONDS if len(self._known) < self.ranks else LOOK_SECONDS):
+        for handle, _ in poll.poll(LOOK_SECONDS if self._known.keys() >= self._living else MEET_SECONDS):
             poll.unregister(handle)
             rank = self._handles[handle]
             if rank is not None and rank not in self._dead:
@@ -163,7 +165,7 @@ class Attempt:
 
     def _meet(self, poll: select.epoll) -> None:
         """Learn who the ranks are that came since."""
-        if len(self._known) == self.ranks:
+        if self._known.keys() >= self._living and not self.launcher.tolerant:  # there may come new ones
             return
         for rank in sorted(places.ranks_with(self.directory)["rank"] - set(self._known)):
             who = places.read(self.directory, f"rank-{rank}.json")
@@ -187,13 +189,20 @@ class Attempt:
 
     def _learn_living(self) -> None:
         """Which ranks go on, if some have died."""
-        told = places.read(self.directory, places.LIVING).get("ranks") if self.launcher.tolerant else None
+        facts = places.read(self.directory, places.LIVING) if self.launcher.tolerant else {}
+        told, self._settled = facts.get("ranks"), max(self._settled, facts.get("settled", 0))
         if told is None or set(told) == self._living:
             return
-        lost, self._living = sorted(self._living - set(told)), set(told)
+        lost, new = sorted(self._living - set(told)), sorted(set(told) - self._living)
+        self._living = set(told)
         self.beats.forget(lost)
-        left = f"{len(told)} rank{'s' if len(told) > 1 else ''}"
-        self.say(f"{'; '.join(map(self._describe_death, lost))}: the others go on, on {left}")
+        self.beats.expect(new)
+        if lost:
+            left = len(told) - len(new)
+            dead = "; ".join(map(self._describe_death, lost))
+            self.say(f"{dead}: the others go on, on {left} rank{'s' if left > 1 else ''}")
+        if new:
+            self.say(f"{len(new)} new rank{'s' if len(new) > 1 else ''} came: {len(told)} ranks go on")
 
     def _is_here(self, rank: int) -> bool:
         return rank in self._known and self._known[rank]["machine"] == machine()
@@ -202,19 +211,26 @@ class Attempt:
         """Nothing happens, or the launcher has not noticed that it is over."""
         ends, dead = places.ranks_with(self.directory)["end"], set(self._dead) & self._living
         limit = LEAVE_SECONDS if ends >= self._living else self.notice if dead - ends else None
+        missed = [rank for rank in self._dead if rank >= self._settled]
+        self._missed_since = (self._missed_since or time.monotonic()) if missed else None
+        if self._missed_since is not None and time.monotonic() - self._missed_since > NOTICE_SECONDS:
+            self._why = f"{self._name(missed[0])}, which was to take a lost place, died before it came"
+            return True
+        still = self.hang_timeout is not None and self.beats.is_still(self.hang_timeout)
         if limit is None:
             self._left_since = None
-        else:
-            self._left_since = self._left_since or time.monotonic()
-            return time.monotonic() - self._left_since > limit
-        if self.hang_timeout is not None and self.beats.is_still(self.hang_timeout):
-            self._why = "" if self._kill_silent() else self._describe_hang()
-        return bool(self._why)
+            if still:
+                self._why = "" if self._kill_silent() else self._describe_hang()
+            return bool(self._why)
+        self._left_since = self._left_since or time.monotonic()
+        if dead - ends and still and self._kill_silent():  # the others wait for it before they can go on
+            self._left_since = None
+        return self._left_since is not None and time.monotonic() - self._left_since > limit
 
     def _kill_silent(self) -> bool:
         """Let the others go on without ranks that give no sign of life, if that can be."""
-        silent = [rank for rank in self.beats.silent if rank in self._living]
-        if not self.launcher.tolerant or not silent or set(silent) >= self._living:
+        silent = [rank for rank in self.beats.silent if rank in self._living and rank not in self._dead]
+        if not self.launcher.tolerant or not silent or {*silent, *self._dead} >= self._living:
             return False
         if not all(self._signal(rank, signal.SIGKILL) for rank in silent):
             return False

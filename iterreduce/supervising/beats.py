@@ -53,6 +53,11 @@ class Beats:
         for pulse in self._pulses.values():
             pulse.beat_since = pulse.event_since = now
 
+    def expect(self, ranks: Iterable[int]) -> None:
+        """These have come since."""
+        now = time.monotonic()
+        self._pulses |= {rank: _Pulse({}, now, now) for rank in ranks}
+
     @property
     def path(self) -> tuple[int, ...]:
         """How far the farthest rank is."""

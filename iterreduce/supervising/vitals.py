@@ -180,10 +180,10 @@ def leave(status: int, how: str = "agreed") -> None:
         _mine.end(status, how)
 
 
-def tell_living(ranks: Sequence[int]) -> None:
+def tell_living(ranks: Sequence[int], settled: int = 0) -> None:
     """Tell the supervisor, if there is one, which ranks go on without the others, as the launcher numbered
-    them.
+    them; new ranks of numbers below ``settled`` have come, or are not waited for.
     """
     if _mine is not None:
         with contextlib.suppress(OSError):
-            places.write(_mine.directory, places.LIVING, {"ranks": list(ranks)})
+            places.write(_mine.directory, places.LIVING, {"ranks": list(ranks), "settled": settled})

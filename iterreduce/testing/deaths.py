@@ -61,6 +61,7 @@ class Agreement:
         self.said: dict[int, bool] = {}
         self.survivors: tuple[int, ...] | None = None
         self.fine = False
+        self.members: list[int] | None = None  # with new ones for the lost; empty: there are none
 
     def settle(self, living: list[int], size: int) -> bool:
         """Is it reached? All who live have spoken."""

@@ -35,9 +35,10 @@ class World:
         heals: bool | None = False,
         deaths: Deaths | None = None,
         nodes: Sequence[int] | None = None,
+        respawns: int = 0,
     ) -> None:
         self.size, self.heals, self.deaths = size, heals, deaths or Deaths()
-        self.nodes = nodes or [0] * size
+        self.nodes, self.respawns = [*(nodes or [0] * size)], respawns
         self.changed = threading.Condition()
         self.errors: dict[int, BaseException] = {}
         self.ended: set[int] = set()
@@ -51,6 +52,24 @@ class World:
         """The meeting of this label: one object for all its members."""
         with self.changed:
             return self._meetings.setdefault(label, Meeting(self, label, tuple(members)))
+
+    def refill(self, made: Agreement, members: Sequence[int], lost: Sequence[int]) -> list[int]:
+        """The members with new ones in the lost places, decided once for all that ask; none: they stay lost.
+
+        The first who asks is to start those that are new: from `size` as it was.
+        """
+        with self.changed:
+            if made.members is None:
+                made.members = []
+                if self.respawns:
+                    self.respawns -= 1
+                    made.members = [*members]
+                    for rank in lost:
+                        made.members[rank] = self.size
+                        self.nodes.append(self.nodes[members[rank]])
+                        self.calls.append("has called no collective yet")
+                        self.size += 1
+            return made.members
 
     def ends(self, rank: int, error: BaseException | None) -> None:
         with self.changed:

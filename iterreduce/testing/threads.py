@@ -16,16 +16,18 @@ would end them, or, with ``heals=True``, as MPI ends it that lets survivors go o
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from iterreduce.collectives import Group, Window
+from iterreduce.epochs import Refilled
 from iterreduce.errors import IterReduceError, RanksLost, ScheduleError, UsageError
 from iterreduce.leaders import SpreadGroup
 from iterreduce.testing.deaths import Agreement, Death, Deaths, RankDied
@@ -51,6 +53,7 @@ def run_ranks(
     heals: bool | None = False,
     deaths: Sequence[Death] = (),
     nodes: int | Sequence[int] = 1,
+    respawns: int = 0,
     **kwargs: Any,
 ) -> list[R]:
     """Call `function(group, *args, **kwargs)` on `size` threads; their results, in rank order.
@@ -61,6 +64,7 @@ def run_ranks(
 
     ``heals``: survivors of ranks that die may go on (None: they learn of it, but the group is a caller's and
     stays as it is); then the results are those of the ranks that lived to the end. ``deaths``: who dies when.
+    ``respawns``: so often new ranks take the places of lost ones, and all of them begin ``function`` again.
     ``nodes``: on how many nodes the ranks pretend to be, in fair shares, or the node of each rank.
 
     >>> run_ranks(3, lambda group: group.agree_max(group.rank))
@@ -68,22 +72,37 @@ def run_ranks(
     """
     if size < 1:
         raise UsageError(f"{size} ranks; wanted 1 or more")
-    world = World(size, heals, Deaths(tuple(deaths)), _nodes_of(size, nodes))
-    meeting = world.meeting("world", range(size))
+    world = World(size, heals, Deaths(tuple(deaths)), _nodes_of(size, nodes), respawns)
+    meeting, threads = world.meeting("world", range(size)), list[threading.Thread]()
     results: dict[int, R] = {}
 
-    def work(rank: int) -> None:
+    def work(member: int, group: ThreadGroup) -> None:
+        group.starts = start
         try:
-            results[rank] = function(ThreadGroup(meeting, rank), *args, **kwargs)
+            results[member] = _to_end(partial(function, group, *args, **kwargs))
         except BaseException as error:
-            world.ends(rank, Died(world.dead[rank]) if rank in world.dead else error)
+            world.ends(member, Died(world.dead[member]) if member in world.dead else error)
         else:
-            world.ends(rank, Died(world.dead[rank]) if rank in world.dead else None)
+            world.ends(member, Died(world.dead[member]) if member in world.dead else None)
 
-    threads = [threading.Thread(target=work, args=(r,), name=f"rank {r}", daemon=True) for r in range(size)]
+    def start(member: int, group: ThreadGroup) -> None:
+        name = f"rank {member}"
+        threads.append(threading.Thread(target=work, args=(member, group), name=name, daemon=True))
+        if member >= size:
+            threads[-1].start()
+
+    for rank in range(size):
+        start(rank, ThreadGroup(meeting, rank))
     _run(world, threads, time.monotonic() + timeout)
     _raise_first(world, f"{timeout:g} s" if world.where else None)
-    return [results[rank] for rank in range(size) if rank in results]
+    return [results[rank] for rank in sorted(results)]
+
+
+def _to_end(work: Callable[[], R]) -> R:
+    """Again and again where new ranks begin with it."""
+    while True:
+        with contextlib.suppress(Refilled):
+            return work()
 
 
 def _nodes_of(size: int, nodes: int | Sequence[int]) -> tuple[int, ...]:
@@ -96,9 +115,9 @@ def _nodes_of(size: int, nodes: int | Sequence[int]) -> tuple[int, ...]:
 
 def _run(world: World, threads: list[threading.Thread], deadline: float) -> None:
     try:
-        for thread in threads:
+        for thread in [*threads]:
             thread.start()
-        for thread in threads:
+        for thread in threads:  # more may come
             thread.join(max(0.0, deadline - time.monotonic()))
         world.stop(threads)
     except BaseException:  # somebody interrupts the tests
@@ -137,6 +156,7 @@ class ThreadGroup(SpreadGroup):
     """A rank of `run_ranks`: see there."""
 
     name, library = "threads", "threads"
+    starts: Callable[[int, ThreadGroup], None]  # another rank, as one of the members of the world
 
     def __init__(self, meeting: Meeting, rank: int, epoch: int = 0) -> None:
         super().__init__(rank, len(meeting.members), epoch)
@@ -247,11 +267,30 @@ class ThreadGroup(SpreadGroup):
             raise error
         if not self.heals:
             raise RanksLost(lost, len(made.survivors)) from error
+        self._refill(made, lost)
         members, old = [self._meeting.members[rank] for rank in made.survivors], self._meeting
         self._meeting = old.world.meeting(f"{old.label} without {lost}", members)
         self._number = self._agreements = 0
         self._renumbered(made.survivors.index(self.rank), lost)
         return lost
+
+    def _refill(self, made: Agreement, lost: tuple[int, ...]) -> None:
+        """With new ranks in the places of the lost, if there are to be any."""
+        old = self._meeting
+        members = old.world.refill(made, old.members, lost)
+        if not members:
+            return
+        self._meeting = old.world.meeting(f"{old.label} with {[members[rank] for rank in lost]}", members)
+        self._number = self._agreements = 0
+        self._renumbered(self.rank, ())
+        self.refilled = Refilled(lost)
+        assert made.survivors is not None
+        if self.rank == made.survivors[0]:
+            for rank in lost:
+                group = ThreadGroup(self._meeting, rank, self.epoch)
+                group.refilled = Refilled(lost)
+                self.starts(members[rank], group)
+        raise Refilled(lost)
 
     def _agree(self, flag: bool) -> Agreement:
         self._agreements += 1

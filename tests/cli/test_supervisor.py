@@ -335,14 +335,36 @@ if is_open_mpi():
         assert re.search(r"rank 0 on .* died.*: the others go on, on 2 ranks", said)
         assert "starts again" not in said
 
-    def test_a_stopped_rank_is_killed_and_the_others_go_on(start: Start, tmp_path: Path) -> None:
+    def test_a_new_rank_comes_for_one_that_is_killed(start: Start, tmp_path: Path) -> None:
+        """And is killed as well; it is the first of its own start, and says so."""
+        words = "--iterations", str(ITERATIONS), "--respawn", "2", *saving(tmp_path)
+        job = start(2, *words, recover="auto")
+        job.iterates()
+        first = pid_of(tmp_path, 0)
+        job.kill(1)
+        job.waits(lambda: pid_of(tmp_path, 0) != first)  # it has come: then it reads the app
+        job.kill(0)
+        status, said = job.end()
+        assert status == 0, said
+        assert "the others go on, on 1 rank" in said and "1 new rank came: 2 ranks go on" in said
+        assert "starts again" not in said
+        assert json.loads((tmp_path / "run.json").read_text())["ranks"] == 2
+        assert_done(tmp_path)
+
+    @pytest.mark.parametrize("dead", [(), (2,)])
+    def test_a_stopped_rank_is_killed_and_the_others_go_on(
+        start: Start, tmp_path: Path, dead: tuple[int, ...]
+    ) -> None:
+        """Also where they wait for it because another has died."""
         job = start(3, "--iterations", str(ITERATIONS), own=("--hang-timeout", "12"), recover="auto")
         job.iterates()
         job.kill(1, signal.SIGSTOP)
+        for rank in dead:
+            job.kill(rank)
         status, said = job.end()
         assert status == 0, said
         assert re.search(r"rank 1 on .* gave no sign of life for 12 s and is killed", said)
-        assert "the others go on, on 2 ranks" in said and "starts again" not in said
+        assert f"the others go on, on {2 - len(dead)} rank" in said and "starts again" not in said
 
     def test_where_ranks_do_not_find_together_the_job_starts_again(start: Start, tmp_path: Path) -> None:
         """A rank that leaves by itself is not seen by MPI: the others wait for it inside a collective."""
