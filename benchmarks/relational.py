@@ -1,6 +1,7 @@
 """Relational operations at the waist, on all ranks, against Polars and DuckDB with two threads each.
 
     mpirun -n 2 python -m mpi4py benchmarks/relational.py [--scale 0.2] [--repeats 5] [--only join group ...]
+                                                          [--cpu]
 
 | name | operation | rows |
 |---|---|---|
@@ -14,9 +15,11 @@
 | distinct | int64 numbers: a million of them, or mostly different ones (distinct-most) | 50M, 20M |
 
 Ours is an iteration of a loop that runs once, driven by the engine; rows lie on their ranks, in memory,
-before and after. Rivals run on rank 0 while the other ranks sleep, on the same arrays, and their result is a
-table in memory, too; all take turns, inputs touched before. Times are of the slowest rank, in milliseconds,
-medians of the turns but the first, in which every answer is compared with the others by a digest of its rows.
+before and after. Lazy is what a user writes with `Dataset`, from the first handle to the rows: it is planned,
+its rows are agreed on, and all of it runs. Rivals run on rank 0 while the other ranks sleep, on the same
+arrays, and their result is a table in memory, too; all take turns, inputs touched before. Times are of the
+slowest rank, in milliseconds, medians of the turns but the first, in which every answer is compared with the
+others by a digest of its rows. ``--cpu``: CPU time of all ranks and threads, where others use the machine.
 """
 
 from __future__ import annotations
@@ -42,8 +45,10 @@ from iterreduce.columns.hashing import hash_keys, hash_words
 from iterreduce.sources import LocalSource
 
 COMM = MPI.COMM_WORLD
+CPU = False  # which clock
 Tables = dict[str, ir.Batch]
 Frames = Mapping[str, pl.DataFrame]
+Sets = Mapping[str, ir.Dataset]
 Digest = tuple[int, int, float]
 
 
@@ -56,6 +61,7 @@ class Case:
     stages: tuple[Any, ...]
     polars: Callable[[Frames], pl.DataFrame]
     sql: str
+    lazy: Callable[[Sets], ir.Dataset]
     floats: tuple[str, ...] = ()
     ordered: bool = False
 
@@ -137,32 +143,50 @@ def passed(frames: Frames) -> pl.DataFrame:
     return rows.group_by("k").agg(pl.col("z").sum()).collect()
 
 
+def lazy_sum(sets: Sets) -> ir.Dataset:
+    """A group-by."""
+    return sets["t"].group_by("k").agg(x=ir.sum("x"))
+
+
+def lazy_pass(sets: Sets) -> ir.Dataset:
+    """Three operations."""
+    rows = sets["t"].filter(ir.col("y") < 0.5).select("k", z=ir.col("x") * ir.col("y") + 1)
+    return rows.group_by("k").agg(z=ir.sum("z"))
+
+
+def lazy_join(sets: Sets) -> ir.Dataset:
+    """An inner join: which of the three ways is the plan's affair."""
+    return sets["t"].join(sets["s"], on="k")
+
+
 GROUP_STAGES = (ir.Shuffle("t", ("k",), "out", {"x": ir.SUM}),)
 GROUP_SQL = "select k, sum(x) as x from t group by k"
 DISTINCT = (ir.Shuffle("t", ("k",), "out", {}),)
 CASES = (
-    Case("group", measured, GROUP_STAGES, summed, GROUP_SQL, ("x",)),
-    Case("group-dense", lambda s: measured(s, True), GROUP_STAGES, summed, GROUP_SQL, ("x",)),
+    Case("group", measured, GROUP_STAGES, summed, GROUP_SQL, lazy_sum, ("x",)),
+    Case("group-dense", lambda s: measured(s, True), GROUP_STAGES, summed, GROUP_SQL, lazy_sum, ("x",)),
     Case(
         "pass", three,
         (ir.Local(kept, ("t",), "some"), ir.Shuffle("some", ("k",), "out", {"z": ir.SUM})),
-        passed, "select k, sum(x * y + 1) as z from t where y < 0.5 group by k", ("z",),
+        passed, "select k, sum(x * y + 1) as z from t where y < 0.5 group by k", lazy_pass,
+        ("z",),
     ),
-    Case("join", sides, JOIN, joined, JOIN_SQL),
-    Case("join-many", lambda s: sides(s, copies=2, found=0.5), JOIN, joined, JOIN_SQL),
-    Case("join-gather", sides, GATHERED, joined, JOIN_SQL),
-    Case("join-small", lambda s: sides(s, 1000), GATHERED, joined, JOIN_SQL),
+    Case("join", sides, JOIN, joined, JOIN_SQL, lazy_join),
+    Case("join-many", lambda s: sides(s, copies=2, found=0.5), JOIN, joined, JOIN_SQL, lazy_join),
+    Case("join-gather", sides, GATHERED, joined, JOIN_SQL, lazy_join),
+    Case("join-small", lambda s: sides(s, 1000), GATHERED, joined, JOIN_SQL, lazy_join),
     Case(
         "sort", numbers, (ir.Shuffle("t", ("k",), "out", route=ir.Splitters()),),
-        lambda f: f["t"].sort("k"), "select k from t order by k", ordered=True,
+        lambda f: f["t"].sort("k"), "select k from t order by k",
+        lambda d: d["t"].sort("k"), ordered=True,
     ),
     Case(
         "distinct", lambda s: numbers(s, 50e6, RANDOM_KEYS), DISTINCT,
-        lambda f: f["t"].unique(), "select distinct k from t",
+        lambda f: f["t"].unique(), "select distinct k from t", lambda d: d["t"].distinct(),
     ),
     Case(
         "distinct-most", lambda s: numbers(s, 20e6), DISTINCT,
-        lambda f: f["t"].unique(), "select distinct k from t",
+        lambda f: f["t"].unique(), "select distinct k from t", lambda d: d["t"].distinct(),
     ),
 )  # fmt: skip
 
@@ -170,8 +194,20 @@ CASES = (
 # ---------------------------------------------------------------------- ours and rivals
 
 
+def seconds_since(began: tuple[float, float]) -> float:
+    """Of the slowest rank, or, with ``--cpu``, of all threads of all ranks."""
+    if CPU:
+        return float(COMM.allreduce(time.process_time() - began[1], MPI.SUM))
+    return float(COMM.allreduce(time.perf_counter() - began[0], MPI.MAX))
+
+
+def now() -> tuple[float, float]:
+    """Both clocks."""
+    return time.perf_counter(), time.process_time()
+
+
 def ours(case: Case, shares: Tables) -> tuple[float, ir.Batch]:
-    """Seconds of one iteration on the slowest rank, and this rank's rows."""
+    """Seconds of one iteration, and this rank's rows."""
     step = ir.Superstep(case.name, case.stages, (ir.Replace("result", "out"),))
     sources = {name: LocalSource(rows, copy=False) for name, rows in shares.items()}
     until = ir.Until((ir.MaxIterations(1),))
@@ -179,18 +215,29 @@ def ours(case: Case, shares: Tables) -> tuple[float, ir.Batch]:
     run = ir.LoopRun(loop, GROUP)
     run.start()
     COMM.Barrier()
-    began = time.perf_counter()
+    began = now()
     run.advance()
-    return float(COMM.allreduce(time.perf_counter() - began, MPI.MAX)), run.tables["result"].batch
+    return seconds_since(began), run.tables["result"].batch
+
+
+def lazily(case: Case, shares: Tables) -> tuple[float, ir.Batch]:
+    """Seconds from the first handle to the rows, and this rank's rows."""
+    COMM.Barrier()
+    began = now()
+    columns = {name: {c: rows[c] for c in rows.names} for name, rows in shares.items()}
+    sets = {name: ir.Dataset.from_local(COMM, copy=False, **of) for name, of in columns.items()}
+    run = ir.LoopRun(case.lazy(sets).to_loop(COMM), GROUP)
+    run.advance()
+    return seconds_since(began), run.tables["result"].batch
 
 
 def alone(work: Callable[[], object]) -> float:
     """Seconds that rank 0 takes, while the others sleep."""
     seconds = 0.0
     if COMM.rank == 0:
-        began = time.perf_counter()
+        began = now()
         work()
-        seconds = time.perf_counter() - began
+        seconds = now()[CPU] - began[CPU]
     done = COMM.Ibarrier()
     while not done.Test():
         time.sleep(0.002)
@@ -273,12 +320,17 @@ def measure(case: Case, scale: float, repeats: int) -> None:
         "Polars": rivals.polars if rivals else lambda: None,
         "DuckDB": rivals.duckdb if rivals else lambda: None,
     }
-    times: dict[str, list[float]] = {name: [] for name in ("ours", *works)}
+    times: dict[str, list[float]] = {name: [] for name in ("ours", "lazy", *works)}
+    mine: Digest = (0, 0, 0.0)
     for turn in range(repeats + 1):
-        seconds, made = ours(case, shares)
-        mine = ours_digest(case, made) if not turn else (0, 0, 0.0)
-        del made
-        times["ours"].append(1e3 * seconds)
+        for name, of_ours in {"ours": ours, "lazy": lazily}.items():
+            seconds, made = of_ours(case, shares)
+            times[name].append(1e3 * seconds)
+            if not turn and name == "ours":
+                mine = ours_digest(case, made)
+            elif not turn:
+                verify(mine, ours_digest(case, made), name)
+            del made
         for name, work in works.items():
             times[name].append(1e3 * alone(work))
             if rivals:
@@ -302,13 +354,16 @@ def show(case: Case, times: Mapping[str, list[float]], rows: int) -> None:
 
 def main() -> None:
     """All operations, or some."""
+    global CPU
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=[case.name for case in CASES])
+    parser.add_argument("--cpu", action="store_true")
     args = parser.parse_args()
+    CPU = args.cpu
     for case in CASES:
         if not args.only or case.name in args.only:
             measure(case, args.scale, args.repeats)

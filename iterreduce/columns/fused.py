@@ -1,4 +1,5 @@
-"""The commonest fold in one loop: rows with one key of 8 bytes, summed or counted into one word.
+"""The commonest fold in one loop: rows with one key of 8 bytes, summed or counted into one word, or only
+found to be there.
 
 Finding the key's row and adding to it in the same loop saves a pass over the slots and one visit to each row
 of the table. Results are those of the general way, bit for bit: rows are added in row order. So are they
@@ -43,7 +44,7 @@ def _add_hashed(
     used: Any,
 ) -> Any:
     """Find or insert the key of each row and add its value; ``(rows done, keys held)``: it stops at any
-    trouble.
+    trouble. ``cells`` None: keys alone.
 
     ``base`` None: the table serves all hashes, and none needs to be tested for its range. The key of the all-
     ones hash counts as trouble: a second place that adds makes the compiler merge the two, and the loop 1.5
@@ -69,7 +70,8 @@ def _add_hashed(
                 used += 1
                 break
             j += one
-        cells[j, 1] += values[i] if values is not None else 1
+        if cells is not None:
+            cells[j, 1] += values[i] if values is not None else 1
     return len(words), used
 
 
@@ -113,7 +115,8 @@ def _add_hashed_part(
                     used += 1
                     break
                 j += one
-            cells[j, 1] += values[i] if values is not None else 1
+            if cells is not None:
+                cells[j, 1] += values[i] if values is not None else 1
     return len(words), used
 
 
@@ -145,7 +148,8 @@ def _add_addressed_part(words: Any, values: Any, low: Any, table: Any, cells: An
             i = found[k]
             at = np.uint64(words[i] - low)
             table[at, zero] = 0
-            cells[at, one] += values[i] if values is not None else 1
+            if cells is not None:
+                cells[at, one] += values[i] if values is not None else 1
 
 
 @kernel
@@ -157,16 +161,17 @@ def _add_addressed(words: Any, values: Any, low: Any, table: Any, cells: Any) ->
         if at >= end:
             return i
         table[at, zero] = 0
-        cells[at, one] += values[i] if values is not None else 1
+        if cells is not None:
+            cells[at, one] += values[i] if values is not None else 1
     return len(words)
 
 
 class Fused:
-    """A single sum of float64 or int64, or a single count, as one loop over rows."""
+    """A single sum of float64 or int64, or a single count, or keys alone, as one loop over rows."""
 
-    def __init__(self, output: Output, dtype: np.dtype[Any], counts: bool):
-        self.column = None if counts else output.inputs[0]
-        self.dtype = dtype
+    def __init__(self, output: Output | None, dtype: np.dtype[Any], counts: bool):
+        self.column = None if counts or output is None else output.inputs[0]
+        self.dtype, self.adds = dtype, output is not None
 
     def takes(self, keys: Array, rows: Batch) -> bool:
         """True if these rows are of the shape that the loop reads as it is."""
@@ -180,16 +185,19 @@ class Fused:
     def _values(self, rows: Batch) -> Array | None:
         return None if self.column is None else rows[self.column]
 
+    def _cells(self, store: Array) -> Array | None:
+        return store.view(self.dtype) if self.adds else None
+
     def add_hashed(
         self, table: OrderedTable, words: Array, rows: Batch, first: int, part: tuple[int, int] = ALL_HASHES
     ) -> int:
-        """Add rows from ``first`` on to a table of one payload word, if their hash is in ``part``; the rows
-        done.
+        """Add rows from ``first`` on to a table of at most one payload word, if their hash is in ``part``;
+        the rows done.
         """
         values = self._values(rows)
         values = None if values is None else values[first:]
         limits = table.shift, np.uint64(table.homes), np.uint64(table.probes), table.room
-        given = words[first:], values, table.unsigned, table.words.view(self.dtype)
+        given = words[first:], values, table.unsigned, self._cells(table.words)
         if part == ALL_HASHES:
             base = None if table.range == ALL_HASHES else table.base
             done, table.used = _add_hashed(*given, base, *limits, table.used)
@@ -200,7 +208,7 @@ class Fused:
 
     def add_addressed(self, store: Array, words: Array, rows: Batch, low: int) -> int:
         """Add rows to a store by address; the rows done."""
-        pool, values, cells = current(), self._values(rows), store.view(self.dtype)
+        pool, values, cells = current(), self._values(rows), self._cells(store)
         of_rows = pool.parts(len(words), GRAIN)
         if len(of_rows) == 1:
             return int(_add_addressed(words, values, np.int64(low), store, cells))
@@ -221,7 +229,9 @@ class Fused:
 
 
 def fused_sum(outputs: Sequence[Output]) -> Fused | None:
-    """The fused loop of these outputs, if they are a single sum or count of one word."""
+    """The fused loop of these outputs, if they are a single sum or count of one word, or none."""
+    if not outputs:
+        return Fused(None, np.dtype(np.int64), counts=False)
     if len(outputs) != 1:
         return None
     bound = outputs[0].bound

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
-from iterreduce.columns.aggregators import Aggregator, count
+from iterreduce.columns.aggregators import Aggregator
 from iterreduce.columns.expressions import Column, Expr
 from iterreduce.loop import Local, Shuffle, Total
 from iterreduce.plan.flow import Flow, Made, Place
@@ -15,7 +14,7 @@ from iterreduce.plan.making import columns_read
 from iterreduce.plan.nodes import Aggregate, Group, Node
 
 Aggregates = tuple[tuple[str, Aggregator], ...]
-ROWS = "\0rows"  # how many rows a key has: of groups without aggregates, and where none may have come
+ROWS = "\0rows"  # how many rows a key has: where none may have come
 
 
 def group(lowering: Lowering, node: Group) -> Flow:
@@ -33,37 +32,24 @@ def group(lowering: Lowering, node: Group) -> Flow:
     into = lowering.name_of(node)
     if id(node) in lowering.on_all_ranks and all(a.kind != "collect" for _, a in aggregates):
         lowering.note(node, "every rank needs all groups: they are summed on all ranks at once")
-        lowering.emit(place, Total(lowering.read(made, place), node.keys, combined(aggregates), into))
-        return only_named(node, lowering.new(into, _made_columns(node), (), place))
-    shuffle = Shuffle(lowering.read(made, place), node.keys, into, combine=combined(aggregates))
+        lowering.emit(place, Total(lowering.read(made, place), node.keys, dict(aggregates), into))
+        return Flow.of(lowering.new(into, _columns(node), (), place))
+    shuffle = Shuffle(lowering.read(made, place), node.keys, into, combine=dict(aggregates))
     lowering.emit(place, shuffle)
-    return only_named(node, lowering.new(into, _made_columns(node), node.keys, place))
+    return Flow.of(lowering.new(into, _columns(node), node.keys, place))
 
 
-def combined(aggregates: Aggregates) -> Mapping[str, Aggregator]:
-    """What a shuffle combines: rows are counted where nothing else is asked for."""
-    return dict(aggregates) or {ROWS: count()}
-
-
-def _made_columns(node: Group) -> tuple[str, ...]:
-    return (*node.keys, *(name for name, _ in node.aggregates)) if node.aggregates else (*node.keys, ROWS)
-
-
-def only_named(node: Group, made: Made) -> Flow:
-    """The result without what was only counted."""
-    if node.aggregates:
-        return Flow.of(made)
-    columns = Columns(tuple((k, Column(k)) for k in node.keys))
-    return Flow(made, node.keys, made.lies, steps=(columns,))
+def _columns(node: Group) -> tuple[str, ...]:
+    return (*node.keys, *(name for name, _ in node.aggregates))
 
 
 def _here(lowering: Lowering, node: Group, made: Made, aggregates: Aggregates, place: Place) -> Flow:
     """Rows of a key are together already."""
     lowering.note(node, "rows of a key lie together already: grouped where they are, nothing travels")
     into = lowering.name_of(node)
-    kernel = GroupHere(node.keys, tuple(combined(aggregates).items()), tuple((k, k) for k in node.keys))
+    kernel = GroupHere(node.keys, aggregates, tuple((k, k) for k in node.keys))
     lowering.emit(place, Local(kernel, (lowering.read(made, place),), into, cut="share", rank_free=True))
-    return only_named(node, lowering.new(into, _made_columns(node), made.lies, place))
+    return Flow.of(lowering.new(into, _columns(node), made.lies, place))
 
 
 def prepared(

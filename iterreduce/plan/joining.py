@@ -14,7 +14,7 @@ from iterreduce.columns.expressions import Column, Expr, col, lit, where
 from iterreduce.loop import Local, Lookup, Shuffle
 from iterreduce.plan import making
 from iterreduce.plan.flow import Flow, Made, Place
-from iterreduce.plan.grouping import ROWS, combined, prepared
+from iterreduce.plan.grouping import ROWS, prepared
 from iterreduce.plan.kernels import Columns, Compute, Concat, GroupHere, GroupOnto, Keep, WithNulls
 from iterreduce.plan.linking import complete, finished, has_all_keys, shuffled
 from iterreduce.plan.lower import Lowering
@@ -218,7 +218,7 @@ def onto(lowering: Lowering, node: Group, table: Made, place: Place, rows: bool)
         )
     made = lowering.table(flow, place, node)
     into = lowering.name_of(node)
-    combine = dict(combined(aggregates))
+    combine = dict(aggregates)
     if rows:
         combine[ROWS] = count()
     name = lowering.read(table, place)
