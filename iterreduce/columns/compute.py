@@ -144,16 +144,21 @@ def compute(
 
 
 def compute_columns(
-    trees: Mapping[str, Expr], batch: Batch, parameters: Mapping[str, Any] = NOTHING_GIVEN
+    trees: Mapping[str, Expr],
+    batch: Batch,
+    parameters: Mapping[str, Any] = NOTHING_GIVEN,
+    again: frozenset[Hashable] | None = None,
 ) -> Batch:
-    """A batch of these columns; what several of them share is computed once.
+    """A batch of these columns; what several of them share is computed once. ``again``: their
+    `repeated_parts`, where they are known.
 
     >>> from iterreduce.columns.expressions import col, lit
     >>> compute_columns({"y": col("x") * 2, "one": lit(1)}, Batch(x=np.array([1.5, 2.5])))["y"].tolist()
     [3.0, 5.0]
     """
     rows, columns, valid = len(batch), dict[str, Column](), dict[str, Array]()
-    work = _Evaluation(batch, parameters, again=repeated_parts(trees.values()))
+    again = repeated_parts(trees.values()) if again is None else again
+    work = _Evaluation(batch, parameters, again=again)
     with np.errstate(all="ignore"):
         for name, tree in trees.items():
             found = work.value(tree)

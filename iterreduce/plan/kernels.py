@@ -7,7 +7,7 @@ every row of the result has taken over, under which name: so it knows where rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from iterreduce.columns.aggregators import Aggregator, bind_outputs
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.combiner import Fold
 from iterreduce.columns.compile import Fused, Make
-from iterreduce.columns.compute import compute_columns, select_rows
+from iterreduce.columns.compute import compute_columns, repeated_parts, select_rows
 from iterreduce.columns.expressions import Expr
 from iterreduce.columns.groups import group_rows
 from iterreduce.columns.joins import KeyRows
@@ -40,6 +40,16 @@ class Columns:
 
     trees: tuple[tuple[str, Expr], ...]
     rest: bool = False
+
+    @cached_property
+    def made(self) -> dict[str, Expr]:
+        """The expressions by name."""
+        return dict(self.trees)
+
+    @cached_property
+    def again(self) -> frozenset[Hashable]:
+        """Operations that occur more than once."""
+        return repeated_parts(self.made.values())
 
     def reads(self) -> set[str]:
         """The columns that it reads, unless it keeps the rest."""
@@ -106,7 +116,7 @@ class Compute:
                 rows = rows if wanted is None else rows.select(*(n for n in rows.names if n in wanted))
                 rows = rows if len(chosen) == len(rows) else rows.take(chosen)
             else:
-                made = compute_columns(dict(step.trees), rows, values)
+                made = compute_columns(step.made, rows, values, step.again)
                 rows = side_by_side(rows, made, tuple((n, n) for n in made.names)) if step.rest else made
         return without_idle_masks(rows)
 
