@@ -8,7 +8,8 @@ from iterreduce.columns.aggregators import Aggregator
 from iterreduce.columns.expressions import Column, Expr
 from iterreduce.loop import Local, Shuffle, Total
 from iterreduce.plan.flow import Flow, Made, Place
-from iterreduce.plan.kernels import Columns, GroupHere, OneRow
+from iterreduce.plan.groupkernels import GroupHere, OneRow
+from iterreduce.plan.kernels import Columns
 from iterreduce.plan.lower import Lowering
 from iterreduce.plan.making import columns_read
 from iterreduce.plan.nodes import Aggregate, Group, Node

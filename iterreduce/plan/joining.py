@@ -15,7 +15,8 @@ from iterreduce.loop import Local, Lookup, Shuffle
 from iterreduce.plan import making
 from iterreduce.plan.flow import Flow, Made, Place
 from iterreduce.plan.grouping import ROWS, prepared
-from iterreduce.plan.kernels import Columns, Compute, Concat, GroupHere, GroupOnto, Keep, WithNulls
+from iterreduce.plan.groupkernels import GroupHere, GroupOnto
+from iterreduce.plan.kernels import Columns, Compute, Concat, Keep, WithNulls
 from iterreduce.plan.linking import complete, finished, has_all_keys, shuffled
 from iterreduce.plan.lower import Lowering
 from iterreduce.plan.making import columns_read

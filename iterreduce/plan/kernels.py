@@ -7,24 +7,19 @@ every row of the result has taken over, under which name: so it knows where rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from iterreduce.columns.aggregators import Aggregator, bind_outputs
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.combiner import Fold
 from iterreduce.columns.compile import Fused, Make
 from iterreduce.columns.compute import compute_columns, repeated_parts, select_rows
 from iterreduce.columns.expressions import Expr
-from iterreduce.columns.groups import group_rows
-from iterreduce.columns.joins import KeyRows
 from iterreduce.columns.ragged import Ragged
 from iterreduce.columns.random import choose
-from iterreduce.columns.schema import Field, Schema
 from iterreduce.columns.sortkeys import first_in_order
 from iterreduce.columns.trees import columns_of
 from iterreduce.errors import UsageError
@@ -150,118 +145,6 @@ def side_by_side(rows: Batch, other: Batch, columns: Beside) -> Batch:
     valid = {n: m for n, m in rows._valid.items() if not any(new == n for _, new in columns)}
     valid |= {new: other._valid[name] for name, new in columns if name in other._valid}
     return Batch._trusted(made, valid, len(rows))
-
-
-@dataclass(frozen=True)
-class OneRow:
-    """Aggregates of all rows as a table of one row, of no rows too: counts are 0, others null.
-
-    ``outputs``: name, type where it is known, whether it counts.
-    """
-
-    outputs: tuple[tuple[str, Field | None, bool], ...]
-
-    def run(self, context: Context, *batches: Batch) -> Batch:
-        """The row."""
-        (total,) = batches
-        if len(total):
-            return total
-        columns, valid = {}, {}
-        for name, of, counts in self.outputs:
-            known = of or Field("fixed", np.dtype(np.float64))
-            columns[name] = _blank(Batch.empty(Schema({name: known}))[name])
-            if not counts:
-                valid[name] = np.zeros(1, bool)
-        return Batch.from_dict(columns, valid)
-
-
-def _blank(column: Any) -> Any:
-    if isinstance(column, Ragged):
-        return Ragged(np.zeros(2, np.int64), column.values, column.kind)
-    return np.zeros((1, *column.shape[1:]), column.dtype)
-
-
-@dataclass(frozen=True)
-class GroupHere:
-    """Aggregates of columns by key, of rows that lie by it already, or are everywhere: nothing travels."""
-
-    keys: tuple[str, ...]
-    aggregates: tuple[tuple[str, Aggregator], ...]
-    keeps: tuple[tuple[str, str], ...] = ()
-
-    def run(self, context: Context, *batches: Batch) -> Batch:
-        """One row per key, in canonical order."""
-        (rows,) = batches
-        outputs = bind_outputs(dict(self.aggregates), self.keys, rows.schema)
-        if any(output.bound.words is None for output in outputs):
-            return self._collected(rows)
-        fold = Fold(Schema({k: rows.schema[k] for k in self.keys}), outputs)
-        fold.add(rows)
-        folded = fold.result()
-        columns, valid, at = dict(folded.keys._columns), dict(folded.keys._valid), 0
-        for output in outputs:
-            columns[output.name], mask = output.bound.finish(folded.records, at)
-            at += output.bound.words or 0
-            if mask is not None:
-                valid[output.name] = mask
-        return Batch._trusted(columns, valid, len(folded))
-
-    def order_free(self, free: Callable[[Mapping[str, Aggregator]], Any]) -> GroupHere:
-        """The same with other aggregators: those whose results no order of rows changes."""
-        return replace(self, aggregates=tuple(free(dict(self.aggregates)).items()))
-
-    def _collected(self, rows: Batch) -> Batch:
-        groups = group_rows(rows, self.keys)
-        columns, valid = dict(groups.keys._columns), dict(groups.keys._valid)
-        for output in bind_outputs(dict(self.aggregates), self.keys, groups.rows.schema):
-            order = np.arange(len(groups.rows))
-            values, mask = output.read(groups.rows)
-            columns[output.name], missing = output.bound.collect(values, order, groups.offsets, mask)
-            if missing is not None:
-                valid[output.name] = missing
-        return Batch._trusted(columns, valid, len(groups))
-
-
-@dataclass(frozen=True)
-class GroupOnto:
-    """Aggregates by key of rows that lie by it, as rows of a table that lies by it too, in its order.
-
-    Where a key has no row, numbers are 0: so many rows have been counted, too.
-    """
-
-    groups: GroupHere
-    keys: tuple[str, ...]
-
-    @property
-    def keeps(self) -> tuple[tuple[str, str], ...]:
-        """The table's keys, which it reads first."""
-        return tuple((k, k) for k in self.keys)
-
-    def run(self, context: Context, *batches: Batch) -> Batch:
-        """One row for each of the table."""
-        table, rows = batches
-        made = self.groups.run(context, rows)
-        at = KeyRows(made.select(*self.groups.keys)).find(table.select(*self.keys), nulls_match=True)
-        lost, safe = np.flatnonzero(at < 0), np.maximum(at, 0)
-        if not len(made):
-            made = _rows_of_nothing(made)
-        found = made.drop(*self.groups.keys).take(safe)
-        for name in found.names:
-            column = found[name]
-            if len(lost) and not isinstance(column, Ragged):
-                column[lost] = np.zeros(1, column.dtype)[0]
-        keys = table.select(*self.keys)
-        columns, valid = {**keys._columns, **found._columns}, {**keys._valid, **found._valid}
-        return Batch._trusted(columns, valid, len(table))
-
-    def order_free(self, free: Callable[[Mapping[str, Aggregator]], Any]) -> GroupOnto:
-        """The same with aggregators whose results no order of rows changes."""
-        return replace(self, groups=self.groups.order_free(free))
-
-
-def _rows_of_nothing(rows: Batch) -> Batch:
-    """One row of zeros with these columns, for positions to point at."""
-    return Batch._trusted({n: _blank(rows[n]) for n in rows.names}, {}, 1)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from iterreduce.loop import (
     Write,
     names_of_sources,
 )
-from iterreduce.plan.kernels import Columns, Compute, GroupHere, Keep
+from iterreduce.plan.groupkernels import GroupHere
+from iterreduce.plan.kernels import Columns, Compute, Keep
 from iterreduce.plan.tree import plain
 
 Behind = Callable[[str, Stage], str]  # superstep and stage -> what stands behind its line
