@@ -10,19 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from iterreduce.collectives import group_for
+from iterreduce.collectives import Group, group_for
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Ragged
-from iterreduce.errors import UsageError, did_you_mean
+from iterreduce.errors import AssumptionError, UsageError, did_you_mean
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.loop import Gather, Local, Loop, Replace, Stage, State, Superstep, keys_of
 from iterreduce.options import Options
 from iterreduce.plan.explain import explain
+from iterreduce.plan.facts import proven_only
 from iterreduce.plan.kernels import ChooseRows
 from iterreduce.plan.making import node_of, user_line
 from iterreduce.plan.nodes import LoopRows, Node, Sample, Source
@@ -33,6 +34,8 @@ from iterreduce.recovery import enduring
 from iterreduce.run import Result, delivered, run_loop
 from iterreduce.sources import FiniteSource, LocalSource, StackedSource, open_source, write_result
 from iterreduce.stopping import StopRequest
+
+T = TypeVar("T")
 
 
 class Dataset(Operations):
@@ -185,8 +188,11 @@ class Dataset(Operations):
 
     def collect(self, comm: Any = None) -> Batch:
         """All rows, on all ranks. Collective. For results that fit every rank."""
-        inputs, group = Inputs(), group_for(comm if comm is not None else self.comm)
-        planned = self
+        group = group_for(comm if comm is not None else self.comm)
+        return sure_in_the_end(lambda: self._collect(group))
+
+    def _collect(self, group: Group) -> Batch:
+        inputs, planned = Inputs(), self
         if not isinstance(self.node, Source):
             planned = Dataset.of_loop(enduring(group, lambda: self.to_loop(group)))
         rows = inputs.everywhere("rows", planned)
@@ -352,13 +358,32 @@ def run(
     """Run a dataset or a loop on a communicator (None: that of its sources, or one rank). Collective."""
     group = group_for(comm if comm is not None else getattr(work, "comm", None))
     if isinstance(work, Dataset):
-        work = enduring(group, partial(work.to_loop, group))
-    elif not isinstance(work, Loop):
+        lazy = work
+
+        def planned() -> Result:
+            return run_loop(enduring(group, partial(lazy.to_loop, group)), group, options, events, stop)
+
+        lasts = options is not None and options.checkpoint_dir is not None
+        return planned() if lasts else sure_in_the_end(planned)
+    if not isinstance(work, Loop):
         raise UsageError(
             f"to run: wanted a Dataset or a Loop, got {type(work).__name__}; an app returns "
             "MapReduce(...)(rows), which runs once, or MapReduce(...).iterate(rows, state=...)"
         )
     return run_loop(work, group, options, events, stop)
+
+
+def sure_in_the_end(work: Callable[[], T]) -> T:
+    """``work()``, which plans and runs; once more, with plans that take nothing for granted, where all ranks
+    found rows that are not as the first plan had it. (Not where a checkpoint says which plan it is of.)
+    """
+    try:
+        return work()
+    except AssumptionError as error:
+        if not error.agreed:
+            raise
+    with proven_only():
+        return work()
 
 
 def iterate(

@@ -3,6 +3,7 @@
     IterReduceError
     ├── UsageError (also a ValueError)   the caller gave wrong arguments
     │   └── SchemaError                  columns: names, dtypes, shapes, lengths
+    │       └── AssumptionError          rows that a fast plan does not expect; a slower one may take them
     ├── InputError                       a file, or what stands in it
     ├── OutputError                      a result that cannot be written
     ├── CheckpointError                  a checkpoint directory that cannot be used, or gone on from
@@ -46,6 +47,10 @@ class UsageError(IterReduceError, ValueError):
 
 class SchemaError(UsageError):
     """Columns that are missing, of another dtype or shape, or of unequal lengths."""
+
+
+class AssumptionError(SchemaError):
+    """Rows that are not what a fast plan takes for granted. Lazy datasets are planned anew, without that."""
 
 
 class InputError(IterReduceError):

@@ -21,7 +21,7 @@ from iterreduce.columns.linkfold import edge_function
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Schema
 from iterreduce.columns.trees import columns_of, renamed, split
-from iterreduce.errors import SchemaError, UsageError
+from iterreduce.errors import AssumptionError, SchemaError, UsageError
 from iterreduce.stages import Shuffle
 
 COMBINES = {"sum": "sum", "count": "sum", "min": "min", "max": "max", "any": "max", "all": "min"}
@@ -181,7 +181,7 @@ class Program:
         field = joined[name]
         numbers = field.kind == "fixed" and field.dtype.kind in "biuf" and field.dtype != np.uint64
         if not numbers or field.shape or field.nullable:
-            raise SchemaError(
+            raise (AssumptionError if numbers and not field.shape else SchemaError)(
                 f'column "{name}" ({field.describe()}) in an expression: wanted one number per row, up to 64 '
                 "bits signed, without nulls; fill them where they come from, such as a number of no rows "
                 "(.fill_null(0))"

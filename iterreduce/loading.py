@@ -22,7 +22,7 @@ from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.numbering import number_keys
 from iterreduce.columns.placement import current
-from iterreduce.errors import DisagreementError, InputError, UsageError, did_you_mean
+from iterreduce.errors import AssumptionError, DisagreementError, InputError, UsageError, did_you_mean
 from iterreduce.indexing import LinkTable
 from iterreduce.laid import lay_out
 from iterreduce.levels import INITIAL, SHUFFLED, Level, initials, inner_loops
@@ -473,13 +473,13 @@ def renewed(table: Table, of: int) -> Table:
 
 
 def check_unique(name: str, state: State, table: Table) -> None:
-    """Raise `UsageError` where a key of the state's rows comes twice."""
+    """Raise `AssumptionError` where a key of the state's rows comes twice."""
     keys = table.batch.select(*state.key)
     numbered = number_keys(keys)
     if len(numbered.hashes) < len(table):
         counts = np.bincount(numbered.codes)
         twice = numbered.keys.slice(int(counts.argmax()), int(counts.argmax()) + 1)
-        raise UsageError(
+        raise AssumptionError(
             f'state "{name}" is keyed by {", ".join(state.key)}, but {row_text(twice)} has '
             f"{int(counts.max())} rows; make its keys unique, or give it no key (key=[] in a lazy iterate)"
         )

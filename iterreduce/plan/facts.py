@@ -13,8 +13,10 @@ keep it. Nothing here runs or reads.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from iterreduce.columns.expressions import Column
 from iterreduce.plan.functions import RowNumber
@@ -42,7 +44,25 @@ from iterreduce.plan.nodes import (
 )
 
 Key = frozenset[str]
+_thread = threading.local()  # ranks may be threads
 MOST_KEYS = 8  # sets of columns that are followed: joins multiply them
+
+
+@contextmanager
+def proven_only() -> Iterator[None]:
+    """Plans made inside take nothing for granted that shows only when they run: no key of first rows, and no
+    number of rows to have a value.
+    """
+    before, _thread.proven = takes_nothing(), True
+    try:
+        yield
+    finally:
+        _thread.proven = before
+
+
+def takes_nothing() -> bool:
+    """Is it inside of `proven_only`?"""
+    return getattr(_thread, "proven", False)
 
 
 class Facts:
@@ -119,7 +139,7 @@ class Facts:
         open_ = [s for s in assumed if not s.key and s.keyed]
         self._drop(assumed, open_)
         for state in open_:
-            if not self._keys_of(state.rows):
+            if not self._keys_of(state.rows) and not takes_nothing():
                 self._assume_key(state, assumed, open_)
 
     def _drop(self, assumed: list[Evolving], without_key: list[Evolving]) -> None:

@@ -18,6 +18,7 @@ from iterreduce.columns.schema import Field
 from iterreduce.columns.trees import parameters_of, with_parameters
 from iterreduce.group import Group as Ranks
 from iterreduce.plan import making
+from iterreduce.plan.facts import takes_nothing
 from iterreduce.plan.nodes import (
     Aggregate,
     Fields,
@@ -187,8 +188,8 @@ class Typing(Rewriter):
 def _may_be_null(node: Node, name: str) -> bool:
     """May what a step returns have a null there? Of types that are not known it may.
 
-    Numbers are taken to have a value: one of no rows, which is null, is not looked for here, as most sums of
-    a body would be.
+    Numbers are taken to have a value (but in `proven_only`): one of no rows, which is null, is not looked
+    for here, as most sums of a body would be.
     """
     if isinstance(node, Project) and name in node.passed:
         return _may_be_null(node.input, node.passed[name])
@@ -202,7 +203,11 @@ def _may_be_null(node: Node, name: str) -> bool:
 
 
 def _surely(number: Any) -> Any:
-    return number if number.field is None else replace(number, field=replace(number.field, nullable=False))
+    return (
+        number
+        if number.field is None or takes_nothing()
+        else replace(number, field=replace(number.field, nullable=False))
+    )
 
 
 def _weighed(node: Source, fields: Fields) -> Fields:

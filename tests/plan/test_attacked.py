@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,42 @@ def test_a_number_of_no_rows_is_null_also_where_the_plan_takes_it_for_a_number()
         return ir.iterate(step, start, max_iterations=3)
 
     agrees(build, TABLES, (1, 3))
+
+
+def _null_along_links(t: Tables) -> Dataset:
+    """Values that travel along indexed rows turn null in the first iteration."""
+    start = t["links"].vertices("src", "dst", name="k").with_columns(x=ir.lit(1.0))
+
+    def step(state: Dataset) -> Dataset:
+        heard = t["links"].join(state, src="k").group_by(k="dst").agg(heard=ir.sum("x"))
+        none = heard.filter(col("heard") > 99).sum("heard")
+        made = state.select("k").left_join(heard, "k")
+        return made.select("k", x=ir.where(col("k") == 1, none, 0.5) + col("heard").fill_null(0))
+
+    return ir.iterate(step, start, max_iterations=3)
+
+
+def _repeated_at_first(t: Tables) -> Dataset:
+    """The step makes one row of each key; the first rows are more."""
+    step = lambda s: s.group_by("src").agg(dst=ir.sum(col("dst") + 1))  # noqa: E731
+    return ir.iterate(step, t["links"], max_iterations=2)
+
+
+def _repeated_in_an_earlier_one(t: Tables) -> Dataset:
+    return _repeated_at_first(t).join(t["steps"], src="k").with_columns(n=_null_along_links(t).count())
+
+
+@pytest.mark.parametrize("build", [_null_along_links, _repeated_at_first, _repeated_in_an_earlier_one])
+def test_what_a_fast_plan_takes_for_granted_is_dropped_where_rows_are_otherwise(build: Any) -> None:
+    agrees(build, TABLES, (1, 2, 3), ("even", "last"))
+
+
+def test_a_plan_of_checkpoints_says_what_it_took_for_granted(tmp_path: Path) -> None:
+    rows = Dataset.from_local(None, src=np.array([0, 0, 1]), dst=np.arange(3))
+    tables: Any = {"links": rows}
+    assert _repeated_at_first(tables).run()["dst"].tolist() == [4, 4]
+    with pytest.raises(ir.UsageError, match=r"src=0 has 2 rows; .*key=\[\]"):
+        _repeated_at_first(tables).run(checkpoint_dir=str(tmp_path))
 
 
 def _fading(rows: Dataset) -> Dataset:
