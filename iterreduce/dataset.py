@@ -319,7 +319,7 @@ class Inputs:
         rows = self.rows(f"{name} (sampled)", Dataset(node.input))
         self._stages += [
             Local(
-                ChooseRows(node.k, node.seed, node.of, node.at_least),
+                ChooseRows(node.k, node.seed, node.of, node.at_least, node.where),
                 (rows,),
                 f"{name} (chosen)",
                 cut="share",

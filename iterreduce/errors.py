@@ -41,6 +41,15 @@ class IterReduceError(Exception):
     agreed = False
 
 
+def at(where: str) -> str:
+    """The line of a program, where it is known, as messages end with it.
+
+    >>> "no such column" + at("app.py, line 12") + at("")
+    'no such column (app.py, line 12)'
+    """
+    return f" ({where})" if where else ""
+
+
 class UsageError(IterReduceError, ValueError):
     """The caller gave wrong arguments."""
 

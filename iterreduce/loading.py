@@ -22,7 +22,7 @@ from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.numbering import number_keys
 from iterreduce.columns.placement import current
-from iterreduce.errors import AssumptionError, DisagreementError, InputError, UsageError, did_you_mean
+from iterreduce.errors import AssumptionError, DisagreementError, InputError, UsageError, at, did_you_mean
 from iterreduce.indexing import LinkTable
 from iterreduce.laid import lay_out
 from iterreduce.levels import INITIAL, SHUFFLED, Level, initials, inner_loops
@@ -482,6 +482,7 @@ def check_unique(name: str, state: State, table: Table) -> None:
         raise AssumptionError(
             f'state "{name}" is keyed by {", ".join(state.key)}, but {row_text(twice)} has '
             f"{int(counts.max())} rows; make its keys unique, or give it no key (key=[] in a lazy iterate)"
+            f"{at(state.where)}"
         )
 
 

@@ -68,11 +68,12 @@ class State:
     """A table that iterations replace. ``initial`` names a source or a prepare output; empty: no rows yet.
 
     ``key`` empty: the layout of its initial rows (everywhere, or by block); else it is partitioned by key,
-    whose values must be unique.
+    whose values must be unique. ``where``: the line of a program that asked for it, for messages.
     """
 
     initial: str
     key: tuple[str, ...] = ()
+    where: str = field(default="", compare=False)
 
 
 CARRY_DTYPES = {

@@ -219,12 +219,14 @@ STAGES = (Local, Shuffle, Total, Gather, Number, Lookup, Index)
 class Replace:
     """The table becomes these rows, at the end of the superstep.
 
-    ``alike``: they must have the table's columns, each of its type.
+    ``alike``: they must have the table's columns, each of its type. ``where``: the line of a program that
+    asked for it, for messages.
     """
 
     table: str
     rows: str
     alike: bool = False
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from iterreduce.columns.expressions import Expr
 from iterreduce.columns.hashing import hash_keys
 from iterreduce.columns.partition import PartitionMap
 from iterreduce.columns.schema import difference, never_null
-from iterreduce.errors import SchemaError, UsageError
+from iterreduce.errors import SchemaError, UsageError, at
 from iterreduce.events import Events
 from iterreduce.exchange import FAILED
 from iterreduce.folding import RowSource
@@ -442,7 +442,7 @@ def check_alike(write: Replace, old: Table, rows: Table) -> None:
         if types[0] != types[1]:
             raise SchemaError(
                 f'state "{write.table}": column "{name}" is {types[0] or "missing"} in the first rows and '
-                f"{types[1] or 'missing'} in what the step returns; make them alike"
+                f"{types[1] or 'missing'} in what the step returns; make them alike{at(write.where)}"
             )
 
 
@@ -470,7 +470,7 @@ def check_distinct(write: Replace, old: Table, rows: Table) -> None:
         return
     hashes = hash_keys(keys)
     if not (hashes[1:] > hashes[:-1]).all():
-        refuse_twice(keys, f'Replace of "{write.table}" by "{write.rows}"')
+        refuse_twice(keys, f'Replace of "{write.table}" by "{write.rows}"{at(write.where)}')
 
 
 def check_sunk(output: str, before: Sequence[Table], rows: Table) -> None:

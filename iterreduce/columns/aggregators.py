@@ -70,9 +70,9 @@ Kind = Literal[
 ]
 
 
-Adds = Literal["in order", "order-free", "exactly"]
+Adds = Literal["in order", "order-free", "exactly", "by value"]
 """How floats are added: as they come; with a result that does not depend on their order, for many groups or
-for all rows."""
+for all rows. By value: ties of argmin and argmax go to the smallest value, not to the first row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,13 @@ class Aggregator:
         >>> SUM.order_free().bind(field_of(np.zeros(0))).words
         3
         """
+        if self.kind in ("argmin", "argmax"):
+            return self
         return replace(self, adds="exactly" if alone else "order-free")
+
+    def without_order(self) -> Aggregator:
+        """This aggregator for rows that have no order: ties of argmin and argmax go to the smallest value."""
+        return replace(self, adds="by value") if self.kind in ("argmin", "argmax") else self
 
     def bind(self, field: Field | None = None, by: Field | None = None) -> BoundAggregator:
         """The aggregator for a type of column (``by``: of the column that argmin and argmax compare).
@@ -156,7 +162,7 @@ class Aggregator:
                 raise UsageError(
                     f'{self.name} needs the column to compare by: {self.name}("id", by="distance")'
                 )
-            return bind_least(field, by, self.kind == "argmax")
+            return bind_least(field, by, self.kind == "argmax", self.adds == "by value")
         if self.definition is not None:
             return Defined(self.definition, field)
         if self.kind == "var":
@@ -301,7 +307,8 @@ def collect(column: str) -> Aggregator:
 
 
 def argmin(column: str | None = None, *, by: str) -> Aggregator:
-    """The value of ``column`` in the row where ``by`` is smallest; ties: the first row in canonical order.
+    """The value of ``column`` in the row where ``by`` is smallest; ties: the first row in canonical order
+    (in a lazy dataset whose rows have none, such as joined ones: the smallest value).
 
     Without a column, and used alone (``reduce=argmin(by="distance")``): every column of that row.
     """

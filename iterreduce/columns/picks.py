@@ -102,14 +102,38 @@ def merge_least(records: Array, offset: int, slots: Array, partial: Array, first
 
 
 @kernel
-def least_rows(keys: Array, order: Array, offsets: Array) -> Array:
-    """For each group the row (a member of ``order``) of the smallest key; -1 for an empty group."""
-    rows = np.full(offsets.size - 1, -1, np.int64)
-    for g in range(rows.size):
-        for i in range(offsets[g], offsets[g + 1]):
-            if rows[g] < 0 or keys[order[i]] < keys[rows[g]]:
-                rows[g] = order[i]
-    return rows
+def _before(a: Array, b: Array, i: int, c: int, first: int, keys: int) -> bool:
+    """Do the keys of row ``i`` of ``a`` stand before those of row ``c`` of ``b``, from word ``first`` on?"""
+    for j in range(keys):
+        if a[i, j] != b[c, first + j]:
+            return bool(a[i, j] < b[c, first + j])
+    return False
+
+
+@kernel
+def least_of_words(records: Array, offset: int, codes: Array, keys: Array, cells: Array) -> None:
+    """Keep the row of the smallest keys, ``(n, m)``, of each group: which of equal ones does not matter."""
+    for i in range(codes.size):
+        c = codes[i]
+        if records[c, offset] == 0 or _before(keys, records, i, c, offset + 1, keys.shape[1]):
+            records[c, offset] = 1
+            for j in range(keys.shape[1]):
+                records[c, offset + 1 + j] = keys[i, j]
+            for j in range(cells.shape[1]):
+                records[c, offset + 1 + keys.shape[1] + j] = cells[i, j]
+
+
+@kernel
+def merge_least_of(records: Array, offset: int, slots: Array, partial: Array, first: int, width: int,
+                   keys: int) -> None:  # fmt: skip
+    """Take a partial record whose keys are smaller than those held."""
+    found = partial[:, first + 1 :]
+    for i in range(slots.size):
+        c = slots[i]
+        better = records[c, offset] == 0 or _before(found, records, i, c, offset + 1, keys)
+        if partial[i, first] != 0 and better:
+            for j in range(width):
+                records[c, offset + j] = partial[i, first + j]
 
 
 @kernel
@@ -119,6 +143,33 @@ def precedes(values: Array, a: int, a_end: int, b: int, b_end: int) -> bool:
         if values[a + k] != values[b + k]:
             return bool(values[a + k] < values[b + k])
     return a_end - a < b_end - b
+
+
+@kernel
+def least_texts(keys: Array, values: Array, ends: Array, order: Array, offsets: Array) -> Array:
+    """For each group the row of the smallest key, of equal ones that of the smallest text; -1: none."""
+    rows = np.full(offsets.size - 1, -1, np.int64)
+    for g in range(rows.size):
+        for i in range(offsets[g], offsets[g + 1]):
+            a, b = order[i], rows[g]
+            if (
+                b < 0
+                or keys[a] < keys[b]
+                or (keys[a] == keys[b] and precedes(values, ends[a], ends[a + 1], ends[b], ends[b + 1]))
+            ):
+                rows[g] = a
+    return rows
+
+
+@kernel
+def least_rows(keys: Array, order: Array, offsets: Array) -> Array:
+    """For each group the row (a member of ``order``) of the smallest key; -1 for an empty group."""
+    rows = np.full(offsets.size - 1, -1, np.int64)
+    for g in range(rows.size):
+        for i in range(offsets[g], offsets[g + 1]):
+            if rows[g] < 0 or keys[order[i]] < keys[rows[g]]:
+                rows[g] = order[i]
+    return rows
 
 
 @kernel

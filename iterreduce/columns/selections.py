@@ -147,6 +147,42 @@ class Least(Pick):
         picks.merge_least(records, offset, slots, partial, partial_offset, self.record_words)
 
 
+class LeastOf(Least):
+    """The same, but ties go to the smallest value: whatever the order of rows is.
+
+    Held, key, the value's elements in words that have their order, bytes of the value.
+    """
+
+    def __init__(self, field: Field, by: Field, largest: bool) -> None:
+        super().__init__(field, by, largest)
+        self.ordered = sort_keys(Field(field.kind, field.dtype), False)
+        self.key_words = 1 + elements(field.shape)
+        self.words = self.record_words = 1 + self.key_words + self.raw.words
+        self.identity = np.zeros(self.words, np.int64)
+
+    def update(
+        self, records: Array, offset: int, codes: Array, values: Any, valid: Array | None = None
+    ) -> None:
+        """Fold rows; see `BoundAggregator.update`."""
+        value, by = values
+        if valid is not None:
+            self.check_nulls(valid)
+            by = by[valid]
+            codes, value = keep_valid(codes, value, valid)
+        keys = np.empty((len(value), self.key_words), np.int64)
+        keys[:, 0] = self.keys(by)
+        keys[:, 1:] = self.ordered(np.ascontiguousarray(value).reshape(-1)).reshape(
+            len(value), self.key_words - 1
+        )
+        picks.least_of_words(records, offset, codes, keys, self.raw.cells(value))
+
+    def merge(self, records: Array, offset: int, slots: Array, partial: Array, partial_offset: int) -> None:
+        """In any order."""
+        picks.merge_least_of(
+            records, offset, slots, partial, partial_offset, self.record_words, self.key_words
+        )
+
+
 def sort_keys(by: Field, largest: bool) -> Convert:
     """int64 keys of a scalar column, of which the smallest is the row looked for; NaN and NaT come last."""
     op = "argmax" if largest else "argmin"
@@ -211,6 +247,15 @@ class LeastRows(PickRows):
         return picks.least_rows(self.keys(values[1]), order, offsets)
 
 
+class LeastRowsOf(LeastRows):
+    """The same, but ties go to the smallest value, by bytes."""
+
+    def rows(self, values: tuple[Ragged, Array], order: Array, offsets: Array) -> Array:
+        """The row of each group whose key is smallest."""
+        column, by = values
+        return picks.least_texts(self.keys(by), column.values, column.offsets, order, offsets)
+
+
 class ExtremeText(PickRows):
     """Smallest or largest text, by bytes (UTF-8: by code points)."""
 
@@ -268,6 +313,12 @@ def bind_pick(field: Field, last: bool) -> BoundAggregator:
     return Pick(field, last) if field.kind == "fixed" else PickRows(field, last)
 
 
-def bind_least(field: Field, by: Field, largest: bool) -> BoundAggregator:
-    """Argmin and argmax, of any column by a scalar one."""
+def bind_least(field: Field, by: Field, largest: bool, by_value: bool = False) -> BoundAggregator:
+    """Argmin and argmax, of any column by a scalar one; ``by_value``: ties go to the smallest value, if such
+    values have an order, else to the first row.
+    """
+    if by_value and field.kind == "fixed" and field.dtype.kind in "biufmM" and elements(field.shape):
+        return LeastOf(field, by, largest)
+    if by_value and field.kind in ("text", "bytes"):
+        return LeastRowsOf(field, by, largest)
     return Least(field, by, largest) if field.kind == "fixed" else LeastRows(field, by, largest)

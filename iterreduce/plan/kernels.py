@@ -22,7 +22,7 @@ from iterreduce.columns.ragged import Ragged
 from iterreduce.columns.random import choose
 from iterreduce.columns.sortkeys import first_in_order
 from iterreduce.columns.trees import columns_of
-from iterreduce.errors import UsageError
+from iterreduce.errors import UsageError, at
 from iterreduce.loop import Context
 
 STREAM_SAMPLE = 1  # streams of random numbers: one number for each use, so that equal seeds do not correlate
@@ -186,6 +186,7 @@ class ChooseRows:
     seed: int
     of: str = field(compare=False)  # for messages
     at_least: int = 0
+    where: str = field(default="", compare=False)
 
     def run(self, context: Context, *batches: Batch) -> Batch:
         """The chosen rows of this share."""
@@ -194,7 +195,7 @@ class ChooseRows:
         if wanted > context.rows_total:
             raise UsageError(
                 f"wanted k={wanted} different rows of {self.of}, which has {context.rows_total}; ask for "
-                "fewer (a smaller k), or give more rows"
+                f"fewer (a smaller k), or give more rows{at(self.where)}"
             )
         chosen = np.sort(choose(self.seed, STREAM_SAMPLE, context.rows_total, self.k)) - context.first_row
         return rows.take(chosen[(chosen >= 0) & (chosen < len(rows))])

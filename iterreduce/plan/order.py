@@ -4,7 +4,7 @@ Rows of a source, of a sort, and what keeps their order stand as they stand. Gro
 and states have no order of their own: it depends on where they lie. Where something asks for one, what tells
 the rows apart decides: their key, if one is known, else the values of all columns that have an order. So a
 limit of such rows is the first by those columns, ties of a sort are settled by them, and rows are sorted
-before they are numbered or drawn.
+before they are numbered or drawn. Ties of argmin and argmax of such rows go to the smallest value.
 
 Who speaks to it: `iterreduce.plan.planning`, once before columns that nobody reads go, so that which rows are
 chosen does not depend on which columns are asked of them; and once behind, for sorts that choose nothing.
@@ -21,6 +21,7 @@ from iterreduce.plan.links import of_edges
 from iterreduce.plan.nodes import (
     Aggregate,
     Filter,
+    Group,
     Limit,
     LoopRows,
     MapBatches,
@@ -75,6 +76,8 @@ class Orders(Rewriter):
 
     def _node(self, node: Node) -> Node:
         made = self.rebuilt(node)
+        if isinstance(made, Group | Aggregate):
+            return self._ties(made)
         sorts = isinstance(made, Sort) and (self.chosen is None or id(node) in self.chosen)
         if not sorts and not chooses(made):
             return made
@@ -82,6 +85,14 @@ class Orders(Rewriter):
         if found is not made:
             self.applied.rules.append((RULE, found.label))
         return found
+
+    def _ties(self, node: Group | Aggregate) -> Node:
+        """Aggregates whose ties rows without an order do not settle."""
+        free = tuple((name, a.without_order()) for name, a in node.aggregates)
+        if free == node.aggregates or self._has_order(node.input):
+            return node
+        self.applied.rules.append((RULE, node.label))
+        return replace(node, aggregates=free)
 
     def _settled(self, node: Sort | Limit) -> Node:
         """With columns behind its keys that settle ties."""

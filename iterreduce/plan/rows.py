@@ -202,7 +202,7 @@ def sample(lowering: Lowering, node: Sample) -> Flow:
     place = lowering.place(node)
     made = lowering.numbered(node.input)
     name = lowering.name_of(node)
-    kernel = ChooseRows(node.k, node.seed, node.of, node.at_least)
+    kernel = ChooseRows(node.k, node.seed, node.of, node.at_least, node.where)
     reads = (lowering.read(made, place),)
     lowering.emit(place, Local(kernel, reads, f"{name} here", cut="share", rank_free=True))
     lowering.emit(place, Gather(f"{name} here", name))

@@ -30,7 +30,7 @@ def lower_states(lowering: Lowering, loop: Iterate, scope: Scope) -> None:
                 f'iterate: the state "{state.name}" has the name of another table; rename it ({loop.where})'
             )
         name = lowering.name_of_source(state.name)
-        scope.states[name] = State(initial, key)
+        scope.states[name] = State(initial, key, loop.where)
         aligned = lowering.facts.aligned(state.rows)
         same = aligned or (loop.delta and state is loop.states[0])
         made = Made(name, first.columns, first.lies, place, first.order if same else object())
@@ -116,7 +116,9 @@ def _write(lowering: Lowering, state: Evolving, first: Made, place: Place) -> No
         made = lowering.laid(state.result, key, place)
     name = lowering.tables[id(state.rows)].name
     unknown = any(n.fields is None or None in n.fields.values() for n in (state.rows.initial, state.result))
-    place.scope.writes.append(Replace(name, lowering.read(made, place), alike=unknown))
+    place.scope.writes.append(
+        Replace(name, lowering.read(made, place), alike=unknown, where=state.result.where)
+    )
 
 
 def iterate(lowering: Lowering, node: Iterate) -> Flow:

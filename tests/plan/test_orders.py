@@ -13,7 +13,7 @@ from iterreduce import col
 from iterreduce.collectives import Group
 from iterreduce.dataset import Dataset
 from iterreduce.testing import run_ranks
-from tests.plan.kit import Table, Tables, answer
+from tests.plan.kit import Table, Tables, answer, on_ranks
 
 RANKS = (1, 2, 3, 5)
 TABLES = {
@@ -137,3 +137,30 @@ def test_a_sample_is_drawn_of_all_rows_alike_also_where_many_are_equal() -> None
     drawn = [rows.union(rows).sample(20, seed=s).to_numpy()["x"] for s in range(12)]
     zeros = [int((x == 0).sum()) for x in drawn]
     assert min(zeros) > 11 and 16 < np.mean(zeros) < 20
+
+
+TIES = ("join", "join of shuffled", "union", "shuffled union")
+
+
+@pytest.mark.parametrize("case", TIES)
+def test_ties_of_argmin_and_argmax_go_to_the_smallest_value(case: str) -> None:
+    def rows(t: Tables) -> Dataset:
+        return UNORDERED[case](t).with_columns(u=col("t").fill_null("?"), f=0.5 - col("k"))
+
+    def picked(t: Tables) -> Dataset:
+        named = {n: ir.argmin(n, by="x") for n in ("k", "u", "f")}
+        return rows(t).group_by(odd=col("k") % 2).agg(**named, most=ir.argmax("f", by="x"))
+
+    def least(tied: list[Any], x: int, name: str) -> Any:
+        return min(row[name] for row in tied if row["x"] == x)
+
+    groups: dict[int, list[Any]] = {}
+    for row in on_ranks(rows, TABLES, 1):
+        groups.setdefault(row["k"] % 2, []).append(row)
+    want = []
+    for odd, group in groups.items():
+        low, high = min(row["x"] for row in group), max(row["x"] for row in group)
+        made = {n: least(group, low, n) for n in ("k", "u", "f")}
+        want.append({"odd": odd, **made, "most": least(group, high, "f")})
+    for size in RANKS:
+        assert sorted(on_ranks(picked, TABLES, size), key=str) == sorted(want, key=str)
