@@ -113,15 +113,7 @@ class Compute:
             else:
                 made = compute_columns(step.made, rows, values, step.again)
                 rows = side_by_side(rows, made, tuple((n, n) for n in made.names)) if step.rest else made
-        return without_idle_masks(rows)
-
-
-def without_idle_masks(rows: Batch) -> Batch:
-    """The same rows without masks of columns that have no null here: what may be null need not be."""
-    if not rows._valid:
-        return rows
-    valid = {name: mask for name, mask in rows._valid.items() if not mask.all()}
-    return rows if len(valid) == len(rows._valid) else Batch._trusted(rows._columns, valid, len(rows))
+        return rows.without_idle_masks()
 
 
 def live_after(steps: tuple[Step, ...], i: int) -> set[str] | None:

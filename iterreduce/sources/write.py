@@ -55,6 +55,8 @@ def write_result(
     """
     path = os.fspath(path)
     agree(group, lambda: output_suffix(path))
+    if output_suffix(path) == ".npy":  # it holds no nulls: what may be null need not be
+        batch = batch.without_idle_masks()
     schema = agreed_schema(group, batch)
     share = batch if not everywhere or group.rank == 0 else batch.slice(0, 0)
     share = share if len(share) else Batch.empty(schema)

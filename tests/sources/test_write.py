@@ -142,6 +142,9 @@ def test_what_a_format_cannot_hold_is_said_with_one_that_can(tmp_path: Path) -> 
     text = complaint(lambda group: write_result(group, tmp_path / "o.npy", hidden))
     assert 'column "n" has empty rows, which .npy cannot hold; write .npz, .h5 or .csv' in text
     assert os.listdir(tmp_path) == []
+    said_to_be = Batch.from_dict({"t": ["b", "ab"]}, {"t": np.array([True, True])})
+    write_result(SoloGroup(), tmp_path / "o.npy", said_to_be)  # no row is null, whatever the type says
+    assert np.load(tmp_path / "o.npy").tolist() == ["b", "ab"]
 
 
 def test_ranks_with_different_columns_write_nothing(tmp_path: Path) -> None:
