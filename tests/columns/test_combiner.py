@@ -274,7 +274,7 @@ def test_the_fused_loop_and_the_general_way_give_the_same_bits(monkeypatch):
     sparse = np.concatenate([r.integers(-(2**63), 2**63 - 1, 9000), edges])[r.integers(0, 9005, 40_000)]
     for k in (sparse, r.integers(0, 3000, 40_000), np.full(40_000, ONES_KEY)):
         rows = Batch(k=k, x=r.random(40_000), i=r.integers(0, 2**62, 40_000))
-        for reduce in ({"x": SUM}, {"i": SUM}, {"n": count()}):
+        for reduce in ({"x": SUM}, {"i": SUM}, {"n": count()}, {}):
             fused = folded_in_pieces(rows, ("k",), reduce, [11, 40_000])
             assert fused._store.fused is not None
             with monkeypatch.context() as patch:
