@@ -17,7 +17,7 @@ import numpy as np
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.compile import Fused, Make
 from iterreduce.columns.compute import compute_columns, repeated_parts, select_rows
-from iterreduce.columns.expressions import Expr
+from iterreduce.columns.expressions import Column, Expr
 from iterreduce.columns.ragged import Ragged
 from iterreduce.columns.random import choose
 from iterreduce.columns.sortkeys import first_in_order
@@ -40,6 +40,12 @@ class Columns:
     def made(self) -> dict[str, Expr]:
         """The expressions by name."""
         return dict(self.trees)
+
+    @cached_property
+    def chosen(self) -> tuple[tuple[str, str], ...] | None:
+        """Names and the columns that stand under them, where nothing is computed."""
+        plain = [(name, tree.name) for name, tree in self.trees if isinstance(tree, Column)]
+        return tuple(plain) if len(plain) == len(self.trees) and not self.rest else None
 
     @cached_property
     def again(self) -> frozenset[Hashable]:
@@ -101,6 +107,9 @@ class Compute:
         rows, others = batches[0], batches[1:]
         for columns, other in zip(self.beside, others, strict=False):
             rows = side_by_side(rows, other, columns)
+        first = self.steps[0] if len(self.steps) == 1 else None
+        if isinstance(first, Columns) and first.chosen is not None:
+            return renamed(rows, first.chosen).without_idle_masks()
         tables = others[len(self.beside) :]
         values = {n.parameter: n.of(table) for n, table in zip(self.numbers, tables, strict=True)}
         done, rows = self._fused.run(rows, values)
@@ -114,6 +123,13 @@ class Compute:
                 made = compute_columns(step.made, rows, values, step.again)
                 rows = side_by_side(rows, made, tuple((n, n) for n in made.names)) if step.rest else made
         return rows.without_idle_masks()
+
+
+def renamed(rows: Batch, columns: Beside) -> Batch:
+    """Columns under other names."""
+    made = {new: rows[old] for new, old in columns}
+    valid = {new: rows._valid[old] for new, old in columns if old in rows._valid}
+    return Batch._trusted(made, valid, len(rows))
 
 
 def live_after(steps: tuple[Step, ...], i: int) -> set[str] | None:
