@@ -102,7 +102,6 @@ class LoopRun(Whereabouts):
         self.returned = 0  # positions that the caller of `advance` has
         self.copies: Copies | None = None
         self.lasting: Lasting | None = None
-        self.inherits = False  # what another run held when the program began again
         self._make()
 
     def _make(self) -> None:

@@ -179,12 +179,13 @@ class Whereabouts:
     """Where a run stands: what can be asked of the tree of its levels between two iterations.
 
     ``root`` is the outermost loop, ``level`` the innermost that is open; ``inner_values`` are named numbers
-    of inner loops, at their last end.
+    of inner loops, at their last end; ``inherits``: it goes on with what another run held.
     """
 
     root: Level
     level: Level
     inner_values: dict[str, float | int]
+    inherits = False
     pool: Pool
     place: Placement | None
 
