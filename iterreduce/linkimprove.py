@@ -161,7 +161,7 @@ class ImprovingShuffle(LinkShuffle):
 
     def _came_from(self, rank: int, segment: Array, n: int, j: int, word: Any) -> tuple[Array, Array]:
         """Slots and values from one rank, whichever form they have."""
-        if self._arrival.headers[rank, EXTRA] != ONE_VALUE:
+        if n == 0 or self._arrival.headers[rank, EXTRA] != ONE_VALUE:
             return super()._came_from(rank, segment, n, j, word)
         slots, value = self._came_alike(rank, segment)
         return slots, np.full(n, value)
