@@ -160,7 +160,7 @@ class Segments:
             begin = start + int(self.selectors[dest])
             end = begin + (hi - lo) * self.width
             write_selector(self.places[lo:hi] - self.directory.bounds[dest], buffer[start:begin])
-            self._pack_records(lo, hi, buffer[begin:end].reshape(-1, self.width))
+            self._pack_records(lo, hi, buffer[begin:end].reshape(hi - lo, self.width))
             lo, hi = self.unknown_bounds[dest : dest + 2].tolist()
             if hi > lo:
                 pack(self.wire, None, lo, hi, buffer, end)
