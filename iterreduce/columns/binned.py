@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from iterreduce.columns.jit import kernel
+from iterreduce.columns.jit import inlined, kernel, prefetch
 
 LIMBS = 3
 BITS = 27  # 2 * 27 = 54 bits below the largest value's bin: a lone float64 is kept whole
@@ -37,11 +37,11 @@ SLOW_BIN = 76  # from here on the constants overflow: values are scaled down by 
 MAGNITUDE = (1 << 63) - 1
 HALF = 1 << 51
 LIFT = BITS - 52
-PACKED_BIN, PACKED_ROW, PACKED_FULL, PACKED_SHIFT = 511, 1 << 9, 31 << 9, 14  # in a word of `sum_packed`
-AHEAD = 512  # rows whose records are looked at before they are changed
+PACKED_BIN, PACKED_ROW, PACKED_FULL, PACKED_SHIFT = 511, 1 << 9, 1 << 14, 15  # in a word of `sum_packed`
+AHEAD = 256  # rows whose records are looked at before they are changed
 
 
-@kernel
+@inlined
 def top_bin(records: Any, c: Any, at: Any, stride: Any) -> Any:
     """The number of the top bin of one sum."""
     two = stride + stride
@@ -91,6 +91,51 @@ def put(records: Any, c: Any, at: Any, stride: Any, limbs: Any, value: Any) -> N
         constant -= BITS << 52
 
 
+@inlined
+def _float_of(bits: Any) -> Any:
+    return np.int64(bits).view(np.float64)
+
+
+@inlined
+def _bits_of(value: Any) -> Any:
+    return np.float64(value).view(np.int64)
+
+
+@inlined
+def _cuts(held: Any) -> Any:
+    """Of a top bin: the least size that is beyond its end, and the constant of each limb, all as bits."""
+    constant = (held * BITS + 1) << 52 | HALF
+    return (held * BITS + LIFT) << 52, constant, constant - (BITS << 52), constant - (2 * BITS << 52)
+
+
+@inlined
+def _cut(value: Any, end: Any, first: Any, second: Any, third: Any) -> Any:
+    """The three limbs of a value, and whether it is beyond the end: then they mean nothing."""
+    x = np.float64(value)
+    outside = _bits_of(x) & MAGNITUDE >= end
+    s = x + _float_of(first)
+    high = _bits_of(s) - first
+    x -= s - _float_of(first)
+    s = x + _float_of(second)
+    middle = _bits_of(s) - second
+    x -= s - _float_of(second)
+    return high, middle, _bits_of(x + _float_of(third)) - third, outside
+
+
+@kernel
+def add_scalar(records: Any, c: Any, at: Any, stride: Any, value: Any) -> None:
+    """Add a value to a sum of three limbs, the common case first."""
+    held = top_bin(records, c, at, stride)
+    end, first, second, third = _cuts(held)
+    high, middle, low, outside = _cut(value, end, first, second, third)
+    if outside or held >= SLOW_BIN:
+        put(records, c, at, stride, LIMBS, value)
+        return
+    records[c, at] += high << SHIFT
+    records[c, at + stride] += middle << SHIFT
+    records[c, at + stride + stride] += low << SHIFT
+
+
 @kernel
 def _fits(records: Any, c: Any, at: Any, stride: Any, value: Any) -> Any:
     """Is the value below the end of the sum's top bin, and that bin none of the last ones?"""
@@ -100,97 +145,68 @@ def _fits(records: Any, c: Any, at: Any, stride: Any, value: Any) -> Any:
 
 
 @kernel
-def add_scalar(records: Any, c: Any, at: Any, stride: Any, value: Any) -> None:
-    """Add a value to a sum of three limbs, the common case first."""
-    x = np.float64(value)
-    scaled = top_bin(records, c, at, stride) * BITS
-    size = np.float64(x).view(np.int64) & MAGNITUDE
-    if size >= (scaled + LIFT) << 52 or scaled >= SLOW_BIN * BITS:
-        put(records, c, at, stride, LIMBS, x)
-        return
-    constant = (scaled + 1) << 52 | HALF
-    for j in range(LIMBS):
-        s = x + np.int64(constant).view(np.float64)
-        records[c, at + np.uint64(j) * stride] += (np.float64(s).view(np.int64) - constant) << SHIFT
-        x -= s - np.int64(constant).view(np.float64)
-        constant -= BITS << 52
+def likely_bin(value: Any) -> Any:
+    """The top bin of a sum of this value alone."""
+    return max(((_bits_of(value) >> 52 & 0x7FF) + 52) // BITS, LIMBS - 1)
 
 
 @kernel
-def add_scalars(records: Any, offset: Any, codes: Any, values: Any, pieces: Any) -> None:
-    """Sums of scalars, of at most `AHEAD` rows whose records are in cache; ``pieces`` int64 ``(3, AHEAD)`` is
-    scratch.
-
-    Values are cut for the top bin that the first record has, all at once; they are right for all records that
-    have that bin, and the others take the long way.
+def cut_all(values: Any, held: Any, pieces: Any) -> None:
+    """Cut values for one top bin, all at once, into ``pieces``, int64 ``(3, AHEAD)``: limbs as words, the
+    lowest bit of the first set where they are not to be used.
     """
-    at, one = np.uint64(offset), np.uint64(1)
-    at1, at2, n = at + one, at + one + one, np.uint64(codes.size)
-    held = top_bin(records, np.uint64(codes[0]), at, one)
-    if held == 0 or held >= SLOW_BIN:
-        for i in range(n):
-            add_scalar(records, np.uint64(codes[i]), at, one, values[i])
-        return
-    end, constant = (held * BITS + LIFT) << 52, (held * BITS + 1) << 52 | HALF
-    constant1, constant2 = constant - (BITS << 52), constant - (2 * BITS << 52)
-    magic, magic1 = np.int64(constant).view(np.float64), np.int64(constant1).view(np.float64)
-    magic2, outside = np.int64(constant2).view(np.float64), 1 << 62
-    for i in range(n):
-        x = np.float64(values[i])
-        fits = np.float64(x).view(np.int64) & MAGNITUDE < end
-        s = x + magic
-        pieces[0, i] = (np.float64(s).view(np.int64) - constant) << SHIFT if fits else outside
-        x -= s - magic
-        s = x + magic1
-        pieces[1, i] = (np.float64(s).view(np.int64) - constant1) << SHIFT
-        x -= s - magic1
-        s = x + magic2
-        pieces[2, i] = (np.float64(s).view(np.int64) - constant2) << SHIFT
+    end, first, second, third = _cuts(held if 0 < held < SLOW_BIN else 0)
+    for i in range(np.uint64(len(values))):
+        high, middle, low, outside = _cut(values[i], end, first, second, third)
+        pieces[0, i], pieces[1, i], pieces[2, i] = high << SHIFT | outside, middle << SHIFT, low << SHIFT
+
+
+@inlined
+def add_cut(records: Any, c: Any, at: Any, held: Any, pieces: Any, i: Any) -> bool:
+    """Add a value of `cut_all`, unless the sum has another top bin or the value does not fit: then False, and
+    `add_scalar` must. A sum's first value is no branch: it may come anywhere.
+    """
+    at1, at2, high = at + np.uint64(1), at + np.uint64(2), pieces[0, i]
     low0, low1, low2 = held & LOW, held >> 3 & LOW, held >> 6 & LOW
-    for i in range(n):
-        c = np.uint64(codes[i])
-        a, b, d = records[c, at], records[c, at1], records[c, at2]
-        if (a ^ low0 | b ^ low1 | d ^ low2) & LOW or pieces[0, i] == outside:
-            if (
-                a | b | d == 0 and pieces[0, i] != 0 and pieces[0, i] != outside
-            ):  # its first value, of this bin
-                records[c, at] = pieces[0, i] | low0
-                records[c, at1] = pieces[1, i] | low1
-                records[c, at2] = pieces[2, i] | low2
-            else:
-                add_scalar(records, c, at, one, values[i])
-        else:
-            records[c, at] = a + pieces[0, i]
-            records[c, at1] = b + pieces[1, i]
-            records[c, at2] = d + pieces[2, i]
+    a, b, d = records[c, at], records[c, at1], records[c, at2]
+    empty = (a | b | d == 0) & (high != 0)  # of this bin only if it has a first limb
+    a, b, d = (low0, low1, low2) if empty else (a, b, d)
+    if (a ^ low0 | b ^ low1 | d ^ low2 | high) & LOW:
+        return False
+    records[c, at] = a + high
+    records[c, at1] = b + pieces[1, i]
+    records[c, at2] = d + pieces[2, i]
+    return True
 
 
 @kernel
 def sum_binned(records: Any, offset: Any, codes: Any, values: Any) -> None:
     """Sums of scalars.
 
-    The records of some rows are looked at before any is changed: additions are too long for the processor to
-    look far enough ahead by itself (1M records: 26 ns per row without, 8 with). Their ends are looked at too:
-    a record may lie on two lines of the cache.
+    The records of some rows are asked for before any is changed: additions are too long for the processor to
+    look far enough ahead by itself. So are their ends: a record may lie on two lines of the cache.
     """
-    at, pieces = np.uint64(offset), np.empty((LIMBS, AHEAD), np.int64)
-    last = at + np.uint64(LIMBS - 1)
+    at, one, width = np.uint64(offset), np.uint64(1), np.uint64(records.shape[1])
+    pieces = np.empty((LIMBS, AHEAD), np.int64)
+    held: Any = likely_bin(values[0]) if len(values) else 0
     for lo in range(0, codes.size, AHEAD):
-        hi, seen = min(lo + AHEAD, codes.size), 0
-        for i in range(lo, hi):
-            seen |= records[np.uint64(codes[i]), at] | records[np.uint64(codes[i]), last]
-        if seen == 0:
-            records[np.uint64(codes[lo]), at] = 0  # what the compiler cannot leave out
-        add_scalars(records, offset, codes[lo:hi], values[lo:hi], pieces)
+        n, c = np.uint64(min(AHEAD, codes.size - lo)), np.uint64(0)
+        some, addends = codes[lo : lo + AHEAD], values[lo : lo + AHEAD]
+        for i in range(n):
+            first = np.uint64(some[i]) * width + at
+            prefetch(records, first)
+            prefetch(records, first + one + one)
+        cut_all(addends, held, pieces)
+        for i in range(n):
+            c = np.uint64(some[i])
+            if not add_cut(records, c, at, held, pieces, i):
+                add_scalar(records, c, at, one, addends[i])
+        held = top_bin(records, c, at, one)
 
 
 @kernel
-def _unpack_sums(records: Any, offset: Any, c: Any, packed: Any) -> None:
-    """Add what was packed for a record, as `iterreduce.columns.binned_records` merges, and forget it."""
-    first, second = packed[c, 0], packed[c, 1]
-    if second == 0:
-        return
-    packed[c, 0], packed[c, 1] = 0, 0
+def _unpack_sums(records: Any, offset: Any, c: Any, first: Any, second: Any) -> None:
+    """Add what was packed for a record, as `iterreduce.columns.binned_records` merges."""
     at, one = np.uint64(offset), np.uint64(1)
     bin_, held = second & PACKED_BIN, top_bin(records, c, at, one)
     if held == NONFINITE:
@@ -205,61 +221,64 @@ def _unpack_sums(records: Any, offset: Any, c: Any, packed: Any) -> None:
 
 
 @kernel
+def _unpack_all(records: Any, offset: Any, packed: Any) -> None:
+    """`_unpack_sums` for all records; most have nothing else yet."""
+    at, one = np.uint64(offset), np.uint64(1)
+    at1, at2 = at + one, at + one + one
+    for c in range(np.uint64(len(records))):
+        first, second = packed[c, 0], packed[c, 1]
+        if second == 0:
+            continue
+        if records[c, at] | records[c, at1] | records[c, at2]:
+            _unpack_sums(records, offset, c, first, second)
+            continue
+        middle = first << 32 >> 32
+        records[c, at] = (first - middle) >> 32 << SHIFT | second & LOW
+        records[c, at1] = middle << SHIFT | second >> 3 & LOW
+        records[c, at2] = second >> PACKED_SHIFT << SHIFT | second >> 6 & LOW
+
+
+@kernel
 def sum_packed(records: Any, offset: Any, codes: Any, values: Any, packed: Any) -> None:
     """`sum_binned` for many rows per record: its limbs are collected in two words, which lie on one line of
-    the cache. ``packed``: int64 ``(records, 2)``, all 0, is scratch.
+    the cache. ``packed``: int64 ``(records, 2)``, all 0, is scratch, and used up.
 
     The first word is the sum of the first limb times 2**32 and of the second. The other is that of the third
-    times 2**14, the number of rows times 2**9, and the bin (0: no row). A limb of a row is at most 2**26, so
-    those of 31 rows fit; then they are added to the record. So are, by themselves, rows of another bin.
+    times 2**15, one more than the number of rows times 2**9, and the bin (0: no row). A limb of a row is at
+    most 2**26, so those of 31 rows fit; then they are added to the record. So are, by themselves, rows of
+    another bin. Values are cut for the bin of the first record; what does not fit has the lowest bit.
     """
-    at, one, pieces = np.uint64(offset), np.uint64(1), np.empty((2, AHEAD), np.int64)
-    outside = 1 << 62
+    at, one, two = np.uint64(offset), np.uint64(1), np.uint64(2)
+    pieces, wrong = np.empty((2, AHEAD), np.int64), PACKED_BIN | PACKED_FULL
     for lo in range(0, codes.size, AHEAD):
-        n, seen = np.uint64(min(AHEAD, codes.size - lo)), 0
+        n = np.uint64(min(AHEAD, codes.size - lo))
         some, addends = codes[lo : lo + AHEAD], values[lo : lo + AHEAD]
         for i in range(n):
-            seen |= packed[np.uint64(some[i]), 0]
-        if seen == 0:
-            packed[np.uint64(some[0]), 0] = 0  # what the compiler cannot leave out
-        exponent: Any = np.float64(addends[0]).view(np.int64) >> 52 & 0x7FF
+            prefetch(packed, two * np.uint64(some[i]))
         known: Any = packed[np.uint64(some[0]), 1] & PACKED_BIN
-        held: Any = known if known else max((exponent + 52) // BITS, LIMBS - 1)
+        held: Any = known if known else likely_bin(addends[0])
         if held >= SLOW_BIN:
             for i in range(n):
                 add_scalar(records, np.uint64(some[i]), at, one, addends[i])
             continue
-        end, constant = (held * BITS + LIFT) << 52, (held * BITS + 1) << 52 | HALF
-        constant1, constant2 = constant - (BITS << 52), constant - (2 * BITS << 52)
-        magic, magic1 = np.int64(constant).view(np.float64), np.int64(constant1).view(np.float64)
-        magic2 = np.int64(constant2).view(np.float64)
+        end, first, second, third = _cuts(held)
         for i in range(n):
-            x = np.float64(addends[i])
-            fits = np.float64(x).view(np.int64) & MAGNITUDE < end
-            s = x + magic
-            high = np.float64(s).view(np.int64) - constant
-            x -= s - magic
-            s = x + magic1
-            pieces[0, i] = (high << 32) + (np.float64(s).view(np.int64) - constant1)
-            x -= s - magic1
-            third = np.float64(x + magic2).view(np.int64) - constant2
-            pieces[1, i] = (third << PACKED_SHIFT) + PACKED_ROW if fits else outside
+            high, middle, low, outside = _cut(addends[i], end, first, second, third)
+            pieces[0, i], pieces[1, i] = (high << 32) + middle, (low << PACKED_SHIFT) + (PACKED_ROW | outside)
         for i in range(n):
-            c = np.uint64(some[i])
-            first, second = pieces[0, i], pieces[1, i]
+            c, more = np.uint64(some[i]), pieces[0, i]
             was = packed[c, 1]
-            rows = was & (PACKED_FULL | PACKED_BIN) ^ held
-            if rows < PACKED_FULL and second != outside and (rows & PACKED_BIN == 0):
-                packed[c, 0] += first
-                packed[c, 1] = was + second
-            elif was == 0 and second != outside and abs(first) >= 1 << 31:  # its first value, of this bin
-                packed[c, 0], packed[c, 1] = first, second | held
+            begins = (was == 0) & (np.uint64(more + (1 << 31)) >> np.uint64(32) != 0)  # with a first limb
+            was = held | PACKED_ROW if begins else was
+            if (was ^ held | pieces[1, i]) & wrong == 0:
+                packed[c, 0] += more
+                packed[c, 1] = was + pieces[1, i]
             else:
-                if rows >= PACKED_FULL:
-                    _unpack_sums(records, offset, c, packed)
+                if was & PACKED_FULL:
+                    _unpack_sums(records, offset, c, packed[c, 0], was)
+                    packed[c, 0], packed[c, 1] = 0, 0
                 add_scalar(records, c, at, one, addends[i])
-    for g in range(len(records)):
-        _unpack_sums(records, offset, np.uint64(g), packed)
+    _unpack_all(records, offset, packed)
 
 
 @kernel
