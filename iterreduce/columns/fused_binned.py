@@ -15,11 +15,11 @@ import numpy as np
 from iterreduce.columns import fused
 from iterreduce.columns.aggregators import Output
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.binned import AHEAD, LIMBS, add_cut, add_scalar, cut_all, likely_bin, top_bin
+from iterreduce.columns.binned import AHEAD, LIMBS, add_scalars
 from iterreduce.columns.exact import OrderFreeSum
 from iterreduce.columns.fused import GRAIN, Fused
 from iterreduce.columns.hashing import EMPTY, mix
-from iterreduce.columns.jit import kernel, prefetch
+from iterreduce.columns.jit import kernel
 from iterreduce.columns.keytable import ALL_HASHES, OrderedTable
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.threads import current
@@ -38,35 +38,36 @@ def _rows_of_part(words: Any, values: Any, lo: Any, hi: Any, first: Any, last: A
 
 
 @kernel
-def _add_some(hashes: Any, values: Any, table: Any, records: Any, base: Any, shift: Any, homes: Any,
-              probes: Any, room: Any, used: Any, held: Any, pieces: Any) -> Any:  # fmt: skip
-    """Find or insert hashes and add their values; ``(rows done, keys held, a sum's bin)``: it stops at any
-    trouble. All homes are asked for first, and values are cut while they come.
+def _find_some(hashes: Any, table: Any, base: Any, shift: Any, homes: Any, probes: Any, room: Any, used: Any,
+               slots: Any) -> Any:  # fmt: skip
+    """Find or insert hashes; ``(hashes done, keys held)``: it stops at any trouble. All homes are looked at
+    first.
     """
-    one, width, j = np.uint64(1), np.uint64(table.shape[1]), np.uint64(0)
+    one, last, seen = np.uint64(1), np.uint64(table.shape[0] - 1), np.uint64(0)
     for i in range(len(hashes)):
-        prefetch(table, ((hashes[i] - base) >> shift) * width)
-    cut_all(values, held, pieces)
-    for i in range(np.uint64(len(hashes))):
+        slots[i] = min((hashes[i] - base) >> shift, last)
+    for i in range(len(hashes)):
+        seen |= table[slots[i], 0]
+    slots[0] = seen  # or the compiler leaves it out
+    for i in range(len(hashes)):
         h = hashes[i]
         j = (h - base) >> shift
         if h == EMPTY or j >= homes:
-            return i, used, held
+            return i, used
         home = j
         while True:
-            found = table[j, 0]
-            if found == h:
+            held = table[j, 0]
+            if held == h:
                 break
-            if found == EMPTY:
+            if held == EMPTY:
                 if used >= room or j - home >= probes:
-                    return i, used, held
+                    return i, used
                 table[j, 0] = h
                 used += 1
                 break
             j += one
-        if not add_cut(records, j, one, held, pieces, i):
-            add_scalar(records, j, one, one, values[i])
-    return np.uint64(len(hashes)), used, top_bin(records, j, one, one)
+        slots[i] = j
+    return len(hashes), used
 
 
 @kernel
@@ -85,59 +86,60 @@ def _add_hashed(
     last: Any,
 ) -> Any:
     """Add the values of rows whose hash lies in ``[first, last]``; ``(rows done, keys held)``."""
-    pieces, whole = np.empty((LIMBS, AHEAD), np.int64), first == 0 and last == EMPTY
+    slots, pieces = np.empty(AHEAD, np.uint64), np.empty((LIMBS, AHEAD), np.int64)
     rows, hashes, some = np.empty(AHEAD + 1, np.int64), np.empty(AHEAD + 1, np.uint64), np.empty(AHEAD + 1)
-    held: Any = likely_bin(values[0]) if len(values) else 0
+    whole = first == 0 and last == EMPTY
     for lo in range(0, len(words), AHEAD):
         hi = min(lo + AHEAD, len(words))
-        m: Any = hi - lo
         if whole:
             for i in range(lo, hi):
                 hashes[i - lo] = mix(np.uint64(words[i]))
-        else:
-            m = _rows_of_part(words, values, lo, hi, first, last, rows, hashes, some)
-            if m == 0:
-                continue
-        addends = values[lo:hi] if whole else some[:m]
-        done, used, held = _add_some(
-            hashes[:m], addends, table, records, base, shift, homes, probes, room, used, held, pieces
-        )
+            done, used = _find_some(hashes[: hi - lo], table, base, shift, homes, probes, room, used, slots)
+            if done:
+                add_scalars(records, 1, slots[:done], values[lo : lo + done], pieces)
+            if done < hi - lo:
+                return lo + done, used
+            continue
+        m = _rows_of_part(words, values, lo, hi, first, last, rows, hashes, some)
+        if m == 0:
+            continue
+        done, used = _find_some(hashes[:m], table, base, shift, homes, probes, room, used, slots)
+        if done:
+            add_scalars(records, 1, slots[:done], some[:done], pieces)
         if done < m:
-            return lo + np.int64(done) if whole else rows[done], used
+            return rows[done], used
     return len(words), used
 
 
 @kernel
-def _add_at(slots: Any, values: Any, table: Any, held: Any, pieces: Any) -> Any:
-    """Add values to records by address and mark those as held; the bin of a sum."""
-    zero, one, c = np.uint64(0), np.uint64(1), np.uint64(0)
-    cut_all(values, held, pieces)
-    for i in range(np.uint64(len(slots))):
-        c = slots[i]
-        table[c, zero] = 0
-        if not add_cut(table, c, one, held, pieces, i):
-            add_scalar(table, c, one, one, values[i])
-    return top_bin(table, c, one, one)
+def _mark(slots: Any, table: Any) -> None:
+    """Mark records as held; loads run further ahead than stores, and most are marked already."""
+    zero, marks = np.uint64(0), np.int64(0)
+    for i in range(len(slots)):
+        marks |= table[slots[i], zero]
+    if marks:
+        for i in range(len(slots)):
+            if table[slots[i], zero]:
+                table[slots[i], zero] = 0
 
 
 @kernel
 def _add_addressed(words: Any, values: Any, low: Any, table: Any) -> Any:
     """Add each row's value at its address; the rows done: it stops at a key out of range."""
     slots, pieces = np.empty(AHEAD, np.uint64), np.empty((LIMBS, AHEAD), np.int64)
-    end, width = np.uint64(table.shape[0] - 1), np.uint64(table.shape[1])
-    held: Any = likely_bin(values[0]) if len(values) else 0
+    end = np.uint64(table.shape[0] - 1)
     for lo in range(0, len(words), AHEAD):
         hi, most = min(lo + AHEAD, len(words)), np.uint64(0)
         for i in range(lo, hi):
             at = np.uint64(words[i] - low)
             most = max(most, at)
             slots[i - lo] = at
-            prefetch(table, at * width)
         done: Any = hi
         if most >= end:
             done = lo + np.int64(np.argmax(slots[: hi - lo] >= end))
         if done > lo:
-            held = _add_at(slots[: done - lo], values[lo:done], table, held, pieces)
+            _mark(slots[: done - lo], table)
+            add_scalars(table, 1, slots[: done - lo], values[lo:done], pieces)
         if done < hi:
             return done
     return len(words)
@@ -148,17 +150,15 @@ def _add_addressed_part(words: Any, values: Any, low: Any, table: Any, lo: Any, 
     """`_add_addressed` for the rows whose address lies in ``[lo, hi)``; all keys are in range."""
     slots, pieces = np.empty(AHEAD + 1, np.uint64), np.empty((LIMBS, AHEAD), np.int64)
     some, first, span = np.empty(AHEAD + 1), np.uint64(lo), np.uint64(hi - lo)
-    width, held = np.uint64(table.shape[1]), likely_bin(values[0]) if len(values) else 0
     for start in range(0, len(words), AHEAD):
         m: Any = 0
         for i in range(start, min(start + AHEAD, len(words))):
             at = np.uint64(words[i] - low)
             slots[m], some[m] = at, values[i]
             m += at - first < span
-        for i in range(m):
-            prefetch(table, slots[i] * width)
         if m:
-            held = _add_at(slots[:m], some[:m], table, held, pieces)
+            _mark(slots[:m], table)
+            add_scalars(table, 1, slots[:m], some[:m], pieces)
 
 
 class FusedBinned(Fused):

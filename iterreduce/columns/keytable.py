@@ -187,22 +187,6 @@ def _fitted(low: int, high: int, sample: int) -> tuple[int, int]:
     return max(0, low - margin), min(ALL_HASHES[1], high + margin)
 
 
-@kernel
-def _write_rows(table: Any, row: Any) -> None:
-    """Each row of a table is this one."""
-    width = np.uint64(table.shape[1])
-    for j in range(np.uint64(table.shape[0])):
-        for k in range(width):
-            table[j, k] = row[k]
-
-
-def blank(words: Array, fill: Fill) -> None:
-    """All rows of a table free, with their payload filled, in one pass."""
-    row = np.full((1, words.shape[1]), -1, np.int64)
-    fill(row)
-    _write_rows(words, row[0])
-
-
 def line_aligned(cells: int) -> Array:
     """Words that begin at a cache line, so that a row of 4 or 8 words is in one line."""
     raw = np.empty(cells + 7, np.int64)
@@ -286,7 +270,8 @@ class OrderedTable:
         self._empty()
 
     def _empty(self) -> None:
-        blank(self.words, self.fill)
+        self.words[:, 0] = -1
+        self.fill(self.words)
         self.used = 0
 
     def clear(self) -> None:

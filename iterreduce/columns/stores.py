@@ -20,10 +20,10 @@ from iterreduce.columns.aggregators import Output
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.fused_binned import fused_sum
 from iterreduce.columns.hashing import hash_words, key_words, unhash_words
-from iterreduce.columns.jit import kernel, prefetch
+from iterreduce.columns.jit import kernel
 from iterreduce.columns.keycodec import KeyBytes, decode_keys
 from iterreduce.columns.keystore import KeyStore
-from iterreduce.columns.keytable import ALL_HASHES, OrderedTable, blank, line_aligned
+from iterreduce.columns.keytable import ALL_HASHES, OrderedTable, line_aligned
 from iterreduce.columns.numbering import estimate_distinct, keys_of_words
 from iterreduce.columns.ordering import hash_order
 from iterreduce.columns.ragged import Array
@@ -32,7 +32,6 @@ from iterreduce.columns.threads import ALONE, current
 from iterreduce.errors import UsageError
 
 PIECE = 4096  # rows between slots and accumulators: 32 KB of hashes, slots and each value column
-SOON = 16  # records that are asked for before they are copied: memory takes 100 ns
 LEAST_PARTED = 1 << 14  # rows that are worth waking threads for: 0.2 ms
 
 R = TypeVar("R")
@@ -150,10 +149,8 @@ def _gather_held(store: Any, rows: Any, out: Any) -> bool:
 @kernel
 def _gather_records(store: Any, rows: Any, out: Any) -> None:
     """Copy the words behind the first of these rows of a store."""
-    one, width, whole = np.uint64(1), np.uint64(out.shape[1]), np.uint64(store.shape[1])
-    last = np.uint64(max(len(rows), 1) - 1)
-    for i in range(np.uint64(len(rows))):
-        prefetch(store, np.uint64(rows[min(i + np.uint64(SOON), last)]) * whole)
+    one, width = np.uint64(1), np.uint64(out.shape[1])
+    for i in range(len(rows)):
         row = np.uint64(rows[i])
         for k in range(width):
             out[i, k] = store[row, k + one]
@@ -326,7 +323,8 @@ class AddressedStore:
         return self.words.nbytes + self._slots.nbytes
 
     def clear(self) -> None:
-        blank(self.words, self.layout.fill)
+        self.words[:, 0] = -1
+        self.layout.fill(self.words)
 
     def add(self, keys: Batch, rows: Batch) -> int:
         column, valid = keys[self.name], keys.valid(self.name)
