@@ -59,7 +59,7 @@ def kmeans(
         centroids = init.as_matrix("x").finite("x")
     else:
         centroids = plus_plus(points, k, seed) if start == "k-means++" else points.sample(k, seed)
-    return ir.MapReduce(map=assign, reduce=ir.SUM, key="cluster").iterate(
+    return ir.MapReduce(map=assign, reduce=ir.SUM, key="cluster", rank_free=True).iterate(
         points,
         state=centroids,
         update=recentre,

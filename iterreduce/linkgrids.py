@@ -53,14 +53,18 @@ class Grids:
         links: Any,
         frontier: Array | None,
         values: Mapping[str, Array],
-        own: Mapping[str, Array],
+        own: Mapping[str, Array] | None = None,
     ) -> None:
         """The grid of every order-free sum, from the largest addend of any rank. Collective.
 
-        ``values``: those that the rows take; ``own``: of this rank's keys, nothing else among them.
+        ``values``: those that the rows take, by slot; ``own``: of this rank's keys, nothing else among them.
+        Without it they are the first of the values, those that a row starts from: an infinite value that goes
+        nowhere would double what travels.
         """
         if self._bits is None:
             self._bits = bits_for(self.group.agree_max(self._addends))
+        if own is None:
+            own = {n: v[: links.n_sources] if frontier is None else v for n, v in values.items()}
         said = np.full((len(self.shape.outputs), 3), (LEAST_EXPONENT, 0, 0), np.int64)
         guard.run(measure, said, program, links, frontier, values, own)
         self.group.allreduce(said.reshape(-1), "max")

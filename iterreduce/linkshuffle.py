@@ -272,8 +272,8 @@ class LinkShuffle:
         if self.shape.counts_only:
             return guard.status
         if self.push and self.shape.order_free:
-            values = self._starts[1]
-            self._grids.agree(guard, self.program, resident.pushed(), *self._starts, values)
+            links, (frontier, values) = resident.pushed(), self._starts
+            self._grids.agree(guard, self.program, links, frontier, values)
             guard.run(self._fold)
         if self.group.size == 1:
             return self._after(guard, resident, guard.status)

@@ -208,9 +208,11 @@ class BlockMap:
     """One `Local` stage at work: in pieces, or on the whole share."""
 
     def __init__(self, stage: Local, piece_bytes: int = PIECE_BYTES, reproducible: bool = False):
-        """``reproducible``: one canonical block at a time, whatever its size."""
+        """``reproducible``: one canonical block at a time, whatever its size, unless the map says that it
+        does not matter.
+        """
         self.stage, self.reproducible = stage, reproducible
-        self.cutter = PieceCutter(0 if reproducible else piece_bytes)
+        self.cutter = PieceCutter(0 if reproducible and not stage.rank_free else piece_bytes)
         self._whole: dict[str, tuple[Table, Handed]] = {}
         self._beside: dict[str, tuple[Batch, list[Handed], list[Handed]]] = {}
         self._seen: tuple[list[Table], list[Handed], list[list[Batch]]] | None = None

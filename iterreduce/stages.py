@@ -56,8 +56,8 @@ class Local:
     ``cut="block"``: the first name in ``reads`` is handed over some blocks of rows at a time, the others
     whole; the results are joined. ``cut="share"``: this rank's whole share at once. ``pure``: the result
     depends on nothing but the rows read, so it is computed once where all of them are invariant.
-    ``rank_free``: the result of a share does not depend on which rows the rank has; a reproducible run asks
-    for that where a share lies by block.
+    ``rank_free``: the result does not depend on which rows the rank has, or which are handed over together; a
+    reproducible run asks for that of a share that lies by block, and hands other maps one block at a time.
 
     Tables that lie alike are handed over side by side, row for row; a table with some rows of another
     (a `Shuffle` that names the rows ``touched``) is handed over beside just those rows of it.

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from iterreduce.columns.jit import kernel
+from iterreduce.columns.jit import inlined, kernel, prefetch
 
 LIMBS = 3
 BITS = 27  # 2 * 27 = 54 bits below the largest value's bin: a lone float64 is kept whole
@@ -37,7 +37,7 @@ SLOW_BIN = 76  # from here on the constants overflow: values are scaled down by 
 MAGNITUDE = (1 << 63) - 1
 HALF = 1 << 51
 LIFT = BITS - 52
-PACKED_BIN, PACKED_ROW, PACKED_FULL, PACKED_SHIFT = 511, 1 << 9, 31 << 9, 14  # in a word of `sum_packed`
+PACKED_BIN, PACKED_ROW, PACKED_FULL, PACKED_SHIFT = 511, 1 << 9, 1 << 14, 15  # in a word of `sum_packed`
 AHEAD = 512  # rows whose records are looked at before they are changed
 
 
@@ -184,13 +184,46 @@ def sum_binned(records: Any, offset: Any, codes: Any, values: Any) -> None:
         add_scalars(records, offset, codes[lo:hi], values[lo:hi], pieces)
 
 
+@inlined
+def _float_of(bits: Any) -> Any:
+    return np.int64(bits).view(np.float64)
+
+
+@inlined
+def _bits_of(value: Any) -> Any:
+    return np.float64(value).view(np.int64)
+
+
+@inlined
+def _cuts(held: Any) -> Any:
+    """Of a top bin: the least size that is beyond its end, and the constant of each limb, all as bits."""
+    constant = (held * BITS + 1) << 52 | HALF
+    return (held * BITS + LIFT) << 52, constant, constant - (BITS << 52), constant - (2 * BITS << 52)
+
+
+@inlined
+def _cut(value: Any, end: Any, first: Any, second: Any, third: Any) -> Any:
+    """The three limbs of a value, and whether it is beyond the end: then they mean nothing."""
+    x = np.float64(value)
+    outside = _bits_of(x) & MAGNITUDE >= end
+    s = x + _float_of(first)
+    high = _bits_of(s) - first
+    x -= s - _float_of(first)
+    s = x + _float_of(second)
+    middle = _bits_of(s) - second
+    x -= s - _float_of(second)
+    return high, middle, _bits_of(x + _float_of(third)) - third, outside
+
+
 @kernel
-def _unpack_sums(records: Any, offset: Any, c: Any, packed: Any) -> None:
-    """Add what was packed for a record, as `iterreduce.columns.binned_records` merges, and forget it."""
-    first, second = packed[c, 0], packed[c, 1]
-    if second == 0:
-        return
-    packed[c, 0], packed[c, 1] = 0, 0
+def _likely_bin(value: Any) -> Any:
+    """The top bin of a sum of this value alone."""
+    return max(((_bits_of(value) >> 52 & 0x7FF) + 52) // BITS, LIMBS - 1)
+
+
+@kernel
+def _unpack_sums(records: Any, offset: Any, c: Any, first: Any, second: Any) -> None:
+    """Add what was packed for a record, as `iterreduce.columns.binned_records` merges."""
     at, one = np.uint64(offset), np.uint64(1)
     bin_, held = second & PACKED_BIN, top_bin(records, c, at, one)
     if held == NONFINITE:
@@ -205,61 +238,64 @@ def _unpack_sums(records: Any, offset: Any, c: Any, packed: Any) -> None:
 
 
 @kernel
+def _unpack_all(records: Any, offset: Any, packed: Any) -> None:
+    """`_unpack_sums` for all records; most have nothing else yet."""
+    at, one = np.uint64(offset), np.uint64(1)
+    at1, at2 = at + one, at + one + one
+    for c in range(np.uint64(len(records))):
+        first, second = packed[c, 0], packed[c, 1]
+        if second == 0:
+            continue
+        if records[c, at] | records[c, at1] | records[c, at2]:
+            _unpack_sums(records, offset, c, first, second)
+            continue
+        middle = first << 32 >> 32
+        records[c, at] = (first - middle) >> 32 << SHIFT | second & LOW
+        records[c, at1] = middle << SHIFT | second >> 3 & LOW
+        records[c, at2] = second >> PACKED_SHIFT << SHIFT | second >> 6 & LOW
+
+
+@kernel
 def sum_packed(records: Any, offset: Any, codes: Any, values: Any, packed: Any) -> None:
     """`sum_binned` for many rows per record: its limbs are collected in two words, which lie on one line of
-    the cache. ``packed``: int64 ``(records, 2)``, all 0, is scratch.
+    the cache. ``packed``: int64 ``(records, 2)``, all 0, is scratch, and used up.
 
     The first word is the sum of the first limb times 2**32 and of the second. The other is that of the third
-    times 2**14, the number of rows times 2**9, and the bin (0: no row). A limb of a row is at most 2**26, so
-    those of 31 rows fit; then they are added to the record. So are, by themselves, rows of another bin.
+    times 2**15, one more than the number of rows times 2**9, and the bin (0: no row). A limb of a row is at
+    most 2**26, so those of 31 rows fit; then they are added to the record. So are, by themselves, rows of
+    another bin. Values are cut for the bin of the first record; what does not fit has the lowest bit.
     """
-    at, one, pieces = np.uint64(offset), np.uint64(1), np.empty((2, AHEAD), np.int64)
-    outside = 1 << 62
+    at, one, two = np.uint64(offset), np.uint64(1), np.uint64(2)
+    pieces, wrong = np.empty((2, AHEAD), np.int64), PACKED_BIN | PACKED_FULL
     for lo in range(0, codes.size, AHEAD):
-        n, seen = np.uint64(min(AHEAD, codes.size - lo)), 0
+        n = np.uint64(min(AHEAD, codes.size - lo))
         some, addends = codes[lo : lo + AHEAD], values[lo : lo + AHEAD]
         for i in range(n):
-            seen |= packed[np.uint64(some[i]), 0]
-        if seen == 0:
-            packed[np.uint64(some[0]), 0] = 0  # what the compiler cannot leave out
-        exponent: Any = np.float64(addends[0]).view(np.int64) >> 52 & 0x7FF
+            prefetch(packed, two * np.uint64(some[i]))
         known: Any = packed[np.uint64(some[0]), 1] & PACKED_BIN
-        held: Any = known if known else max((exponent + 52) // BITS, LIMBS - 1)
+        held: Any = known if known else _likely_bin(addends[0])
         if held >= SLOW_BIN:
             for i in range(n):
                 add_scalar(records, np.uint64(some[i]), at, one, addends[i])
             continue
-        end, constant = (held * BITS + LIFT) << 52, (held * BITS + 1) << 52 | HALF
-        constant1, constant2 = constant - (BITS << 52), constant - (2 * BITS << 52)
-        magic, magic1 = np.int64(constant).view(np.float64), np.int64(constant1).view(np.float64)
-        magic2 = np.int64(constant2).view(np.float64)
+        end, first, second, third = _cuts(held)
         for i in range(n):
-            x = np.float64(addends[i])
-            fits = np.float64(x).view(np.int64) & MAGNITUDE < end
-            s = x + magic
-            high = np.float64(s).view(np.int64) - constant
-            x -= s - magic
-            s = x + magic1
-            pieces[0, i] = (high << 32) + (np.float64(s).view(np.int64) - constant1)
-            x -= s - magic1
-            third = np.float64(x + magic2).view(np.int64) - constant2
-            pieces[1, i] = (third << PACKED_SHIFT) + PACKED_ROW if fits else outside
+            high, middle, low, outside = _cut(addends[i], end, first, second, third)
+            pieces[0, i], pieces[1, i] = (high << 32) + middle, (low << PACKED_SHIFT) + (PACKED_ROW | outside)
         for i in range(n):
-            c = np.uint64(some[i])
-            first, second = pieces[0, i], pieces[1, i]
+            c, more = np.uint64(some[i]), pieces[0, i]
             was = packed[c, 1]
-            rows = was & (PACKED_FULL | PACKED_BIN) ^ held
-            if rows < PACKED_FULL and second != outside and (rows & PACKED_BIN == 0):
-                packed[c, 0] += first
-                packed[c, 1] = was + second
-            elif was == 0 and second != outside and abs(first) >= 1 << 31:  # its first value, of this bin
-                packed[c, 0], packed[c, 1] = first, second | held
+            begins = (was == 0) & (np.uint64(more + (1 << 31)) >> np.uint64(32) != 0)  # with a first limb
+            was = held | PACKED_ROW if begins else was
+            if (was ^ held | pieces[1, i]) & wrong == 0:
+                packed[c, 0] += more
+                packed[c, 1] = was + pieces[1, i]
             else:
-                if rows >= PACKED_FULL:
-                    _unpack_sums(records, offset, c, packed)
+                if was & PACKED_FULL:
+                    _unpack_sums(records, offset, c, packed[c, 0], was)
+                    packed[c, 0], packed[c, 1] = 0, 0
                 add_scalar(records, c, at, one, addends[i])
-    for g in range(len(records)):
-        _unpack_sums(records, offset, np.uint64(g), packed)
+    _unpack_all(records, offset, packed)
 
 
 @kernel

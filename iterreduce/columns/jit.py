@@ -43,8 +43,8 @@ yield_core = types.ExternalFunction("sched_yield", types.int32())
 
 @intrinsic  # type: ignore[untyped-decorator,unused-ignore]
 def prefetch(typing: Any, arrays: Any, i: Any) -> Any:
-    """In a kernel: ask for the memory of row i (unsigned) of an array of one dimension, or of each of some,
-    before it is read. A row beyond the end does nothing.
+    """In a kernel: ask for the memory of element i (unsigned) of an array that lies in one piece, whatever
+    its dimensions, or of each of some, before it is read. One beyond the end does nothing.
     """
     byte, small = llvm.IntType(8).as_pointer(), llvm.IntType(32)
     each = tuple(arrays) if isinstance(arrays, types.BaseTuple) else None

@@ -65,6 +65,8 @@ class MapReduce:
     ``map`` takes and returns a `Batch` (some blocks of rows at a time); None passes rows on as they are.
     ``reduce`` is an aggregator (``ir.SUM`` for all value columns, or a mapping of output columns such as
     ``{"n": ir.count(), "total": ir.sum("x")}``), or a function ``reduce(groups: ir.Groups) -> ir.Batch``.
+    ``rank_free``: what the map makes of a row does not depend, to the last bit, on the rows beside it; a
+    reproducible run then hands it as many blocks at a time as any other (see `Local`).
 
     >>> import numpy as np
     >>> rows = Dataset.from_local(None, word=np.array([3, 5, 3]), n=np.array([1, 1, 1]))
@@ -77,6 +79,7 @@ class MapReduce:
     reduce: Reduce | Callable[[Groups], Batch] = SUM
     key: Any = None
     combine: Reduce | None = None
+    rank_free: bool = False
 
     def __post_init__(self) -> None:
         if self.map is not None and not callable(self.map):
@@ -109,7 +112,7 @@ class MapReduce:
         return self.reduce
 
     def _mapped(self, reads: tuple[str, ...], into: str) -> list[Stage]:
-        return [] if self.map is None else [Local(self.map, reads, into)]
+        return [] if self.map is None else [Local(self.map, reads, into, rank_free=self.rank_free)]
 
     def _reduced(self, rows: str, into: str, onto: str | None = None) -> list[Stage]:
         keys = self._keys()

@@ -44,7 +44,7 @@ def nearest(value):
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf  # a fraction so large is no float to copy a sign from
 
 
 def folded(aggregator, values, codes=None, groups=1, pieces=1, seed=0):

@@ -111,6 +111,16 @@ def _sum(addends: Any) -> float:
     return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
 
 
+def test_infinite_values_that_no_row_starts_from_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(group: Group) -> tuple[bytes, int]:
+        made = run_loop(program(local(edges(False), group), "dst"), group, Options(reproducible=True))
+        return np.asarray(made["plain"]).tobytes(), made.bytes_exchanged["total"]
+
+    finite, plain = run_ranks(2, work), value
+    monkeypatch.setitem(globals(), "value", lambda key: np.where(key >= 40, np.inf, plain(key)))
+    assert run_ranks(2, work) == finite
+
+
 def test_limbs_hold_what_a_float_holds() -> None:
     values, bits = np.array([1.0, -(2.0**-40), 3.5, 0.1]), bits_for(1000)
     high, low = limbs(values, 2.0 ** (bits - 2), bits)
