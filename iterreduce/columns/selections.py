@@ -131,15 +131,19 @@ class Least(Pick):
         self.identity = np.zeros(self.words, np.int64)
         self.field_out = Field(field.kind, field.dtype, field.shape, self.nullable)
 
+    def _known(self, codes: Array, values: Any, valid: Array | None) -> tuple[Array, Any, Any]:
+        """The rows that have no null: their codes, values, and what they are compared by."""
+        value, by = values
+        if valid is None:
+            return codes, value, by
+        self.check_nulls(valid)
+        return *keep_valid(codes, value, valid), by[valid]
+
     def update(
         self, records: Array, offset: int, codes: Array, values: Any, valid: Array | None = None
     ) -> None:
         """Fold rows; see `BoundAggregator.update`."""
-        value, by = values
-        if valid is not None:
-            self.check_nulls(valid)
-            by = by[valid]
-            codes, value = keep_valid(codes, value, valid)
+        codes, value, by = self._known(codes, values, valid)
         picks.least_words(records, offset, codes, self.keys(by), self.raw.cells(value))
 
     def merge(self, records: Array, offset: int, slots: Array, partial: Array, partial_offset: int) -> None:
@@ -164,11 +168,7 @@ class LeastOf(Least):
         self, records: Array, offset: int, codes: Array, values: Any, valid: Array | None = None
     ) -> None:
         """Fold rows; see `BoundAggregator.update`."""
-        value, by = values
-        if valid is not None:
-            self.check_nulls(valid)
-            by = by[valid]
-            codes, value = keep_valid(codes, value, valid)
+        codes, value, by = self._known(codes, values, valid)
         keys = np.empty((len(value), self.key_words), np.int64)
         keys[:, 0] = self.keys(by)
         keys[:, 1:] = self.ordered(np.ascontiguousarray(value).reshape(-1)).reshape(
