@@ -101,7 +101,7 @@ def test_a_result_that_cannot_be_written_is_told_before_the_work_starts(points: 
 def test_points_that_cannot_fit_are_refused_with_what_would_help(tmp_path: Path, ranks: int) -> None:
     path = tmp_path / "many.npy"
     np.save(path, np.zeros((400_000, 3)))
-    result = run(ranks, APP, str(path), *WORDS, "--memory", "2MiB")
+    result = run(ranks, APP, str(path), *WORDS, "--memory", "2MiB", "--scratch", "none")
     assert result.returncode == 1
     assert "needs at least" in result.stderr and "source rows (many.npy)" in result.stderr
     assert "use at least 5 ranks" in result.stderr and "--memory" in result.stderr

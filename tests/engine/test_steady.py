@@ -204,11 +204,10 @@ def tiny(n: int) -> Loop:
 
 def test_an_iteration_of_few_rows_is_few_calls() -> None:
     """Functions of Python that one iteration calls, the user's two with three of ours in them among these."""
-    run, calls = LoopRun(tiny(100)), 0
+    run, calls = LoopRun(tiny(100)), [0]
 
     def count(frame: Any, event: str, argument: Any) -> None:
-        nonlocal calls
-        calls += event == "call"
+        calls[-1] += event == "call"
 
     def advance() -> None:
         run.advance()
@@ -217,7 +216,9 @@ def test_an_iteration_of_few_rows_is_few_calls() -> None:
 
     for _ in range(5):
         advance()
-    sys.setprofile(count)
-    advance()
-    sys.setprofile(None)
-    assert calls <= 72
+    for _ in range(9):  # garbage of other tests may be collected in one of them
+        calls.append(0)
+        sys.setprofile(count)
+        advance()
+        sys.setprofile(None)
+    assert 0 < min(calls[1:]) <= 72
