@@ -67,8 +67,8 @@ def most_in_scratch(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     """What large arrays took on the rank that had most, in memory and in scratch files, and all bytes that
     ranks ever put into files.
 
-    >>> most_in_scratch([{"memory_peak": 4, "peak": 9, "total": 9}, {"memory_peak": 5, "peak": 0, "total":
-    0}]) {'memory_peak': 5, 'peak': 9, 'total': 9}
+    >>> most_in_scratch([dict(memory_peak=4, peak=9, total=9), dict(memory_peak=5, peak=0, total=2)])
+    {'memory_peak': 5, 'peak': 9, 'total': 11}
     """
     most = {name: max(part[name] for part in parts) for name in ("memory_peak", "peak")}
     return most | {"total": sum(part["total"] for part in parts)}
