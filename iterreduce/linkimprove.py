@@ -23,10 +23,11 @@ from iterreduce.columns.links import Links
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.reaching import Reaching, alike
 from iterreduce.columns.threads import current
+from iterreduce.errors import AssumptionError
 from iterreduce.exchange import EXTRA, ROWS, Outgoing, nothing
 from iterreduce.indexing import Resident
 from iterreduce.linklanes import Lane, reads_state_alone
-from iterreduce.linkprogram import identity_of
+from iterreduce.linkprogram import identity_of, named
 from iterreduce.linkshuffle import LinkShuffle
 from iterreduce.stages import Patch, Sink, Write
 from iterreduce.table import RowsOf, Table
@@ -77,6 +78,22 @@ class ImprovingShuffle(LinkShuffle):
             super().rollback()
 
     # ------------------------------------------------------------------ local work, before the exchange
+
+    def prepare(self, tables: Mapping[str, Table], iteration: int) -> None:
+        """Whatever a rank can do before it hears of the others."""
+        self._check_whole(tables)
+        super().prepare(tables, iteration)
+
+    def _check_whole(self, tables: Mapping[str, Table]) -> None:
+        """A null is neither better nor worse than a value."""
+        batch = tables[self.table].batch
+        for name in named(self.stage):
+            valid = batch.valid(name) if name in batch.names else None
+            if valid is not None and not valid.all():
+                raise AssumptionError(
+                    f'"{name}" of "{self.table}" has nulls, and is to improve: wanted values, so fill them '
+                    "where they come from"
+                )
 
     def _frontier(self, slots: Array | None, starts: int) -> tuple[Array | None, dict[str, Array]]:
         """As they are, where one value is said: who has no rows is not heard."""
@@ -177,8 +194,11 @@ class ImprovingShuffle(LinkShuffle):
     def _finish_touched(self, onto: Table) -> Table:
         """The rows that become better."""
         if not self._reaches:
-            return self._better(super()._finish_touched(onto), onto)
-        return self._reached_alike(onto) if self._said_alike() else self._reached_unlike(onto)
+            made = self._better(super()._finish_touched(onto), onto)
+        else:
+            made = self._reached_alike(onto) if self._said_alike() else self._reached_unlike(onto)
+        self.continued = None  # until these rows, and nothing else, are written
+        return made
 
     def _said_alike(self) -> bool:
         """Do all ranks that tell this one anything tell the same value? Then it is this one's, too."""

@@ -69,6 +69,7 @@ class SettlingShuffle(ImprovingShuffle):
         if self.by_round:
             super().prepare(tables, iteration)
             return
+        self._check_whole(tables)
         resident = self._begin()
         self._tables = tables
         assert self.stage.onto is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from iterreduce.columns.expressions import col
 from iterreduce.driver import LoopRun
 from iterreduce.errors import IterReduceError, SchemaError, UsageError
 from iterreduce.fixpoint import Empty, MaxIterations, Until
-from iterreduce.loop import Index, Joined, Local, Loop, Patch, Replace, Shuffle, State, Superstep
+from iterreduce.loop import Index, Joined, Local, Loop, Patch, Replace, Shuffle, Sink, State, Superstep
 from iterreduce.options import Options
 from iterreduce.testing import run_ranks
 from tests.engine.kit import local, raised, rows_of
@@ -169,6 +170,31 @@ def test_ranks_that_say_one_value_each_find_how_many_steps_it_takes(
             raised(group, IterReduceError, run.run)
         run.run()
         assert {town: sign * far for town, far in ways(group, run)} == known
+
+    run_ranks(ranks, check)
+
+
+def test_what_nobody_writes_improves_again_and_again(ranks: int) -> None:
+    def check(group: Group) -> list[int]:
+        loop = program(group, roads(), towns(), {"far": min_(col("far") + 1)}, 3, improves=True)
+        step = replace(loop.body[0], writes=(Sink("seen", "heard"),))
+        run = LoopRun(replace(loop, body=(step,)), group)
+        run.run()
+        return [len(table) for table in run.outputs["seen"]]
+
+    for each in run_ranks(ranks, check):
+        assert len(set(each)) == 1 and len(each) == 3
+
+
+@pytest.mark.parametrize("settle", ["", "told"])
+def test_a_null_is_no_value_that_improves(ranks: int, settle: str) -> None:
+    given = towns()
+    given = given.with_valid(far=np.abs(given["far"]) < FAR)
+
+    def check(group: Group) -> None:
+        options = {} if settle else {"improves": True}
+        run = LoopRun(program(group, roads(), given, **options), group)
+        assert "has nulls, and is to improve" in str(raised(group, SchemaError, run.run))
 
     run_ranks(ranks, check)
 
