@@ -47,6 +47,7 @@ from iterreduce.events import Events
 from iterreduce.launch import INTERRUPTED, TERMINATED, Crew, Problem, say
 from iterreduce.leaders import SpreadGroup
 from iterreduce.memory import IN_SCRATCH, peak_rss_bytes
+from iterreduce.namedfiles import check_named_files
 from iterreduce.options import FAULTS_VARIABLE, Options, default_scratch, resolve
 from iterreduce.signals import Watch, held
 from iterreduce.start import joins, launched_rank
@@ -260,7 +261,7 @@ def _work(crew: Crew, request: Request, watch: Watch) -> Problem | None:
         crew.group.node_leaders = options.node_leaders
     _check_ranks(crew.group.size, options)
     check_saving(request)
-    problem = launch.agree(crew, _check_outputs(options) if crew.group.rank == 0 else None, "")
+    problem = launch.agree(crew, _check_files(request) if crew.group.rank == 0 else None, "")
     if problem is not None:
         return problem
     try:
@@ -386,9 +387,11 @@ def _check_ranks(size: int, options: Options) -> None:
         )
 
 
-def _check_outputs(options: Options) -> Problem | None:
+def _check_files(request: Request) -> Problem | None:
     """Before any work, on the rank that writes: an output that cannot be written would waste it."""
+    options = request.config.options
     try:
+        check_named_files(request)
         if options.out is not None:
             from iterreduce.sources.write import check_output
 
@@ -396,7 +399,9 @@ def _check_outputs(options: Options) -> Problem | None:
         for name, path in (("--summary", options.summary), ("--events", options.events)):
             if path is not None:
                 _check_directory(name, path)
-    except (OutputError, UsageError) as error:
+    except CommandLineError as error:
+        return Problem(USAGE_STATUS, f"iterreduce: {error}", for_all=True)
+    except (InputError, OutputError, UsageError) as error:
         return Problem(FAILED, f"iterreduce: {error}", for_all=True)
     return None
 

@@ -26,6 +26,8 @@ ENVIRONMENT_PREFIX = "ITERREDUCE_"
 NO_SETTINGS = ("ITERREDUCE_NO_SKIPS", "ITERREDUCE_TEST_", "ITERREDUCE_SUPERVISED")
 #: The scratch directory that is none: what does not fit the budget is an error.
 NO_SCRATCH = "none"
+#: The least memory budget that the settings take: less is a size without its unit.
+LEAST_BUDGET = 64 << 10
 #: Faults of tests (`iterreduce.testing.faults`), as JSON.
 FAULTS_VARIABLE = "ITERREDUCE_TEST_FAULTS"
 
@@ -62,6 +64,12 @@ class Options:
     node_leaders: str = "auto"
     start_timeout: float = 120.0
     recover_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes is not None and self.memory_bytes <= 0:
+            raise UsageError(
+                f"memory_bytes: wanted bytes above zero, got {self.memory_bytes}; None: no budget"
+            )
 
 
 @dataclass(frozen=True)
@@ -226,7 +234,8 @@ def _parse_path(text: str) -> str:
 
 
 SWITCH = Kind("", "true or false", _parse_switch)
-PATH = Kind("PATH", "a path", _parse_path)
+PATH = Kind("PATH", "a path", _parse_path)  # of a file that is written
+DIRECTORY = Kind("DIR", "a directory", _parse_path)
 PLACE = Kind("DIR", "a directory, or none", _parse_path)
 SIZE = Kind("SIZE", "a size such as 4GiB or 500MB", parse_size)
 COUNT = Kind("N", "a whole number of at least 1", _parse_count)
@@ -253,7 +262,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("partitions", COUNT, "logical partitions of the key space, at least the number of ranks"),
     Setting("threads", COUNT, "threads of each rank; not set: its share of the cores of its node"),
-    Setting("checkpoint_dir", PATH, "save here, and go on from what was saved here by the same job"),
+    Setting("checkpoint_dir", DIRECTORY, "save here, and go on from what was saved here by the same job"),
     Setting("fresh", SWITCH, "begin anew, whatever was saved"),
     Setting("checkpoint_every", WHOLE, "save after every N iterations, 0: never; not set: Daly's interval"),
     Setting("checkpoint_files", FILES, "one checkpoint file per node, or per rank"),
@@ -333,9 +342,15 @@ def resolve(
 def parse_setting(setting: Setting, text: str, where: str) -> Any:
     """The value of `text`; UsageError says where it stood and what was wanted."""
     try:
-        return setting.kind.parse(text)
+        value = setting.kind.parse(text)
     except ValueError:
         raise UsageError(f"{where}: wanted {setting.kind.wanted}, got {text!r}") from None
+    if setting.kind is SIZE and value < LEAST_BUDGET:
+        raise UsageError(
+            f"{where}: {text} means {value} bytes, and a budget has at least {format_size(LEAST_BUDGET)}; "
+            "write a size with its unit, such as 4GiB"
+        )
+    return value
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[Any, str]]:

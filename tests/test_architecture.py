@@ -101,6 +101,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "application",
         "appfile",
         "arguments",
+        "namedfiles",
         "start",
         "signals",
         "supervising",

@@ -296,12 +296,14 @@ def directory(found: Findings) -> Iterator[Finding]:
         yield finding
     if quiet and found.mine.directory:
         kind, free = found.mine.directory["kind"], found.mine.directory["free"]
+        parent = found.mine.directory["made_in"]
+        made = "" if parent is None else f"not there yet, would be made in {parent}: "
         size = "" if free is None else f", {format_size(free)} free"
-        yield Finding("directory", OK, f"{path}: {kind}{size}")
+        yield Finding("directory", OK, f"{path}: {made}{kind}{size}")
 
 
 def _directory_problems(found: Findings, path: str) -> Iterator[Finding]:
-    nodes = found.of_nodes()
+    nodes, parent = found.of_nodes(), os.path.dirname(os.path.abspath(path))
     blind = sorted(
         {facts.host for facts, sees in zip(found.everybody, found.met.sees, strict=False) if not sees}
     )
@@ -311,6 +313,9 @@ def _directory_problems(found: Findings, path: str) -> Iterator[Finding]:
     if refused:
         text = f"{path} cannot be written to on {', '.join(refused)}"
         yield Finding("directory", BROKEN, text, "name a directory that you may write to on all nodes")
+    elif found.mine.directory and found.mine.directory["made_in"] not in (None, parent):
+        text = f"{path} is not there, nor {parent}, in which a run would make it"
+        yield Finding("directory", BROKEN, text, f"make {parent} first")
     elif blind:
         text = f"{path} on {', '.join(blind)} is another one than on {found.everybody[0].host}"
         yield Finding("directory", BROKEN, text, "name a directory on a file system that all nodes share")

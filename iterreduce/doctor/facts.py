@@ -47,7 +47,7 @@ class Place:
     kind: str
     free: int | None
     writable: bool
-    exists: bool = True
+    made_in: str | None = None  # the nearest directory that is there, if it is not
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ def place(path: str) -> Place:
     free = None
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(there).free
-    return Place(
-        path, file_system(str(there)), free, os.access(there, os.W_OK | os.X_OK), Path(path).is_dir()
-    )
+    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    made_in = None if there == Path(path).absolute() else str(there)
+    return Place(path, file_system(str(there)), free, writable, made_in)
 
 
 def file_system(path: str, mounts: str = "/proc/self/mounts") -> str:

@@ -117,6 +117,11 @@ class ChosenSource:
         """The opened source, or what would be opened now. Local. Raises `InputError`."""
         return self._asked_of(self._look()) if self.source is None else self.source
 
+    def paths(self) -> list[str]:
+        """The files that the path means now. Local. Raises `InputError`."""
+        found: list[str] = self._there().paths()  # type: ignore[attr-defined]
+        return found
+
     def peek(self) -> Peek | None:
         """The columns, from a header. Local."""
         return hint(lambda: self._there().peek())

@@ -41,7 +41,7 @@ _OWN = {
     "--hang-timeout": (
         "TIME",
         options.DURATION,
-        "a job in which nothing happens for so long has a hung rank",
+        "a job in which nothing happens for so long has a hung rank (default: none, it waits)",
     ),
     "--host": ("HOSTS", None, "NAME:SLOTS,NAME:SLOTS: the hosts to start on"),
     "--launcher": ("WORDS", None, "the launcher and its own options, such as 'srun --mpi=pmix'"),

@@ -81,6 +81,8 @@ def test_negative_numbers_switches_off_and_a_double_dash_are_understood(path: st
         (["a", "b", "--loud=yes"], "--loud is a switch and takes no value, got 'yes'"),
         (["a", "b", "--mode", "slow"], "--mode: wanted one of fast, exact, got 'slow'"),
         (["a", "b", "--memory", "much"], "--memory: wanted a size such as 4GiB or 500MB, got 'much'"),
+        (["a", "b", "--memory", "4"], "--memory: 4 means 4 bytes, and a budget has at least 64.0 KiB"),
+        (["a", "b", "--memory=0"], "write a size with its unit, such as 4GiB"),
         (["a", "b", "c"], "takes 2 arguments without a name, 'c' is one too many"),
         (["a"], "wants NAME"),
         ([], "wants POINTS NAME"),

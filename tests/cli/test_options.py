@@ -90,3 +90,9 @@ def test_a_wrong_name_or_value_is_an_error_that_names_the_place(
     (tmp_path / "iterreduce.toml").write_text(text)
     with pytest.raises(UsageError, match=message):
         resolve({}, environment, tmp_path)
+
+
+@pytest.mark.parametrize("budget", [0, -1])
+def test_a_budget_of_no_bytes_is_refused_in_the_library_too(budget: int) -> None:
+    with pytest.raises(UsageError, match=f"above zero, got {budget}; None: no budget"):
+        Options(memory_bytes=budget)

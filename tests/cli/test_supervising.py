@@ -37,6 +37,12 @@ def test_the_supervisor_imports_neither_mpi_nor_numpy() -> None:
 # -- the command line
 
 
+def test_its_help_says_the_default_of_every_option_that_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["--help"]) is None
+    text = capsys.readouterr().out
+    assert "has a hung rank (default: none, it waits)" in text and "in all (default: 10)" in text
+
+
 def test_its_own_options_are_taken_and_the_rest_goes_to_the_ranks() -> None:
     words = ["-n", "4", "--out", "x.csv", "--retries=2", "--hang-timeout", "10m", "--host", "a:2,b:2"]
     words += ["--quiet", "--launcher", "srun --mpi=pmix", "app.py", "--k", "-n", "--checkpoint-dir=saved"]

@@ -33,7 +33,7 @@ def rank(number: int = 0, host: str = "a", **changes: Any) -> Facts:
         cache={"path": "/tmp/k", "kind": "ext4", "free": GIB, "writable": True, "files": 3, "own": True},
         hdf5="2.0.0",
         slurm={},
-        directory={"path": "/d", "kind": "lustre", "free": 9 * GIB, "writable": True, "exists": True},
+        directory={"path": "/d", "kind": "lustre", "free": 9 * GIB, "writable": True, "made_in": None},
     )
     return replace(well, **changes)
 
@@ -165,6 +165,14 @@ def test_a_check_objects_in_words_that_name_the_node_and_what_to_do(
 
 def test_every_check_has_facts_that_it_objects_to() -> None:
     assert {check.__name__ for check in CHECKS} == {name for name, *_ in OBJECTIONS}
+
+
+def test_a_directory_that_is_not_there_is_told_with_where_it_would_be_made() -> None:
+    below = rank(directory=rank().directory | {"made_in": "/"})
+    (told,) = checks.directory(found([below]))
+    assert told.verdict == OK and "/d: not there yet, would be made in /: lustre" in told.text
+    (told,) = checks.directory(found([below], directory="/no/d"))
+    assert told.verdict == checks.BROKEN and "/no/d is not there, nor /no" in told.text
 
 
 def test_an_old_mpi_is_told_and_is_no_fault() -> None:

@@ -44,8 +44,8 @@ def test_cores_that_a_control_group_grants(
 
 def test_a_directory_that_is_not_there_yet_is_judged_by_its_parent(tmp_path: Path) -> None:
     found = facts.place(str(tmp_path / "a" / "b"))
-    assert found.writable and not found.exists and found.free is not None
-    assert facts.place(str(tmp_path)).exists
+    assert found.writable and found.made_in == str(tmp_path) and found.free is not None
+    assert facts.place(str(tmp_path)).made_in is None
 
 
 def test_shared_memory_that_a_process_has_mapped_is_not_left_behind(tmp_path: Path) -> None:
