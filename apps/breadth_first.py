@@ -6,6 +6,8 @@ The vertices that were found last tell their neighbours; those that hear of it f
 level. In the end the parent of a vertex is the smallest of its neighbours one level before.
 """
 
+from functools import partial
+
 import numpy as np
 
 import iterreduce as ir
@@ -24,7 +26,9 @@ def breadth_first(edges: ir.Dataset, source: str, symmetric: bool = False) -> ir
     here = col("vertex").cast(str) == ir.lit(source)
     start = edges.vertices().select("vertex", level=ir.where(here, 0, ir.INT64_MAX))
     first = start.filter(col("level") == 0)
-    first = first.map_batches(checked, first.agg(found=ir.count()), columns={}, keeps=first.columns)
+    first = first.map_batches(
+        partial(checked, source), first.agg(found=ir.count()), columns={}, keeps=first.columns
+    )
 
     def step(last: ir.Dataset) -> ir.Dataset:
         told = links.join(last, src="vertex")
@@ -38,10 +42,10 @@ def breadth_first(edges: ir.Dataset, source: str, symmetric: bool = False) -> ir
     return found.left_join(parents, "vertex").with_columns(parent=col("parent").fill_null(col("vertex")))
 
 
-def checked(first: ir.Batch, sources: ir.Batch) -> ir.Batch:
+def checked(source: str, first: ir.Batch, sources: ir.Batch) -> ir.Batch:
     """The source, if there is one."""
     if not sources["found"][0]:
-        raise ir.UsageError("the source is no vertex of the graph")
+        raise ir.UsageError(f"the source {source} is no vertex of the graph")
     return first
 
 

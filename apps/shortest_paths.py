@@ -7,6 +7,8 @@ an iteration costs as much as the edges of its frontier, whatever the size of th
 by the shortest.
 """
 
+from functools import partial
+
 import numpy as np
 
 import iterreduce as ir
@@ -33,7 +35,9 @@ def shortest_paths(
     start = edges.vertices().select("vertex", distance=ir.where(here, zero, far))
     first = start.filter(col("distance") == 0)
     least = edges.agg(least=ir.min("weight")) if weights else ir.Batch(least=np.ones(1))
-    first = first.map_batches(checked, first.agg(found=ir.count()), least, columns={}, keeps=first.columns)
+    first = first.map_batches(
+        partial(checked, source), first.agg(found=ir.count()), least, columns={}, keeps=first.columns
+    )
 
     def step(nearer: ir.Dataset) -> ir.Dataset:
         along = links.join(nearer, src="vertex")
@@ -45,10 +49,10 @@ def shortest_paths(
     return found.filter(col("distance") < far)
 
 
-def checked(first: ir.Batch, sources: ir.Batch, weights: ir.Batch) -> ir.Batch:
+def checked(source: str, first: ir.Batch, sources: ir.Batch, weights: ir.Batch) -> ir.Batch:
     """The source, if there is one and no weight forbids to look for paths."""
     if not sources["found"][0]:
-        raise ir.UsageError("the source is no vertex of the graph")
+        raise ir.UsageError(f"the source {source} is no vertex of the graph")
     if not weights["least"][0] >= 0:
         raise ir.InputError("a weight is negative or no number: shortest paths may not exist")
     return first

@@ -21,9 +21,11 @@ from iterreduce.columns.schema import Schema, difference, either_null, never_nul
 from iterreduce.errors import (
     DisagreementError,
     Failure,
+    InputError,
     InUserCode,
     IterReduceError,
     StageError,
+    UsageError,
     UserCodeError,
 )
 from iterreduce.exchange import FAILED, OK
@@ -48,6 +50,7 @@ def caught(error: BaseException, stage: str, iteration: int, rank: int, path: tu
     if known is not original:  # also of an array that the user's code wanted: it is no fault of theirs
         user, original = False, known
     expected = isinstance(original, IterReduceError) and not user
+    spoken = user and _speaks_for_itself(original)
     text = "" if expected else _traceback(original, user)
     try:
         message = str(original)
@@ -57,8 +60,17 @@ def caught(error: BaseException, stage: str, iteration: int, rank: int, path: tu
     if expected:  # a kind that all ranks know
         kind = next(c.__name__ for c in type(original).__mro__ if getattr(errors, c.__name__, None) is c)
     host = socket.gethostname()
-    failure = Failure(rank, host, iteration, stage, kind, message, text, user, path=path)
+    failure = Failure(rank, host, iteration, stage, kind, message, text, user, path=path, spoken=spoken)
     return Caught(failure, original)
+
+
+def _speaks_for_itself(original: BaseException) -> bool:
+    """Did the user's code itself raise one of our errors, as words for who runs it, and no call it made?"""
+    trace = original.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    ours = trace is None or trace.tb_frame.f_code.co_filename.startswith(PACKAGE)
+    return type(original) in (InputError, UsageError) and not ours
 
 
 def _traceback(original: BaseException, user: bool) -> str:

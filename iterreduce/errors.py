@@ -136,7 +136,10 @@ class LaunchError(IterReduceError):
 
 @dataclass(frozen=True)
 class Failure:
-    """Where the user's code failed: what all ranks learn of it."""
+    """Where the user's code failed: what all ranks learn of it.
+
+    ``spoken``: it raised `UsageError` or `InputError` itself, so the message is for who runs the program.
+    """
 
     rank: int
     host: str
@@ -148,6 +151,7 @@ class Failure:
     user: bool = True
     ranks_failed: int = 1
     path: Sequence[int] = ()
+    spoken: bool = False
 
     @property
     def where(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -348,3 +349,9 @@ def test_front_ends_that_know_each_other_and_watchers_that_know_the_engine_are_s
 @pytest.mark.parametrize("text", ["import pandas", "from iterreduce.exchange import plan", "import numba"])
 def test_an_app_that_imports_too_much_is_seen(text: str) -> None:
     assert len(app_violations({"apps.greedy": text})) == 1
+
+
+def test_an_editable_install_is_a_plain_path() -> None:
+    """Without it a clone beside the script that is run is taken for the package."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["package-dir"] == {"": "."}

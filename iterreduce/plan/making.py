@@ -40,6 +40,7 @@ from iterreduce.plan.nodes import (
     Sort,
     Union,
 )
+from iterreduce.plan.unnamed import tell_broken
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _thread = threading.local()  # ranks may be threads
@@ -236,6 +237,7 @@ def join(left: Node, right: Node, on: tuple[tuple[str, str], ...], how: str, suf
     require(right.fields, [b for _, b in on], f"{what}, right")
     _check_keys(left.fields, right.fields, on, what)
     if how not in ("semi", "anti") and right.fields is None:
+        tell_broken(right)
         raise UsageError(
             f"{what}: the columns of the right side are not known before they are made; name those that you "
             f"want by select(...), or tell map_batches its columns ({user_line()})"
@@ -286,6 +288,7 @@ def _right_join(left: Node, right: Node, on: tuple[tuple[str, str], ...], suffix
     what = "right join"
     turned = join(right, left, tuple((b, a) for a, b in on), "left", "\0left", what)
     if turned.fields is None or left.fields is None or right.fields is None:
+        tell_broken(left, right)
         raise UsageError(
             f"{what}: the columns of its rows are not known yet; write it as a left join ({user_line()})"
         )

@@ -22,6 +22,7 @@ from iterreduce.plan import making
 from iterreduce.plan.functions import PerRecord, RowNumber
 from iterreduce.plan.nodes import MapBatches, Node, Sample
 from iterreduce.plan.tracing import Number, body_here
+from iterreduce.plan.unnamed import tell_broken
 
 
 class Operations:
@@ -36,7 +37,12 @@ class Operations:
 
     @property
     def columns(self) -> tuple[str, ...] | None:
-        """The names of the columns; None where they are not known before it runs."""
+        """The names of the columns; None where they are not known before it runs.
+
+        Raises `InputError` where that is so because a file cannot be read.
+        """
+        if self.node.names is None:
+            tell_broken(self.node)
         return self.node.names
 
     # ------------------------------------------------------------------ columns and rows
@@ -82,12 +88,13 @@ class Operations:
         return self._of(making.project(self.node, made, "rename"))
 
     def _known(self, what: str) -> tuple[str, ...]:
-        if self.node.names is None:
+        names = self.columns
+        if names is None:
             raise UsageError(
                 f"{what}: the columns of these rows are not known before they are made; name those that "
                 f"you want by select(...), or tell map_batches its columns ({making.user_line()})"
             )
-        return self.node.names
+        return names
 
     def filter(self, condition: Any) -> Self:
         """The rows for which a condition is true; where it is null they are left out, as in SQL."""

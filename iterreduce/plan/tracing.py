@@ -23,6 +23,7 @@ from iterreduce.loop import keys_of
 from iterreduce.plan import making
 from iterreduce.plan.facts import Facts
 from iterreduce.plan.nodes import Evolving, Iterate, Node, Scalar, StateOf, StateRows
+from iterreduce.plan.unnamed import tell_broken
 from iterreduce.rules import Distance, Empty, MaxIterations, NoneActive
 
 MERGES = ("min", "max", "any", "all")
@@ -207,6 +208,7 @@ def check_merge(
     """How the columns of a delta iteration's state improve; raises `UsageError`."""
     what, names = "iterate_changes", state.names
     if names is None:
+        tell_broken(state)
         raise UsageError(
             f"{what}: the columns of the state are not known before it runs; name them by select(...) "
             f"({making.user_line()})"

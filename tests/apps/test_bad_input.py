@@ -139,6 +139,49 @@ def test_columns_of_unequal_length_are_told(capsys: pytest.CaptureFixture[str]) 
     assert "columns must have one length; rows: x 50, z 3" in told(capsys, 1, KMEANS, "p.npz")
 
 
+GRAPHS = {
+    "nosuch.npy": "nosuch.npy",
+    "good.npy": "good.npy holds x float64",
+    "other.csv": "other.csv holds from int64, to int64: wanted columns src, dst",
+    "junk.npy": "junk.npy is not a NumPy .npy file",
+}
+
+
+@pytest.mark.parametrize("file", GRAPHS)
+@pytest.mark.parametrize("app", ["pagerank", "closure", "als", "descendants", "connected_components"])
+def test_a_graph_that_cannot_be_read_is_told_before_its_columns_are_missed(
+    capsys: pytest.CaptureFixture[str], app: str, file: str
+) -> None:
+    np.save("good.npy", GOOD[:, 0])
+    Path("other.csv").write_text("from,to\n0,1\n")
+    Path("junk.npy").write_text("hello")
+    Path("roots.csv").write_text("node\n0\n")
+    words = [file, *(["roots.csv"] if app == "descendants" else [])]
+    text = told(capsys, 1, str(ROOT / "apps" / f"{app}.py"), *words)
+    assert GRAPHS[file] in text and "not known" not in text
+
+
+@pytest.mark.parametrize("make", ["columns", "descendants", "restart"])
+def test_other_rows_that_cannot_be_read_are_told_on_all_ranks(make: str) -> None:
+    rows, edges = ir.Dataset.read("nosuch.csv"), ir.Dataset.from_local(None, node=np.arange(3))
+    asked: dict[str, Callable[[], Any]] = {
+        "columns": lambda: rows.as_edges().columns,
+        "descendants": lambda: ir.iterate_changes(lambda last: last, rows.distinct("node"), key="node"),
+        "restart": lambda: edges.join(rows.with_columns(weight=1), "node", "right"),
+    }
+    text = complaint(ir.InputError, 3, lambda group: asked[make]())
+    assert "no file " in text and "nosuch.csv" in text
+
+
+@pytest.mark.parametrize("app", ["breadth_first", "shortest_paths"])
+def test_a_source_that_is_no_vertex_is_told_by_its_name_and_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], app: str
+) -> None:
+    Path("e.csv").write_text("src,dst,weight\n0,1,1\n")
+    text = told(capsys, 2, str(ROOT / "apps" / f"{app}.py"), "e.csv", "99")
+    assert text == "iterreduce: the source 99 is no vertex of the graph\n"
+
+
 def test_a_missing_label_is_told_with_the_columns_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     np.savez("p.npz", x=GOOD, label=np.zeros(50))
     assert 'p.npz: no column "y" (columns: x, label)' in told(capsys, 1, LOGISTIC, "p.npz")
