@@ -245,8 +245,7 @@ def _describe(error: BaseException, request: Request) -> Problem:
     if isinstance(error, FinishedError):
         return _already_finished(error, request)
     if isinstance(error, StageError) and error.failure.spoken:
-        status = USAGE_STATUS if error.failure.kind == "UsageError" else FAILED
-        return Problem(status, f"iterreduce: {error.failure.message}")
+        return Problem(FAILED, f"iterreduce: {error.failure.message}")
     if isinstance(error, StageError | InputError | OutputError | CheckpointError):
         return Problem(FAILED, f"iterreduce: {error}")
     if isinstance(error, IterReduceError):

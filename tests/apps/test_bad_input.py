@@ -178,7 +178,7 @@ def test_a_source_that_is_no_vertex_is_told_by_its_name_and_without_a_traceback(
     capsys: pytest.CaptureFixture[str], app: str
 ) -> None:
     Path("e.csv").write_text("src,dst,weight\n0,1,1\n")
-    text = told(capsys, 2, str(ROOT / "apps" / f"{app}.py"), "e.csv", "99")
+    text = told(capsys, 1, str(ROOT / "apps" / f"{app}.py"), "e.csv", "99")
     assert text == "iterreduce: the source 99 is no vertex of the graph\n"
 
 
