@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -42,6 +43,11 @@ def _slurm_node_ranks() -> int | None:
 
 
 def is_crowded() -> bool:
-    """Whether the launcher started more ranks on this node than this process has cores to run on."""
-    ranks = node_ranks()
-    return ranks is not None and ranks > len(os.sched_getaffinity(0))
+    """Whether the launcher started more ranks on this node than there are cores for them to run on.
+
+    Those of this process; where the launcher has bound it to some of its own, those of the launcher.
+    """
+    ranks, cores = node_ranks(), os.sched_getaffinity(0)
+    with contextlib.suppress(OSError):
+        cores = cores | os.sched_getaffinity(os.getppid())
+    return ranks is not None and ranks > len(cores)
