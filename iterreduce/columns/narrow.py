@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from iterreduce.columns.jit import kernel
+from iterreduce.columns.jit import inlined, kernel
 from iterreduce.columns.numbering import Addressed, KeyIndex
 from iterreduce.columns.ragged import Array
 
@@ -33,21 +33,28 @@ def pack_narrow(keys: Any, records: Any, bounds: Any, buffer: Any, at: Any) -> N
             buffer[out + n + i] = records[lo + i, 0]
 
 
+@inlined
+def _add_segment(buffer: Any, sums: Any, at: Any, n: Any, low: Any, place: Any, out: Any) -> Any:
+    """Add a segment's rows, ``n`` keys and as many sums behind them; how many keys have no place."""
+    span, strays, last = np.uint64(len(place) - 1), 0, len(out) - 1
+    for i in range(n):
+        k = np.uint64(buffer[at + i] - low)
+        row = -1 if k >= span else np.int64(place[k])
+        if row < 0 or row >= last:
+            strays += 1
+            row = last
+        out[row] += sums[at + n + i]
+    return strays
+
+
 @kernel
 def _merge(
     buffer: Any, sums: Any, starts: Any, headers: Any, rows_at: int, low: Any, place: Any, out: Any
 ) -> int:
-    span, strays, last = np.uint64(len(place) - 1), 0, len(out) - 1
+    strays = 0
     out[:] = 0
     for s in range(len(starts)):
-        n, at = headers[s, rows_at], starts[s]
-        for i in range(n):
-            k = np.uint64(buffer[at + i] - low)
-            row = -1 if k >= span else np.int64(place[k])
-            if row < 0 or row >= last:
-                strays += 1
-                row = last
-            out[row] += sums[at + n + i]
+        strays += _add_segment(buffer, sums, starts[s], headers[s, rows_at], low, place, out)
     return strays
 
 
@@ -129,17 +136,12 @@ def _hear(buffer: Any, came: Any, slot: int, schema: int, most: int, low: Any, p
         told += _rough_count(extra >> 32 & ROUGH) + _rough_count(extra >> 47 & ROUGH)
     if told >= most:
         return -1
-    span, strays, last = np.uint64(len(place) - 1), 0, len(out) - 1
+    strays = 0
     out[:] = 0
     for s in range(size):
-        at, n = s * slot + HEADER_WORDS, buffer[s * slot + ROWS]
-        for i in range(n):
-            k = np.uint64(buffer[at + i] - low)
-            row = -1 if k >= span else np.int64(place[k])
-            if row < 0 or row >= last:
-                strays += 1
-                row = last
-            out[row] += came[at + n + i]
+        strays += _add_segment(
+            buffer, came, s * slot + HEADER_WORDS, buffer[s * slot + ROWS], low, place, out
+        )
     return strays
 
 
