@@ -94,7 +94,6 @@ class Checkpointer:
         self._publishing = self._behind = False
         self.copies: dict[str, Batch] = {}
         self._began = self._blocked = 0.0
-        self._waits_since = 0.0  # that a write which is behind is waited for; 0: it is not
         self._saving: tuple[int, tuple[int, ...], int] = (0, (), 0)  # iteration, path, bytes
         self._longest = self._lasted = 0.0  # iterations, in seconds
         self._noted = time.perf_counter()
@@ -266,14 +265,15 @@ class Checkpointer:
         failed = self.failed
         if self._writing is not None:
             self._go_on(status)
+        due = bool(status & DUE) and not status & BUSY and self.failed == failed
         if ended:
-            return False
-        if status & STOP:
+            if due:
+                self._finish_writing()
+        elif status & STOP:
             self.save_now(at)
-            return True
-        if status & DUE and self._writing is None and self.failed == failed:
+        elif due:
             self._save(at, blocking=False)
-        return False
+        return bool(status & STOP) and not ended
 
     def save_now(self, at: tuple[int, tuple[int, ...]]) -> None:
         """Write, and wait until it is published. Collective. Raises `OutputError` where it cannot be."""
@@ -295,10 +295,7 @@ class Checkpointer:
                 self._settle()
         elif status & LOST:
             self._give_up()
-        elif not status & BUSY and status & DUE:  # long iterations: the next one begins at once
-            self._waits_since = time.perf_counter()
-            self._finish_writing()
-        elif not status & BUSY:
+        elif not status & BUSY:  # where the next one is due (long iterations), beside its copy
             self._publishing = True
             self._writing.gather()
 
@@ -310,12 +307,15 @@ class Checkpointer:
         blocking: bool,
         capture: Callable[[], Captured] | None = None,
     ) -> None:
-        """Begin to write, or write. Collective."""
+        """Begin to write, or write; the one before is published meanwhile, if it is not yet. Collective."""
         assert self.attempt is not None
-        self._began = time.perf_counter()
-        self._number += 1
-        self.tell_place("checkpoint.start", number=self._number, iteration=at[0], path=at[1])
+        began, before = time.perf_counter(), self.failed
+        self.tell_place("checkpoint.start", number=self._number + 1, iteration=at[0], path=at[1])
         taken, copies, failed, reason = self._taken(blocking, capture or self.capture)
+        self._finish_writing()
+        if self.failed != before:
+            return
+        self._began, self._number = began, self._number + 1
         told = [
             json.loads(text) for text in self.group.allgather_bytes(json.dumps([failed, reason]).encode())
         ]
@@ -350,7 +350,7 @@ class Checkpointer:
         except (OutputError, DisagreementError) as problem:  # the same on all ranks
             self._failed(str(problem))
             return
-        self._behind, self._waits_since = not blocking, 0.0
+        self._behind = not blocking
         if self._behind:
             self._writing.start()
         self._blocked = time.perf_counter() - self._began
@@ -430,8 +430,8 @@ class Checkpointer:
             return
         iteration, _, nbytes = self._saving
         now = time.perf_counter()
-        latency, waits_since = now - self._began, self._waits_since
-        waited = latency - self._blocked if not self._behind else now - waits_since if waits_since else 0.0
+        latency = now - self._began
+        waited = 0.0 if self._behind else latency - self._blocked
         self.written += 1
         if self.pacing is not None:
             self.pacing.written(latency, waited)
