@@ -349,7 +349,7 @@ def compare_paths(work: str, options: Any, data: Path) -> None:
             rivals.scipy_sssp,
         ]
     else:
-        contestants = command("bfs", data / "edges.npy", str(source))
+        contestants = command("bfs", data / "edges.npy", str(source), "--settle")
         makers = [rivals.graphblas_bfs, rivals.networkit_bfs]
     for maker in makers:
         contestants |= maker(edges, source)

@@ -45,9 +45,11 @@ class ImprovingShuffle(LinkShuffle):
 
     continued: Table | None = None
     reach: Reaching | None = None
+    made: Table | None = None  # this shuffle's last rows
     _reaches = False  # in this superstep
     _one: int | None = None  # what this rank says; None: nothing
     _tries = False
+    kind: type[Reaching] = Reaching
 
     @property
     def table(self) -> str:
@@ -62,11 +64,20 @@ class ImprovingShuffle(LinkShuffle):
             self.reach = self.continued = None
         return resident
 
-    def alone_writes(self, writes: tuple[Write, ...]) -> bool:
-        """Do these rows patch the table, and no others write it?"""
-        return [w for w in writes if not isinstance(w, Sink) and w.table == self.table] == [
-            Patch(self.table, self.stage.into)
-        ]
+    def patch_of(self, writes: tuple[Write, ...]) -> Patch | None:
+        """The write that patches the table, if no other writes it."""
+        found = [w for w in writes if not isinstance(w, Sink) and w.table == self.table]
+        return found[0] if len(found) == 1 and isinstance(found[0], Patch) else None
+
+    def is_written(self, rows: Table, then: Table) -> None:
+        """The table was patched by these rows. Are they those of the last superstep?"""
+        name, made = self.shape.outputs[0].name, self.made
+        if (
+            made is not None
+            and rows.rows_of is made.rows_of
+            and rows.batch._columns.get(name) is made.batch[name]
+        ):
+            self.continued = then
 
     def make_ready(self, tables: Mapping[str, Table]) -> None:
         """Before the first iteration, with the rows that it begins with: whatever is done once."""
@@ -130,16 +141,21 @@ class ImprovingShuffle(LinkShuffle):
         assert self.resident is not None
         values, onto = lane.states[0], self._tables[self.table]
         if self.reach is None:
-            self.reach = Reaching(links._by_source(), self.resident.own_at, lane.combine)
+            self.reach = self.kind(links._by_source(), self.resident.own_at, lane.combine)
         self._one = int(values[0]) if len(values) else None
         if self._tries:
             self._prepare_reach(self.reach, onto)
         elif self._one is not None:
             if self.reach.pushed > TURNS_AFTER * links.n_edges:
                 self._turn(self.reach)
-            self.reach.begin(self._one, self._state(), kept=self.continued is onto)
             slots = np.arange(links.n_sources) if frontier is None else frontier
-            self.walked += self.reach.follow(slots, current())
+            self.walked += self._follow(self._one, slots, kept=self.continued is onto)
+
+    def _follow(self, value: int, slots: Array, kept: bool) -> int:
+        """Tell this value; how many edges that takes."""
+        assert self.reach is not None
+        self.reach.begin(value, self._state(), kept)
+        return self.reach.follow(slots, current())
 
     def _prepare_reach(self, reach: Reaching, onto: Table) -> None:
         """All but the first step; a rank that says nothing yet rules out what no value is better than."""
@@ -197,7 +213,7 @@ class ImprovingShuffle(LinkShuffle):
             made = self._better(super()._finish_touched(onto), onto)
         else:
             made = self._reached_alike(onto) if self._said_alike() else self._reached_unlike(onto)
-        self.continued = None  # until these rows, and nothing else, are written
+        self.continued, self.made = None, made  # until these rows, and nothing else, are written
         return made
 
     def _said_alike(self) -> bool:
@@ -274,5 +290,6 @@ class ImprovingShuffle(LinkShuffle):
     def rollback(self) -> None:
         """The iteration never was."""
         super().rollback()
+        self.made = None
         if self.reach is not None:
             self.reach.forget()

@@ -270,9 +270,8 @@ class SuperstepRun:
             lay_out(stage, laid)
         made = enumerate(shop.exchangers[first:], first)
         self.works: dict[int, Exchanger | KeyedState] = dict(made)  # what a transaction commits
-        self._patched = [
-            w for w in self.works.values() if isinstance(w, ImprovingShuffle) and w.alone_writes(step.writes)
-        ]
+        improving = [w for w in self.works.values() if isinstance(w, ImprovingShuffle)]
+        self._patched = [(w, patch.rows) for w in improving if (patch := w.patch_of(step.writes))]
         self.sinks = [w for w in step.writes if isinstance(w, Sink)]
         self.accumulates = [w for w in step.writes if isinstance(w, Accumulate) and w.table in shop.carry]
         self.sunk: list[tuple[str, Table]] = []  # by the last run, in order
@@ -338,8 +337,8 @@ class SuperstepRun:
                 out[w.table] = written(w, seen[w.table], given, shop, w.rows in self._whole_rows)
             elif isinstance(w, IN_PLACE) and w.table in known:
                 out[w.table] = known[w.table].write(w, out.get(w.table, seen[w.table]), given)
-        for work in self._patched:
-            work.continued = out[work.table]
+        for work, name in self._patched:
+            work.is_written(seen[name], out[work.table])
         if self.accumulates:
             self.accumulated = [(w, seen[w.rows]) for w in self.accumulates]
         return out

@@ -65,7 +65,8 @@ def levels(heard: ir.Batch) -> ir.Batch:
 
 
 def untold(heard: ir.Batch) -> ir.Batch:
-    return heard.take(np.flatnonzero(~heard["told"])).drop("told")
+    some = heard.take(np.flatnonzero(~heard["told"])) if heard["told"].any() else heard
+    return some.drop("told")
 
 
 def ordered(vertices: ir.Batch, numbers: ir.Batch, size: ir.Batch) -> ir.Batch:

@@ -35,7 +35,8 @@ def labels(heard: ir.Batch) -> ir.Batch:
 
 
 def untold(heard: ir.Batch) -> ir.Batch:
-    return heard.take(np.flatnonzero(~heard["told"])).drop("told")
+    some = heard.take(np.flatnonzero(~heard["told"])) if heard["told"].any() else heard
+    return some.drop("told")
 
 
 def renamed(names: ir.Batch) -> ir.Batch:

@@ -67,7 +67,8 @@ def distances(heard: ir.Batch) -> ir.Batch:
 
 
 def untold(heard: ir.Batch) -> ir.Batch:
-    return heard.take(np.flatnonzero(~heard["told"])).drop("told")
+    some = heard.take(np.flatnonzero(~heard["told"])) if heard["told"].any() else heard
+    return some.drop("told")
 
 
 def reached(vertices: ir.Batch) -> ir.Batch:

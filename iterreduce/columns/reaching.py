@@ -8,7 +8,8 @@ not. Two loops find what is new, and find the same:
     pull   goes through the places that are still of interest; each looks for one source that speaks, the
            sources with most edges first, and stops there (Beamer, Asanovic and Patterson,
            Direction-optimizing breadth-first search, SC 2012). It needs the edges the other way round, 4
-           bytes each
+           bytes each, and the first source of each place beside the others': most places need no more, and
+           find it where their neighbours find theirs
 
 What it is not: exact by itself. A set bit says that nothing as good as what was said is wanted any more; of
 those whose bit is new the ones that do become better are told by their values, once. Values must not go back
@@ -55,22 +56,23 @@ def alike(values: Array) -> bool:
 
 
 @kernel
-def _turn(offsets: Any, targets: Any, at: Any, sources: Any) -> None:
-    """Sources by target, ascending; ``at``: where those of each target begin, and then end."""
+def _turn(offsets: Any, targets: Any, own_at: Any, at: Any, sources: Any) -> None:
+    """The places of sources by target, ascending; ``at``: where those of each target begin, and then end."""
     for s in range(np.uint64(len(offsets) - 1)):
         for e in range(np.uint64(offsets[s]), np.uint64(offsets[s + ONE])):
             t = np.uint64(targets[e])
             p = np.uint64(at[t])
-            sources[p] = s
+            sources[p] = own_at + s
             at[t] = p + ONE
 
 
 @kernel
-def _set(numbers: Any, bits: Any) -> None:
-    for i in range(len(numbers)):
-        n = np.uint64(numbers[i])
-        if n >> SHIFT < np.uint64(len(bits)):
-            bits[n >> SHIFT] |= ONE << (n & LAST_BIT)
+def _first_of_each(offsets: Any, sources: Any, firsts: Any, led: Any) -> None:
+    """The first source of each place that edges lead to, and bits for those places."""
+    for t in range(np.uint64(len(offsets) - 1)):
+        if offsets[t] < offsets[t + ONE]:
+            firsts[t] = sources[offsets[t]]
+            led[t >> SHIFT] |= ONE << (t & LAST_BIT)
 
 
 @kernel
@@ -81,15 +83,21 @@ def _set_from(numbers: Any, first: Any, bits: Any) -> None:
 
 
 @kernel
-def _rule_out(offsets: Any, state: Any, own_at: Any, value: Any, larger: Any, done: Any) -> None:
-    """Set the bits of own places that have a value as good, and of others' that no edge leads to."""
+def _rule_out(offsets: Any, state: Any, own_at: Any, value: Any, larger: Any, done: Any) -> int:
+    """Set the bits of own places that have a value as good, and of others' that no edge leads to. How many
+    edges lead to those that are left.
+    """
+    edges = 0
     for t in range(np.uint64(len(offsets) - 1)):
+        lead = offsets[t + ONE] - offsets[t]
         if t >= own_at:
             held = state[t - own_at]
             out = held >= value if larger else held <= value
         else:
-            out = offsets[t] == offsets[t + ONE]
+            out = lead == 0
         done[t >> SHIFT] |= np.uint64(out) << (t & LAST_BIT)
+        edges += 0 if out else lead
+    return edges
 
 
 @kernel
@@ -107,19 +115,27 @@ def _push(frontier: Any, lo: Any, hi: Any, offsets: Any, targets: Any, done: Any
 
 
 @kernel
-def _pull(lo: Any, hi: Any, offsets: Any, sources: Any, front: Any, done: Any, fresh: Any) -> None:
+def _pull(
+    lo: Any, hi: Any, offsets: Any, firsts: Any, led: Any, sources: Any, front: Any, done: Any, fresh: Any
+) -> None:
     for w in range(np.uint64(lo), np.uint64(hi)):
-        left, new = ~done[w], np.uint64(0)
-        while left:
-            bit = left & (~left + ONE)
-            left ^= bit
-            t = (w << SHIFT) + np.uint64(bit_length(bit)) - ONE
-            for e in range(np.uint64(offsets[t]), np.uint64(offsets[t + ONE])):
-                s = np.uint64(sources[e])
-                if front[s >> SHIFT] >> (s & LAST_BIT) & ONE:
-                    new |= bit
-                    break
-        fresh[w] |= new
+        left, new = led[w] & ~done[w], np.uint64(0)
+        if left:
+            for k in range(np.uint64(WORD)):  # whether they are of interest or not: nothing to be guessed
+                s = np.uint64(firsts[(w << SHIFT) + k])
+                new |= (front[s >> SHIFT] >> (s & LAST_BIT) & ONE) << k
+            new &= left
+            left ^= new
+            while left:
+                bit = left & (~left + ONE)
+                left ^= bit
+                t = (w << SHIFT) + np.uint64(bit_length(bit)) - ONE
+                for e in range(np.uint64(offsets[t]) + ONE, np.uint64(offsets[t + ONE])):
+                    s = np.uint64(sources[e])
+                    if front[s >> SHIFT] >> (s & LAST_BIT) & ONE:
+                        new |= bit
+                        break
+            fresh[w] |= new
 
 
 @inlined
@@ -171,15 +187,6 @@ def _edges_of(frontier: Any, offsets: Any) -> int:
     return edges
 
 
-@kernel
-def _edges_left(offsets: Any, done: Any) -> int:
-    edges = 0
-    for t in range(np.uint64(len(offsets) - 1)):
-        if not done[t >> SHIFT] >> (t & LAST_BIT) & ONE:
-            edges += offsets[t + ONE] - offsets[t]
-    return edges
-
-
 class Reaching:
     """Who has heard something as good already, and who hears it now; memory for one stage.
 
@@ -204,7 +211,8 @@ class Reaching:
         np.cumsum(self._offsets, out=self._offsets)
         self._sources: Array | None = None
         self._done, self._fresh = np.zeros(words, np.uint64), [np.zeros(words, np.uint64)]
-        self._front = np.zeros((len(rows.offsets) + WORD - 1) // WORD, np.uint64)
+        self._front, self._led = np.zeros(words, np.uint64), np.zeros(words, np.uint64)
+        self._firsts = np.zeros(0, np.uint32)
         self._value: int | None = None
         self._left = self.pushed = 0
 
@@ -212,7 +220,9 @@ class Reaching:
         """Have the edges the other way round, too, from now on."""
         if self._sources is None:
             sources = np.empty(len(self.rows.targets), np.uint32)
-            _turn(self.rows.offsets, self.rows.targets, self._offsets[:-1].copy(), sources)
+            _turn(self.rows.offsets, self.rows.targets, self.own_at, self._offsets[:-1].copy(), sources)
+            self._firsts = np.zeros(len(self._done) * WORD, np.uint32)
+            _first_of_each(self._offsets, sources, self._firsts, self._led)
             self._sources = sources
 
     @property
@@ -230,19 +240,24 @@ class Reaching:
         self._done[:] = 0
         if self.rows.n_targets % WORD:
             self._done[-1] = ~np.uint64(0) << np.uint64(self.rows.n_targets % WORD)
-        _rule_out(self._offsets, _frozen(state), self.own_at, value, self.larger, self._done)
-        self._left = int(_edges_left(self._offsets, self._done))
+        given = _frozen(state), self.own_at, value, self.larger, self._done
+        self._left = int(_rule_out(self._offsets, *given))
 
-    def follow(self, frontier: Array, pool: Pool) -> int:
-        """Find who hears these sources; how many edges they have."""
+    def follow(self, frontier: Array, pool: Pool, edges: int | None = None) -> int:
+        """Find who hears these sources; how many edges they have (given, if it is known)."""
         frontier = _frozen(frontier)
-        edges = int(_edges_of(frontier, self.rows.offsets))
-        if self._sources is not None and self._pulls(edges):
-            self._pull(frontier, pool)
+        if edges is None:
+            edges = int(_edges_of(frontier, self.rows.offsets))
+        if self.pulls(edges):
+            self._mark(frontier)
+            self._pull(pool)
         else:
-            self.pushed += edges
             self._push(frontier, edges, pool)
         return edges
+
+    def pulls(self, edges: int) -> bool:
+        """Are so many edges followed backwards?"""
+        return self._sources is not None and self._pulls(edges)
 
     def _pulls(self, edges: int) -> bool:
         """Is it less work? If any edge is as likely as another to come from one who speaks, a place finds
@@ -253,6 +268,7 @@ class Reaching:
         return PROBE * probes < edges
 
     def _push(self, frontier: Array, edges: int, pool: Pool) -> None:
+        self.pushed += edges
         rows, threads = self.rows, min(pool.threads, edges // GRAIN)
         if threads <= 1:
             _push(frontier, 0, len(frontier), rows.offsets, rows.targets, self._done, self._fresh[0])
@@ -272,14 +288,20 @@ class Reaching:
             self._fresh[0] |= other
             other[:] = 0
 
-    def _pull(self, frontier: Array, pool: Pool) -> None:
+    def _mark(self, frontier: Array) -> None:
+        """These are the ones who speak, as bits."""
         self._front[:] = 0
-        _set(frontier, self._front)
-        given = self._offsets, self._sources, self._front, self._done, self._fresh[0]
+        _set_from(frontier, self.own_at, self._front)
+
+    def _pull(self, pool: Pool) -> None:
+        given = self._offsets, *self._backwards()
         words = len(self._done)
         parts = PARTS * pool.threads if pool.threads > 1 and words * WORD > GRAIN else 1
         cuts = [words * p // parts for p in range(parts + 1)]
         pool.run(lambda lo, hi: _pull(lo, hi, *given), list(pairwise(cuts)))
+
+    def _backwards(self) -> tuple[Any, ...]:
+        return self._firsts, self._led, self._sources, self._front, self._done, self._fresh[0]
 
     def hear(self, slots: Array) -> None:
         """Other ranks say the same to these keys of this one."""
@@ -309,8 +331,8 @@ class Reaching:
         none = _frozen(np.empty(0, np.int64))
         alike(np.zeros(1, np.int64))
         if self._sources is not None:
-            _pull(0, 0, self._offsets, self._sources, self._front, self._done, self._fresh[0])
-        _set(none, self._front)
+            _pull(0, 0, self._offsets, *self._backwards())
+        _set_from(none, self.own_at, self._front)
         self.follow(none, ALONE)
         self.hear(none.astype(np.int32))
         self.far()

@@ -1,8 +1,9 @@
 """Lowering of delta iterations: proposals meet the table that they would change; what improves is written.
 
 Where the proposals are groups of indexed rows whose keys the table surely has, one shuffle touches the rows
-that are reached, and nothing else is looked at. Otherwise proposals go to the owners of their keys and look
-the table up there; those with new keys are inserted.
+that are reached, and nothing else is looked at; where one smallest or largest value is merged, it gives just
+those that improve, settled if their end does not depend on their order. Otherwise proposals go to the owners
+of their keys and look the table up there; those with new keys are inserted.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ def lower_changes(lowering: Lowering, loop: Iterate, place: Place) -> None:
         lowering.note(
             loop, "rows that improve tell others at once, and other ranks when none of a rank's own improves"
         )
+        return
+    if reached is not None and _improves(loop):
+        place.scope.writes += [Patch(state.name, reached.name), Replace(after, reached.name)]
+        lowering.note(loop, "only rows that are reached are looked at, and only those that improve are made")
         return
     if reached is not None:
         better = _better(lowering, loop, reached, state, place)
@@ -96,10 +101,17 @@ def _touched(lowering: Lowering, loop: Iterate, state: Made, place: Place) -> Ma
     links = visible(lowering, made.links, place)
     by = Joined(lowering.read(joined, place), fused.on)
     told = TOLD if _settles(loop, fused, names) else ""
-    stage = Shuffle(links, (fused.key,), into, aggregates, state.name, touched=True, joined=by, settle=told)
+    how = {"settle": told} if told else {"improves": _improves(loop)}
+    stage = Shuffle(links, (fused.key,), into, aggregates, state.name, touched=True, joined=by, **how)
     lowering.emit(place, stage)
     columns = (*loop.states[0].key, *aggregates, *([told] if told else []))
     return lowering.new(into, columns, state.lies, place)
+
+
+def _improves(loop: Iterate) -> bool:
+    """Is it one smallest or largest number, never null, that a row's improves by?"""
+    kinds = [kind for _, kind in _kinds(loop)]
+    return kinds in (["min"], ["max"]) and not any(_may_be_null(loop.states[0].rows, n) for n in loop.merge)
 
 
 def _settles(loop: Iterate, fused: Fused, names: Mapping[str, str]) -> bool:

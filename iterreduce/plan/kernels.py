@@ -304,7 +304,10 @@ class Settled:
     def run(self, context: Context, *batches: Batch) -> Batch:
         """Without the column that says which."""
         (rows,) = batches
-        return (rows.take(np.flatnonzero(~rows[self.told])) if self.waiting else rows).drop(self.told)
+        told = rows[self.told]
+        if self.waiting and told.any():  # all of them: the very columns, which lie where they lay
+            rows = rows.take(np.flatnonzero(~told))
+        return rows.drop(self.told)
 
 
 def with_nulls(better: Any, new: Any, old: Any) -> Any:

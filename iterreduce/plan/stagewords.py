@@ -108,7 +108,7 @@ def words(stage: Stage) -> str:
     if stage.combine is None:
         return f"{stage.into}: {stage.rows} to the owners of {', '.join(stage.key)}"
     what, by = reduced(stage.combine), ", ".join(stage.key)
-    settled = ", until no row improves" if stage.settle else ""
+    settled = ", until no row improves" if stage.settle else ", where it improves" if stage.improves else ""
     return f"{stage.into}: {what} of {stage.rows}{joined} by {by}{onto}{settled}"
 
 

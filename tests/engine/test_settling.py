@@ -147,10 +147,10 @@ def test_portions_of_any_size_lead_to_the_same_end(ranks: int, monkeypatch: pyte
     assert taken == sorted(taken, reverse=True) and taken[0] > taken[-1]
 
 
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("sign", "improves"), [(1, True), (-1, True), (1, False), (-1, False)])
 @pytest.mark.parametrize("starts", [1, 4])
 def test_ranks_that_say_one_value_each_find_how_many_steps_it_takes(
-    ranks: int, starts: int, sign: int
+    ranks: int, starts: int, sign: int, improves: bool
 ) -> None:
     edges, given = roads(5), towns()
     given["far"][:starts] = 3 * np.arange(starts)  # what one rank says, and when, is not what another says
@@ -159,17 +159,19 @@ def test_ranks_that_say_one_value_each_find_how_many_steps_it_takes(
     failing = {0} if starts > 1 else set()
 
     def check(group: Group) -> None:
-        def watch() -> None:  # in the second superstep, which is then done again
-            if group.rank in failing and run.iteration == 1:
+        def watch() -> None:  # in the second superstep, or the only one, which is then done again
+            if group.rank in failing and run.iteration == int(improves):
                 failing.remove(group.rank)
                 raise ValueError("not yet")
 
         rows = given.with_columns(far=sign * given["far"])
-        run = LoopRun(program(group, edges, rows, {"far": combine}, watch=watch, improves=True), group)
+        run = LoopRun(program(group, edges, rows, {"far": combine}, watch=watch, improves=improves), group)
         if starts > 1:
             raised(group, IterReduceError, run.run)
         run.run()
         assert {town: sign * far for town, far in ways(group, run)} == known
+        if starts == 1:  # the levels of one source: all at once, or each by itself
+            assert (run.iteration == 1) == (not improves and group.size == 1)
 
     run_ranks(ranks, check)
 
