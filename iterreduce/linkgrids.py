@@ -7,7 +7,7 @@ largest of any. It is made in every iteration of a stage that has such a sum, wh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,13 @@ from iterreduce.linklanes import (
     LEAST_EXPONENT,
     Grid,
     Lane,
+    New,
     bits_for,
+    exact,
     exponent_of,
+    finished,
     is_exact,
+    plain,
     reads_state_alone,
     sizes,
 )
@@ -38,13 +42,14 @@ class Grids:
         self.group, self.shape, self._addends = group, shape, addends
         self.of: list[Grid] = []
         self._bits: int | None = None
+        self._words_of: list[int] = []
 
-    def lanes(self) -> int:
+    def words(self) -> int:
         """How many words travel for a place: known to all ranks alike."""
         if not self.of:
             return len(self.shape.outputs)
         sums = [o.order_free and o.kind == "sum" for o in self.shape.outputs]
-        return sum(grid.lanes if exact else 1 for grid, exact in zip(self.of, sums, strict=True))
+        return sum(grid.words if exact else 1 for grid, exact in zip(self.of, sums, strict=True))
 
     def agree(
         self,
@@ -69,6 +74,23 @@ class Grids:
         guard.run(measure, said, program, links, frontier, values, own)
         self.group.allreduce(said.reshape(-1), "max")
         self.of = [Grid(int(e), bool(special), self._bits, bool(some)) for e, special, some in said]
+
+    def lanes(self, program: Program, values: Mapping[str, Array]) -> list[Lane]:
+        """What is folded for all outputs; grids are agreed, if any is needed."""
+        made = [
+            exact(bound, values, self.of[i]) if is_exact(bound) else plain(bound, values)
+            for i, bound in enumerate(program.outputs)
+        ]
+        self._words_of = [sum(lane.words for lane in lanes) for lanes in made]
+        return [lane for lanes in made for lane in lanes]
+
+    def outputs(self, words: Sequence[Array], new: New) -> list[Array]:
+        """One column for each output, from the columns of words of its lanes."""
+        out, at = [], 0
+        for i, n in enumerate(self._words_of):
+            mine, at = words[at : at + n], at + n
+            out.append(mine[0] if n == 1 else finished(mine, self.of[i], new))
+        return out
 
 
 def measure(
@@ -113,5 +135,5 @@ def walk(links: Links, lane: Lane, frontier: Array | None, out: Array) -> Array:
     """Fold one lane over all rows, or over those that start from the frontier; what was reached."""
     given: Any = (lane.combine, lane.states, out, lane.function, lane.columns)
     if frontier is None:
-        return links.dense(*given, pool=current())
-    return links.sparse(given[0], frontier, *given[1:], aligned=True, pool=current())
+        return links.dense(*given, grid=lane.grid, pool=current())
+    return links.sparse(given[0], frontier, *given[1:], aligned=True, grid=lane.grid, pool=current())

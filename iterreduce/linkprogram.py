@@ -153,7 +153,8 @@ class Bound:
         """The words as values; those that no row reached are the identity of the values' type."""
         if self.output.kind in ("any", "all"):
             return np.clip(words, 0, 1).astype(bool)
-        if self.output.order_free and self.word.kind == "f":  # one zero, one NaN
+        if self.output.order_free and self.word.kind == "f" and self.output.combine != "sum":
+            # one zero, one NaN; sums on a grid have them
             words = np.where(np.isnan(words), np.nan, words + 0.0)
         if self.dtype == words.dtype:
             return words

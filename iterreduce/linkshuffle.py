@@ -41,15 +41,7 @@ from iterreduce.exchange import (
 from iterreduce.indexing import GAP, Resident, Side
 from iterreduce.linkexchange import LinkExchange
 from iterreduce.linkgrids import Grids, walk
-from iterreduce.linklanes import (
-    Lane,
-    at_slots,
-    by_slot,
-    exact,
-    finished,
-    is_exact,
-    plain,
-)
+from iterreduce.linklanes import Lane, at_slots, by_slot
 from iterreduce.linkprogram import Bound, Program, Shape
 from iterreduce.rowrounds import Shelf
 from iterreduce.stages import Shuffle
@@ -83,7 +75,6 @@ class LinkShuffle:
         self._came_values: dict[str, Array] = {}
         self._starts: tuple[Array | None, dict[str, Array]] = (None, {})
         self._folded: list[Lane] = []
-        self._lanes_of: list[int] = []
 
     # ------------------------------------------------------------------ what all ranks know alike
 
@@ -115,6 +106,7 @@ class LinkShuffle:
         self._touched: list[Touched] = []
         self._scratch: list[Array] = []
         self._own: list[Array] = []
+        self._held: list[Array] = []
         side = self._target
         rows = side.degrees.sum(axis=0) if resident.stage.symmetric else side.degrees[int(self.push)]
         self._grids = Grids(self.group, self.shape, int(rows.max(initial=1)))
@@ -212,57 +204,46 @@ class LinkShuffle:
             return slots, self._values
         return slots[chosen], {name: v[chosen] for name, v in self._values.items()}
 
-    def _lanes(self, values: Mapping[str, Array], rows: int) -> list[Lane]:
-        """What is folded for all outputs; ``self._lanes_of`` says which lanes are whose."""
+    def _lanes(self, values: Mapping[str, Array]) -> list[Lane]:
+        """What is folded for all outputs; ``self._folded`` says of which lane each word is."""
         assert self.program is not None
-        made = [
-            exact(bound, values, self._grids.of[i], rows) if is_exact(bound) else plain(bound, values)
-            for i, bound in enumerate(self.program.outputs)
-        ]
-        self._lanes_of = [len(lanes) for lanes in made]
-        self._folded = [lane for lanes in made for lane in lanes]
-        return self._folded
+        lanes = self._grids.lanes(self.program, values)
+        self._folded = [lane for lane in lanes for _ in range(lane.words)]
+        return lanes
 
     def _fold(self) -> None:
         """Push: all lanes, by place."""
         assert self.resident is not None
         links, (frontier, values) = self.resident.pushed(), self._starts
-        lanes = self._lanes(values, links.n_sources if frontier is None else len(frontier))
+        lanes = self._lanes(values)
         if self.stage.touched:
             self._fold_touched(links, frontier, lanes)
             return
-        self._places = [self.shelf.new(self.resident.places, Field("fixed", lane.word)) for lane in lanes]
-        for lane, out in zip(lanes, self._places, strict=True):
+        self._places = []
+        for lane in lanes:
+            out = self.shelf.new(self.resident.places, lane.field)
             if frontier is not None:
                 out.fill(lane.identity)
             walk(links, lane, frontier, out)
+            self._places += lane.of(out)
 
     def _fold_touched(self, links: Links, frontier: Array | None, lanes: list[Lane]) -> None:
         """The places that were reached, and their values in ``_scratch``."""
         assert self.resident is not None
         rows = len(self._target.keys)
         self.walked += links.n_edges if frontier is None else links.edges_of(frontier)
-        while len(self._touched) < len(lanes):
+        while len(self._touched) < len(self._folded):
             self._touched.append(Touched(rows))
-        if [lane.word for lane in lanes] != [out.dtype for out in self._scratch]:
-            self._scratch = [np.empty(self.resident.places, lane.word) for lane in lanes]
-            self._own = [np.empty(rows, lane.word) for lane in lanes]
-        for lane, out in zip(lanes, self._scratch, strict=True):
+        fields = [lane.field for lane in lanes]
+        if [(f.dtype, f.shape) for f in fields] != [(out.dtype, out.shape[1:]) for out in self._held]:
+            self._held = [np.empty((self.resident.places, *f.shape), f.dtype) for f in fields]
+            self._own = [np.empty(rows, lane.word) for lane in self._folded]
+        self._scratch = []
+        for lane, out in zip(lanes, self._held, strict=True):
             self._reached = walk(links, lane, frontier, out)
+            self._scratch += lane.of(out)
         if frontier is None:  # all rows start from it: what they lead to never changes
             self._reached = np.flatnonzero(links.counts).astype(np.int32)
-
-    def _outputs(self, words: list[Array]) -> list[Array]:
-        """One column of words for each output, from those of its lanes."""
-        assert self.program is not None
-        if not self.shape.order_free:
-            return words
-        out, at = [], 0
-        for i, n in enumerate(self._lanes_of):
-            lanes = words[at : at + n]
-            out.append(lanes[0] if n == 1 else finished(lanes, self._grids.of[i]))
-            at += n
-        return out
 
     # ------------------------------------------------------------------ the exchange
 
@@ -281,7 +262,7 @@ class LinkShuffle:
             out = guard.run(self._outgoing) or nothing(self.group.size)
             self._arrival = self.fresh.run(out, guard.status)
             return self._arrival.status & FAILED
-        plan = self._planned(resident, self._grids.lanes() if self.push else len(self.shape.parts))
+        plan = self._planned(resident, self._grids.words() if self.push else len(self.shape.parts))
         guard.run(self._write, plan)
         return self._after(guard, resident, plan.run(guard.status) & FAILED)
 
@@ -342,7 +323,8 @@ class LinkShuffle:
         if self.shape.counts_only:
             return self._degrees(onto)
         assert self.program is not None
-        columns = self._outputs(self._merged() if self.push else self._pulled())
+        words = self._merged() if self.push else self._pulled()
+        columns = self._grids.outputs(words, self.shelf.new)
         return self._onto(onto, columns, self.program.outputs)
 
     def _degrees(self, onto: Table) -> Table:
@@ -390,10 +372,10 @@ class LinkShuffle:
         """Pull: the rows of each key folded over the values that came, and this rank's own."""
         assert self.resident is not None
         links, out = self.resident.pulled(), []
-        for lane in self._lanes(self._pulled_values(), links.n_sources):
-            words = self.shelf.new(links.n_targets, Field("fixed", lane.word))
+        for lane in self._lanes(self._pulled_values()):
+            words = self.shelf.new(links.n_targets, lane.field)
             walk(links, lane, None, words)
-            out.append(words)
+            out += lane.of(words)
         return out
 
     def _by_place(self, j: int, own: Array) -> Array:
@@ -435,7 +417,8 @@ class LinkShuffle:
         """Only the keys that were reached."""
         assert self.program is not None
         slots, words = self._reached_here()
-        bound = zip(self.program.outputs, self._outputs(words), strict=True)
+        columns = self._grids.outputs(words, self.shelf.new)
+        bound = zip(self.program.outputs, columns, strict=True)
         return self._at(onto, slots, {b.output.name: b.finished(column) for b, column in bound})
 
     def _at(self, onto: Table, slots: Array, columns: dict[str, Array]) -> Table:

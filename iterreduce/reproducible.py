@@ -21,8 +21,10 @@ import numpy as np
 
 from iterreduce.columns.aggregators import Aggregator
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.binned import LIMBS, sum_binned
+from iterreduce.columns.binned import LIMBS
+from iterreduce.columns.binned_alone import sum_alone, sum_changes
 from iterreduce.columns.binned_records import finish_binned, merge_binned
+from iterreduce.columns.ragged import Array
 from iterreduce.errors import UsageError
 from iterreduce.fixpoint import Distance, Until
 from iterreduce.loop import Carry, Loop, Superstep
@@ -116,15 +118,22 @@ class OrderFreeDistance(Distance):
 
     def partial(self, old: Batch, new: Batch) -> Any:
         """(low half of the first word, rows, its high half, halves of the other words)."""
+        record, plain = np.zeros((1, LIMBS), np.int64), self._plain_columns(old, new)
+        if plain is not None and self.per_row == "l1" and sum_changes(record, *plain):
+            return self._halves(record, len(new))
         rows = self._rows(old, new)
         if not callable(self.per_row) and np.isnan(rows).any():
             rows = self._rows(old, new, equal_is_zero=True)
         with np.errstate(over="ignore", under="ignore"):
             sizes = rows * rows if self.per_row == "l2" else rows
         record = np.zeros((1, LIMBS), np.int64)
-        sum_binned(record, 0, np.zeros(len(sizes), np.int8), sizes)
+        sum_alone(record, 0, sizes)
+        return self._halves(record, len(rows))
+
+    @staticmethod
+    def _halves(record: Array, rows: int) -> tuple[float, ...]:
         halves = [float(half) for word in record[0].tolist() for half in (word & LOW_HALF, word >> 32)]
-        return halves[0], float(len(rows)), *halves[1:]
+        return halves[0], float(rows), *halves[1:]
 
     def fold_ranks(self, partials: Any) -> float:
         """The distance, from the words of each rank."""

@@ -185,40 +185,47 @@ def sum_binned(records: Any, offset: Any, codes: Any, values: Any) -> None:
 
 
 @inlined
-def _float_of(bits: Any) -> Any:
+def float_of(bits: Any) -> Any:
     return np.int64(bits).view(np.float64)
 
 
 @inlined
-def _bits_of(value: Any) -> Any:
+def bits_of(value: Any) -> Any:
     return np.float64(value).view(np.int64)
 
 
 @inlined
-def _cuts(held: Any) -> Any:
+def cuts(held: Any) -> Any:
     """Of a top bin: the least size that is beyond its end, and the constant of each limb, all as bits."""
     constant = (held * BITS + 1) << 52 | HALF
     return (held * BITS + LIFT) << 52, constant, constant - (BITS << 52), constant - (2 * BITS << 52)
 
 
 @inlined
-def _cut(value: Any, end: Any, first: Any, second: Any, third: Any) -> Any:
-    """The three limbs of a value, and whether it is beyond the end: then they mean nothing."""
+def cut_off(value: Any, first: Any, second: Any, third: Any) -> Any:
+    """The three limbs of a value that is not beyond the end, and what is left of it."""
     x = np.float64(value)
-    outside = _bits_of(x) & MAGNITUDE >= end
-    s = x + _float_of(first)
-    high = _bits_of(s) - first
-    x -= s - _float_of(first)
-    s = x + _float_of(second)
-    middle = _bits_of(s) - second
-    x -= s - _float_of(second)
-    return high, middle, _bits_of(x + _float_of(third)) - third, outside
+    s = x + float_of(first)
+    high = bits_of(s) - first
+    x -= s - float_of(first)
+    s = x + float_of(second)
+    middle = bits_of(s) - second
+    x -= s - float_of(second)
+    s = x + float_of(third)
+    return high, middle, bits_of(s) - third, x - (s - float_of(third))
+
+
+@inlined
+def cut(value: Any, end: Any, first: Any, second: Any, third: Any) -> Any:
+    """The three limbs of a value, and whether it is beyond the end: then they mean nothing."""
+    high, middle, low, _ = cut_off(value, first, second, third)
+    return high, middle, low, bits_of(np.float64(value)) & MAGNITUDE >= end
 
 
 @kernel
-def _likely_bin(value: Any) -> Any:
+def likely_bin(value: Any) -> Any:
     """The top bin of a sum of this value alone."""
-    return max(((_bits_of(value) >> 52 & 0x7FF) + 52) // BITS, LIMBS - 1)
+    return max(((bits_of(value) >> 52 & 0x7FF) + 52) // BITS, LIMBS - 1)
 
 
 @kernel
@@ -273,14 +280,14 @@ def sum_packed(records: Any, offset: Any, codes: Any, values: Any, packed: Any) 
         for i in range(n):
             prefetch(packed, two * np.uint64(some[i]))
         known: Any = packed[np.uint64(some[0]), 1] & PACKED_BIN
-        held: Any = known if known else _likely_bin(addends[0])
+        held: Any = known if known else likely_bin(addends[0])
         if held >= SLOW_BIN:
             for i in range(n):
                 add_scalar(records, np.uint64(some[i]), at, one, addends[i])
             continue
-        end, first, second, third = _cuts(held)
+        end, first, second, third = cuts(held)
         for i in range(n):
-            high, middle, low, outside = _cut(addends[i], end, first, second, third)
+            high, middle, low, outside = cut(addends[i], end, first, second, third)
             pieces[0, i], pieces[1, i] = (high << 32) + middle, (low << PACKED_SHIFT) + (PACKED_ROW | outside)
         for i in range(n):
             c, more = np.uint64(some[i]), pieces[0, i]

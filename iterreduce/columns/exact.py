@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from iterreduce.columns import accumulators, binned, binned_records, folds
+from iterreduce.columns import accumulators, binned, binned_alone, binned_records, folds
 from iterreduce.columns import superaccumulator as exactly
 from iterreduce.columns.accumulators import (
     FLOAT64,
@@ -123,8 +123,10 @@ class OrderFreeVariance(OrderFree):
 
 
 def sum_scalars(records: Array, offset: int, codes: Array, values: Array) -> None:
-    """Sums of scalars, by the kernel that suits the number of rows."""
-    if len(codes) >= PACKED * len(records):
+    """Sums of scalars, by the kernel that suits the number of records and of rows."""
+    if len(records) == 1:
+        binned_alone.sum_alone(records, offset, values)
+    elif len(codes) >= PACKED * len(records):
         packed = line_aligned(2 * len(records)).reshape(len(records), 2)
         packed.fill(0)
         binned.sum_packed(records, offset, codes, values, packed)
@@ -174,9 +176,15 @@ class ExactSum(BoundAggregator):
         values = self.load(values) if self.load is not None else values
         for lo in range(0, len(codes), exactly.MOST_ROWS):
             hi = lo + exactly.MOST_ROWS
-            exactly.add_exactly(records, offset, codes[lo:hi], values[lo:hi])
+            if len(records) == 1:
+                exactly.add_all_exactly(records, offset, values[lo:hi])
+            else:
+                exactly.add_exactly(records, offset, codes[lo:hi], values[lo:hi])
             exactly.carry_all(records, offset, codes[lo:hi])
-        folds.count_int(records, offset + exactly.WORDS, codes)
+        if len(records) == 1:
+            records[0, offset + exactly.WORDS] += len(codes)
+        else:
+            folds.count_int(records, offset + exactly.WORDS, codes)
 
     def merge(self, records: Array, offset: int, slots: Array, partial: Array, partial_offset: int) -> None:
         """Fold partial records; see `BoundAggregator.merge`."""

@@ -13,11 +13,13 @@ another order is written in that order. Indices are unsigned because Numba tests
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
+from iterreduce.columns.grids import add_four, each_of_four, four_sums, limbs_of
 from iterreduce.columns.jit import kernel
 
 EdgeFunction = Callable[..., Any]
@@ -75,6 +77,71 @@ def source_minus_edge(x: Any, w: Any) -> Any:
     return x - w
 
 
+@kernel
+def add_pair(held: Any, value: Any) -> Any:
+    """Sums of two words at once."""
+    return held[0] + value[0], held[1] + value[1]
+
+
+@kernel
+def add_on_grid(held: Any, value: Any, grid: Any) -> Any:
+    """The sum of two integers and of those of a value."""
+    high, low = limbs_of(value, grid)
+    return held[0] + high, held[1] + low
+
+
+@kernel
+def _clear(out: Any, lo: Any, hi: Any, zero: Any) -> None:
+    out[lo:hi] = zero
+
+
+@kernel
+def _clear_pairs(out: Any, lo: Any, hi: Any, zero: Any) -> None:
+    out[2 * lo : 2 * hi] = zero[0]
+
+
+@kernel
+def _held(out: Any, t: Any) -> Any:
+    return out[t]
+
+
+@kernel
+def _held_pair(out: Any, t: Any) -> Any:
+    at = np.uint64(t) << np.uint64(1)
+    return out[at], out[at | np.uint64(1)]
+
+
+@kernel
+def _hold(out: Any, t: Any, value: Any) -> None:
+    out[t] = value
+
+
+@kernel
+def _hold_pair(out: Any, t: Any, value: Any) -> None:
+    at = np.uint64(t) << np.uint64(1)
+    out[at], out[at | np.uint64(1)] = value[0], value[1]
+
+
+@kernel
+def _behind(out: Any, t: Any) -> Any:
+    return out[t:]
+
+
+@kernel
+def _behind_pairs(out: Any, t: Any) -> Any:
+    return out[2 * t :]
+
+
+@kernel
+def _four(zero: Any, steps: Any, grid: Any) -> Any:
+    return zero, zero, zero, zero
+
+
+@kernel
+def _each(held: Any) -> Any:
+    return held
+
+
 COMBINES = {"sum": add, "min": smaller, "max": larger}
 EDGE_FUNCTIONS: dict[str, EdgeFunction] = {
     "x": source,
@@ -84,6 +151,44 @@ EDGE_FUNCTIONS: dict[str, EdgeFunction] = {
     "min(x,w)": smaller,
     "max(x,w)": larger,
 }
+ON_GRID = "on a grid"
+"""Sums of floats on a grid, two integers each: those of target t stand at 2t and 2t + 1."""
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """How values are folded: kernels, and how targets are cleared, read, written, and cut off in front."""
+
+    fold: Any  # what is held, a value and the grid -> what is held then
+    join: Any  # two of what is held -> one
+    four: Any  # nothing yet, four times; then a value for each; then the four
+    fold_four: Any
+    each: Any
+    clear: Any
+    held: Any
+    hold: Any
+    behind: Any
+
+
+def _fold_of(combine: str) -> _Fold:
+    if combine == ON_GRID:
+        return _Fold(add_on_grid, add_pair, four_sums, add_four, each_of_four, _clear_pairs, _held_pair,
+                     _hold_pair, _behind_pairs)  # fmt: skip
+    fold, fold_four = _folds(COMBINES[combine])
+    return _Fold(fold, COMBINES[combine], _four, fold_four, _each, _clear, _held, _hold, _behind)
+
+
+@cache
+def _folds(join: Any) -> tuple[Any, Any]:
+    @kernel
+    def fold(held: Any, value: Any, grid: Any) -> Any:
+        return join(held, value)
+
+    @kernel
+    def fold_four(held: Any, a: Any, b: Any, c: Any, d: Any, grid: Any) -> Any:
+        return join(held[0], a), join(held[1], b), join(held[2], c), join(held[3], d)
+
+    return fold, fold_four
 
 
 @kernel
@@ -146,32 +251,41 @@ def first_not_below(rows: Any, first: Any, last: Any, target: Any) -> Any:
 @cache
 def over_pieces(edge: EdgeFunction, combine: str, k: int, m: int) -> Any:
     """The loop over pieces: all edges from one segment to one target, folded before the target is touched."""
-    join, source_row, edge_row, cut = COMBINES[combine], ROW[k], ROW[m], FROM[k]
+    how, source_row, edge_row, cut = _fold_of(combine), ROW[k], ROW[m], FROM[k]
+    fold, join, four, fold_four, each = how.fold, how.join, how.four, how.fold_four, how.each
+    clear, held, hold = how.clear, how.held, how.hold
 
     @kernel
     def value(tables: Any, columns: Any, index: Any, e: Any) -> Any:
         return edge(*(source_row(tables, index[e]) + edge_row(columns, e)))
 
     @kernel
-    def strided(tables: Any, columns: Any, index: Any, e: Any, stride: Any, length: Any, zero: Any) -> Any:
+    def next_four(sums: Any, tables: Any, columns: Any, index: Any, e: Any, grid: Any) -> Any:
+        a, b = value(tables, columns, index, e), value(tables, columns, index, e + np.uint64(1))
+        c = value(tables, columns, index, e + np.uint64(2))
+        d = value(tables, columns, index, e + np.uint64(3))
+        return fold_four(sums, a, b, c, d, grid)
+
+    @kernel
+    def strided(
+        tables: Any, columns: Any, index: Any, e: Any, stride: Any, length: Any, zero: Any, grid: Any
+    ) -> Any:
         total = zero
         for _ in range(length):
-            total = join(total, value(tables, columns, index, e))
+            total = fold(total, value(tables, columns, index, e), grid)
             e += stride
         return total
 
     @kernel
-    def long(tables: Any, columns: Any, index: Any, e: Any, end: Any, zero: Any) -> Any:
-        u1, u2, u3, u4 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
-        a, b, c, d = zero, zero, zero, zero
+    def long(tables: Any, columns: Any, index: Any, e: Any, end: Any, zero: Any, grid: Any) -> Any:
+        u1, u4 = np.uint64(1), np.uint64(4)
+        sums = four(zero, (end - e) // u4, grid)
         while e + u4 <= end:
-            a = join(a, value(tables, columns, index, e))
-            b = join(b, value(tables, columns, index, e + u1))
-            c = join(c, value(tables, columns, index, e + u2))
-            d = join(d, value(tables, columns, index, e + u3))
+            sums = next_four(sums, tables, columns, index, e, grid)
             e += u4
+        a, b, c, d = each(sums)
         while e < end:
-            a = join(a, value(tables, columns, index, e))
+            a = fold(a, value(tables, columns, index, e), grid)
             e += u1
         return join(join(a, b), join(c, d))
 
@@ -185,11 +299,12 @@ def over_pieces(edge: EdgeFunction, combine: str, k: int, m: int) -> Any:
         index: Any,
         out: Any,
         zero: Any,
+        grid: Any,
         lo: Any,
         hi: Any,
     ) -> None:
         u1, u2, u3, u4 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
-        out[lo:hi] = zero
+        clear(out, lo, hi, zero)
         for r in range(len(runs)):
             first, last = runs[r, PIECE], runs[r, PIECE] + runs[r, PIECES]
             p = np.uint64(first_not_below(rows, first, last, lo) - first)
@@ -199,35 +314,34 @@ def over_pieces(edge: EdgeFunction, combine: str, k: int, m: int) -> Any:
             if length == 0:
                 ends = longs[runs[r, LONG] :]
                 while p < stop:
-                    t = mine[p]
-                    out[t] = join(out[t], long(tables, columns, index, ends[p], ends[p + u1], zero))
+                    t, whole = mine[p], long(tables, columns, index, ends[p], ends[p + u1], zero, grid)
+                    hold(out, t, join(held(out, t), whole))
                     p += u1
                 continue
             even = np.uint64(runs[r, PIECES]) // u4 * u4
             while p < stop:
                 e = begin + p * length
                 if p % u4 == 0 and p + u4 <= stop:
-                    a, b, c, d = zero, zero, zero, zero
+                    sums = four(zero, length, grid)
                     for _ in range(length):
-                        a = join(a, value(tables, columns, index, e))
-                        b = join(b, value(tables, columns, index, e + u1))
-                        c = join(c, value(tables, columns, index, e + u2))
-                        d = join(d, value(tables, columns, index, e + u3))
+                        sums = next_four(sums, tables, columns, index, e, grid)
                         e += u4
+                    a, b, c, d = each(sums)
                     t = mine[p]
-                    out[t] = join(out[t], a)
+                    hold(out, t, join(held(out, t), a))
                     t = mine[p + u1]
-                    out[t] = join(out[t], b)
+                    hold(out, t, join(held(out, t), b))
                     t = mine[p + u2]
-                    out[t] = join(out[t], c)
+                    hold(out, t, join(held(out, t), c))
                     t = mine[p + u3]
-                    out[t] = join(out[t], d)
+                    hold(out, t, join(held(out, t), d))
                     p += u4
                     continue
                 t, stride = mine[p], u1
                 if p < even:
                     e, stride = begin + p // u4 * u4 * length + p % u4, u4
-                out[t] = join(out[t], strided(tables, columns, index, e, stride, length, zero))
+                whole = strided(tables, columns, index, e, stride, length, zero, grid)
+                hold(out, t, join(held(out, t), whole))
                 p += u1
 
     return loop
@@ -236,7 +350,8 @@ def over_pieces(edge: EdgeFunction, combine: str, k: int, m: int) -> Any:
 @cache
 def over_blocks(edge: EdgeFunction, combine: str, k: int, m: int) -> Any:
     """The loop over blocks of a segment of sources and a stretch of targets, both of which stay in cache."""
-    join, source_row, edge_row, cut = COMBINES[combine], ROW[k], ROW[m], FROM[k]
+    how, source_row, edge_row, cut = _fold_of(combine), ROW[k], ROW[m], FROM[k]
+    fold, clear, held, hold, behind = how.fold, how.clear, how.held, how.hold, how.behind
 
     @kernel
     def loop(
@@ -248,17 +363,19 @@ def over_blocks(edge: EdgeFunction, combine: str, k: int, m: int) -> Any:
         target: Any,
         out: Any,
         zero: Any,
+        grid: Any,
         lo: Any,
         hi: Any,
     ) -> None:
-        out[lo:hi] = zero
+        clear(out, lo, hi, zero)
         for h in range(lo >> bits, (hi + (1 << bits) - 1) >> bits):
-            mine = out[h << bits :]
+            mine = behind(out, h << bits)
             for g in range(bounds.shape[1] - 1):
                 tables = cut(states, g * SEGMENT)
                 for e in range(np.uint64(bounds[h, g]), np.uint64(bounds[h, g + 1])):
                     t = target[e]
-                    mine[t] = join(mine[t], edge(*(source_row(tables, index[e]) + edge_row(columns, e))))
+                    heard = edge(*(source_row(tables, index[e]) + edge_row(columns, e)))
+                    hold(mine, t, fold(held(mine, t), heard, grid))
 
     return loop
 
@@ -266,16 +383,19 @@ def over_blocks(edge: EdgeFunction, combine: str, k: int, m: int) -> Any:
 @cache
 def _hearing(combine: str) -> Any:
     """What a target does with one value: targets met for the first time go to ``new``."""
-    join = COMBINES[combine]
+    how = _fold_of(combine)
+    fold, held, hold = how.fold, how.held, how.hold
 
     @kernel
-    def hear(t: Any, v: Any, out: Any, zero: Any, stamps: Any, stamp: Any, new: Any, found: Any) -> Any:
+    def hear(
+        t: Any, v: Any, out: Any, zero: Any, grid: Any, stamps: Any, stamp: Any, new: Any, found: Any
+    ) -> Any:
         if stamps[t] == stamp:
-            out[t] = join(out[t], v)
+            hold(out, t, fold(held(out, t), v, grid))
             return found
         stamps[t] = stamp
         new[found] = t
-        out[t] = join(zero, v)
+        hold(out, t, fold(zero, v, grid))
         return found + np.uint64(1)
 
     return hear
@@ -298,6 +418,7 @@ def along(edge: EdgeFunction, combine: str, k: int, m: int, aligned: bool) -> An
         targets: Any,
         out: Any,
         zero: Any,
+        grid: Any,
         stamps: Any,
         stamp: Any,
         touched: Any,
@@ -308,7 +429,7 @@ def along(edge: EdgeFunction, combine: str, k: int, m: int, aligned: bool) -> An
             x = source_row(states, i if aligned else s)
             for e in range(np.uint64(offsets[s]), np.uint64(offsets[s + one])):
                 v = edge(*(x + edge_row(columns, e)))
-                found = hear(np.uint64(targets[e]), v, out, zero, stamps, stamp, touched, found)
+                found = hear(np.uint64(targets[e]), v, out, zero, grid, stamps, stamp, touched, found)
         return int(found)
 
     return loop
@@ -325,12 +446,12 @@ def along_some(edge: EdgeFunction, combine: str, k: int, m: int, aligned: bool) 
 
     @kernel
     def take(given: Any, places: Any, rows: Any, count: Any, new: Any, found: Any) -> Any:
-        frontier, states, columns, _, targets, out, zero, stamps, stamp = given
+        frontier, states, columns, _, targets, out, zero, grid, stamps, stamp = given
         for j in range(count):
             i, e = rows[j], places[j]
             x = source_row(states, i if aligned else np.uint64(frontier[i]))
             v = edge(*(x + edge_row(columns, e)))
-            found = hear(np.uint64(targets[e]), v, out, zero, stamps, stamp, new, found)
+            found = hear(np.uint64(targets[e]), v, out, zero, grid, stamps, stamp, new, found)
         return found
 
     @kernel
@@ -342,13 +463,17 @@ def along_some(edge: EdgeFunction, combine: str, k: int, m: int, aligned: bool) 
         targets: Any,
         out: Any,
         zero: Any,
+        grid: Any,
         stamps: Any,
         stamp: Any,
         touched: Any,
         lo: Any,
         hi: Any,
     ) -> int:
-        given, new = (frontier, states, columns, offsets, targets, out, zero, stamps, stamp), touched[lo:]
+        given, new = (
+            (frontier, states, columns, offsets, targets, out, zero, grid, stamps, stamp),
+            touched[lo:],
+        )
         one, full, low, wide = np.uint64(1), np.uint64(COLLECTED), np.uint64(lo), np.uint64(hi - lo)
         places, rows = np.empty(COLLECTED, np.uint64), np.empty(COLLECTED, np.uint64)
         count, found = np.uint64(0), np.uint64(0)

@@ -16,11 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from iterreduce.columns.binned import MAGNITUDE
 from iterreduce.columns.expressions import Apply, Column, Constant, Expr, key_of
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.link_kernels import COMBINES, EDGE_FUNCTIONS
 from iterreduce.columns.ragged import Array
 from iterreduce.errors import UsageError
+
+INFINITY = 0x7FF << 52
 
 
 @kernel
@@ -249,25 +252,16 @@ def _function(edge: Any) -> Any:
 
 
 @cache
-def limb_function(edge: Any, low: bool, bits: int) -> Any:
-    """The edge function's value on a grid, as an integer: its first argument is the grid's lines per unit.
-
-    ``low``: what is left between two lines, on a grid that is ``2**bits`` times finer. What is not finite
-    counts as nothing; see `sign_function`.
-    """
-    value, finer = _function(edge), 2.0**bits
+def tame_function(edge: Any, scale: float) -> Any:
+    """The value times a power of two; 0 for what is not finite, see `sign_function`."""
+    value = _function(edge)
 
     @kernel
-    def high_limb(*values: Any) -> Any:
-        v = value(*values[1:]) * values[0]
-        return np.int64(np.rint(v)) if np.isfinite(v) else np.int64(0)
+    def tame(*values: Any) -> Any:
+        v = np.float64(value(*values)) * scale
+        return v if np.isfinite(v) else 0.0
 
-    @kernel
-    def low_limb(*values: Any) -> Any:
-        v = value(*values[1:]) * values[0]
-        return np.int64(np.rint((v - np.rint(v)) * finer)) if np.isfinite(v) else np.int64(0)
-
-    return low_limb if low else high_limb
+    return tame
 
 
 @cache
@@ -297,16 +291,22 @@ def size_function(edge: Any, finite: bool) -> Any:
 
 
 @kernel
-def _largest(values: Any) -> Any:
-    """The largest finite absolute value, and whether any is not finite."""
-    largest, special = 0.0, False
+def _largest(values: Any) -> int:
+    """The bits of the largest absolute value; a NaN is the largest of all."""
+    largest: Any = 0
+    for v in values:
+        largest = max(largest, np.float64(v).view(np.int64) & MAGNITUDE)
+    return int(largest)
+
+
+@kernel
+def _largest_finite(values: Any) -> float:
+    largest = 0.0
     for v in values:
         size = abs(np.float64(v))
-        if not np.isfinite(size):
-            special = True
-        elif size > largest:
+        if np.isfinite(size) and size > largest:
             largest = size
-    return largest, special
+    return largest
 
 
 def largest_of(values: Array) -> tuple[float, bool]:
@@ -315,40 +315,23 @@ def largest_of(values: Array) -> tuple[float, bool]:
     >>> largest_of(np.array([1.0, -3.0, np.nan]))
     (3.0, True)
     """
-    largest, special = _largest(values)
-    return float(largest), bool(special)
+    bits = int(_largest(values))
+    if bits < INFINITY:
+        return float(np.int64(bits).view(np.float64)), False
+    return float(_largest_finite(values)), True
 
 
 @kernel
-def _limbs(values: Any, lines: Any, finer: Any, high: Any, low: Any) -> None:
-    for i in range(len(values)):
-        v = values[i] * lines
-        near = np.rint(v)
-        if np.isfinite(v):
-            high[i], low[i] = np.int64(near), np.int64(np.rint((v - near) * finer))
-        else:
-            high[i], low[i] = 0, 0
-
-
-def limbs(values: Array, lines: float, bits: int) -> tuple[Array, Array]:
-    """Values on a grid of ``lines`` per unit, and what is left on one ``2**bits`` times finer: int64 each.
-
-    >>> [limb.tolist() for limb in limbs(np.array([0.75, -2.5]), 2.0, 4)]
-    [[2, -5], [-8, 0]]
-    """
-    high, low = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
-    _limbs(values, lines, 2.0**bits, high, low)
-    return high, low
-
-
-@kernel
-def _joined(high: Any, low: Any, unit: Any, fine: Any, out: Any) -> None:
+def _joined(high: Any, low: Any, unit: Any, fine: Any, scale: Any, out: Any) -> None:
     for i in range(len(high)):
-        out[i] = np.float64(high[i]) * unit + np.float64(low[i]) * fine
+        out[i] = (np.float64(high[i]) * unit + np.float64(low[i]) * fine) * scale
 
 
-def joined(high: Array, low: Array, lines: float, bits: int) -> Array:
-    """The sums that two columns of summed limbs stand for: float64 ``(n,)``."""
-    out = np.empty(len(high))
-    _joined(high, low, 1.0 / lines, 1.0 / lines * 2.0**-bits, out)
+def joined(high: Array, low: Array, unit: float, fine: float, scale: float, out: Array) -> Array:
+    """The sums that two columns of integers stand for, times a power of two, in ``out``, float64.
+
+    >>> joined(np.array([3, -1]), np.array([0, 2]), 1.0, 0.25, 2.0, np.empty(2)).tolist()
+    [6.0, -1.0]
+    """
+    _joined(high, low, unit, fine, scale, out)
     return out

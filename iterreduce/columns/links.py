@@ -26,6 +26,7 @@ from iterreduce.columns.link_kernels import (
     COMBINES,
     EDGE_FUNCTIONS,
     MOST_COLUMNS,
+    ON_GRID,
     EdgeFunction,
     along,
     along_some,
@@ -38,10 +39,14 @@ from iterreduce.columns.ragged import Array
 from iterreduce.errors import UsageError
 
 LAST_STAMP = 2**16 - 1
+INT64 = np.dtype(np.int64)
 SPARSE_GRAIN = 1 << 16
 """Edges of a frontier per thread that pay for all threads' reading all of them."""
 Range = tuple[int, int]
 States = Array | Sequence[Array]
+Lines = tuple[float, float]
+Operation = tuple[EdgeFunction, str, int, int]
+"""The edge function, how its values are folded, and of how many values and columns it is."""
 
 
 class Pool(Protocol):
@@ -190,6 +195,7 @@ class Links:
         edge: str | EdgeFunction | None = None,
         columns: Sequence[str] = (),
         *,
+        grid: Lines | None = None,
         pool: Pool | None = None,
         part: Range | None = None,
     ) -> Array:
@@ -201,44 +207,47 @@ class Links:
         a compiled scalar function of the states' values and those of the edge ``columns``, in this order.
         Targets without an edge get 0, or the largest (min) or smallest (max) number of the dtype.
 
+        With a ``grid``, two numbers as in `iterreduce.columns.grids`, floats are summed as pairs of integers:
+        ``out`` is int64 of shape ``(n_targets, 2)``.
+
         With a pool its threads share the work; ``part``, one of `parts`, fills only these targets. The bits
         are the same either way.
         """
-        self._check_out(out)
+        self._check_out(out, grid)
         if part is None and pool is not None and pool.threads > 1:
             self.prepare()
             given = combine, states, out, edge, columns
-            pool.run(lambda lo, hi: self.dense(*given, part=(lo, hi)), self.parts(pool.threads))
+            pool.run(lambda lo, hi: self.dense(*given, grid=grid, part=(lo, hi)), self.parts(pool.threads))
             return out
         lo, hi = part or (0, self.n_targets)
         if combine == "count":
             out[lo:hi] = self.counts[lo:hi]
             return out
-        xs, function = self._checked(combine, states, out, edge, columns, self.n_sources)
+        xs, operation = self._checked(combine, states, out, edge, columns, self.n_sources, grid)
         layout = self.prepare()._layout
         assert layout is not None
         if (lo % layout.grain or hi % layout.grain) and hi != self.n_targets:
             raise UsageError(f"part ({lo}, {hi}): wanted multiples of {layout.grain}: take it from parts()")
-        self._walk(layout, (function, combine, len(xs), len(columns)), xs, columns, out, lo, hi)
+        self._walk(layout, operation, xs, columns, (out, grid), lo, hi)
         return out
 
     def _walk(
         self,
         layout: Pieces | Blocks,
-        operation: tuple[EdgeFunction, str, int, int],
+        operation: Operation,
         xs: tuple[Array, ...],
         columns: Sequence[str],
-        out: Array,
+        into: tuple[Array, Lines | None],
         lo: int,
         hi: int,
     ) -> None:
-        ws, zero = tuple(layout.columns[name] for name in columns), identity(operation[1], out.dtype)
+        ws, target = tuple(layout.columns[name] for name in columns), _target(operation[1], *into)
         if isinstance(layout, Pieces):
             where = layout.runs, layout.rows, layout.longs, layout.index
-            over_pieces(*operation)(xs, ws, *where, out, zero, lo, hi)
+            over_pieces(*operation)(xs, ws, *where, *target, lo, hi)
         else:
             place = layout.bounds, layout.bits, layout.index, layout.target
-            over_blocks(*operation)(xs, ws, *place, out, zero, lo, hi)
+            over_blocks(*operation)(xs, ws, *place, *target, lo, hi)
 
     def sparse(
         self,
@@ -250,6 +259,7 @@ class Links:
         columns: Sequence[str] = (),
         *,
         aligned: bool = False,
+        grid: Lines | None = None,
         pool: Pool | None = None,
     ) -> Array:
         """Push along the edges of the sources in ``frontier`` only; the targets that heard something.
@@ -259,24 +269,21 @@ class Links:
         targets (int32, ascending, valid until the next call) are written. The cost is that of the frontier's
         edges. Otherwise as `dense`.
         """
-        self._check_out(out)
+        self._check_out(out, grid)
         rows = self._by_source()
         if combine == "count":
             combine, states, edge, columns = "sum", np.ones(self.n_sources, np.int8), None, ()
             aligned = False
-        xs, function = self._checked(
-            combine, states, out, edge, columns, len(frontier) if aligned else self.n_sources
-        )
+        n = len(frontier) if aligned else self.n_sources
+        xs, operation = self._checked(combine, states, out, edge, columns, n, grid)
         _check_slots("frontier", frontier, self.n_sources)
         frontier = _frozen(frontier)
         stamp, touched = self._next_stamp(), self._touched
-        operation = function, combine, len(xs), len(columns), aligned
-        ws = tuple(rows.columns[name] for name in columns)
-        zero = identity(combine, out.dtype)
-        given = frontier, xs, ws, rows.offsets, rows.targets, out, zero, self._stamps, stamp, touched
+        ws, target = tuple(rows.columns[name] for name in columns), _target(operation[1], out, grid)
+        given = frontier, xs, ws, rows.offsets, rows.targets, *target, self._stamps, stamp, touched
 
         def push_some(lo: int, hi: int) -> Range:
-            found = along_some(*operation)(*given, lo, hi)
+            found = along_some(*operation, aligned)(*given, lo, hi)
             self._put_in_order(stamp, lo, hi, found)
             return lo, found
 
@@ -285,7 +292,7 @@ class Links:
             threads = min(pool.threads, self.edges_of(frontier) // SPARSE_GRAIN)
         if pool is not None and threads > 1:
             return _close_up(touched, pool.run(push_some, self._cut(threads, 1)))
-        found = along(*operation)(*given)
+        found = along(*operation, aligned)(*given)
         self._put_in_order(stamp, 0, self.n_targets, found)
         return touched[:found]
 
@@ -308,11 +315,11 @@ class Links:
         else:
             self._touched[lo : lo + found].sort()
 
-    def _check_out(self, out: Array) -> None:
-        if out.dtype not in (np.float64, np.int64) or out.shape != (self.n_targets,):
-            raise UsageError(
-                f"out: wanted float64 or int64 of shape ({self.n_targets},), got {out.dtype} {out.shape}"
-            )
+    def _check_out(self, out: Array, grid: Lines | None) -> None:
+        shape = (self.n_targets,) if grid is None else (self.n_targets, 2)
+        if out.dtype not in ((np.float64, INT64) if grid is None else (INT64,)) or out.shape != shape:
+            wanted = "int64" if grid is not None else "float64 or int64"
+            raise UsageError(f"out: wanted {wanted} of shape {shape}, got {out.dtype} {out.shape}")
 
     def _checked(
         self,
@@ -322,10 +329,11 @@ class Links:
         edge: str | EdgeFunction | None,
         columns: Sequence[str],
         rows: int,
-    ) -> tuple[tuple[Array, ...], EdgeFunction]:
-        """States as a tuple of read-only arrays (one compiled loop serves both kinds), and the function."""
+        grid: Lines | None,
+    ) -> tuple[tuple[Array, ...], Operation]:
+        """States as a tuple of read-only arrays (one compiled loop serves both kinds), and what to do."""
         xs = (states,) if isinstance(states, np.ndarray) else tuple(states)
-        if combine not in COMBINES:
+        if combine not in COMBINES or (grid is not None and combine != "sum"):
             raise UsageError(f"combine {combine!r}: wanted one of {', '.join((*COMBINES, 'count'))}")
         if not len(xs) <= MOST_COLUMNS >= len(columns) or any(len(x) < rows or x.ndim != 1 for x in xs):
             raise UsageError(
@@ -335,8 +343,10 @@ class Links:
         if missing := [name for name in columns if name not in self.columns]:
             raise UsageError(f"edge columns {missing}: there are {list(self.columns)}")
         dtypes = [x.dtype for x in xs] + [self.columns[name] for name in columns]
-        function = _named(edge, dtypes, out.dtype) if edge is None or isinstance(edge, str) else edge
-        return tuple(_frozen(x) for x in xs), function
+        made = out.dtype if grid is None else np.dtype(np.float64)
+        function = _named(edge, dtypes, made) if edge is None or isinstance(edge, str) else edge
+        how = combine if grid is None else ON_GRID
+        return tuple(_frozen(x) for x in xs), (function, how, len(xs), len(columns))
 
 
 def _named(edge: str | None, dtypes: list[np.dtype[Any]], out: np.dtype[Any]) -> EdgeFunction:
@@ -379,6 +389,14 @@ def _close_up(touched: Array, found: list[Range]) -> Array:
             touched[n : n + count] = touched[lo : lo + count]
         n += count
     return touched[:n]
+
+
+def _target(combine: str, out: Array, grid: Lines | None) -> tuple[Array, Any, Any]:
+    """What a loop writes to, what it begins with, and the grid."""
+    if grid is None:
+        return out, identity(combine, out.dtype), ()
+    zero = INT64.type(0)
+    return out.reshape(-1), (zero, zero), grid
 
 
 def identity(combine: str, dtype: np.dtype[Any]) -> Any:

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from iterreduce.columns.binned import BITS, MAGNITUDE, SLOW_BIN, bits_of, cut_off, cuts, likely_bin
+from iterreduce.columns.binned_alone import BLOCK, largest_bits
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.ragged import Array
 
@@ -40,6 +42,15 @@ def carry(records: Any, c: Any, at: Any) -> None:
 
 
 @kernel
+def _add_digits(records: Any, c: Any, at: Any, size: Any, shift: Any, sign: Any) -> None:
+    """Add an integer of less than 64 bits, some of them above a digit's lowest."""
+    low, high = (size & LOW32) << shift, (size >> 32) << shift
+    records[c, at] += sign * (low & LOW32)
+    records[c, at + 1] += sign * ((low >> 32) + (high & LOW32))
+    records[c, at + 2] += sign * (high >> 32)
+
+
+@kernel
 def add_exactly(records: Any, offset: Any, codes: Any, values: Any) -> None:
     """Add each value to the sum of its record."""
     for i in range(codes.size):
@@ -53,12 +64,44 @@ def add_exactly(records: Any, offset: Any, codes: Any, values: Any) -> None:
         if exponent:
             mantissa |= 1 << 52
             exponent -= 1
-        at, shift = offset + (exponent >> 5), exponent & 31
-        low, high = (mantissa & LOW32) << shift, (mantissa >> 32) << shift
-        sign = 1 if bits >= 0 else -1
-        records[c, at] += sign * (low & LOW32)
-        records[c, at + 1] += sign * ((low >> 32) + (high & LOW32))
-        records[c, at + 2] += sign * (high >> 32)
+        at, sign = offset + (exponent >> 5), 1 if bits >= 0 else -1
+        _add_digits(records, c, at, mantissa, exponent & 31, sign)
+
+
+@kernel
+def _add_limb(records: Any, offset: Any, bin_: Any, limb: Any) -> None:
+    """Add a bin's integer to the first record."""
+    position = bin_ * BITS
+    _add_digits(records, 0, offset + (position >> 5), abs(limb), position & 31, 1 if limb >= 0 else -1)
+
+
+@kernel
+def add_all_exactly(records: Any, offset: Any, values: Any) -> None:
+    """`add_exactly` where all values are those of the first record.
+
+    Those of a block are cut into three bins together, in a loop that vectorises; so is what is left of them,
+    until nothing is.
+    """
+    rest, codes = np.empty(BLOCK), np.zeros(BLOCK, np.int8)
+    for lo in range(0, values.size, BLOCK):
+        n = min(BLOCK, values.size - lo)
+        for i in range(n):
+            rest[i] = values[lo + i]
+        largest = largest_bits(rest[:n])
+        while largest:
+            bin_: Any = likely_bin(np.int64(largest).view(np.float64))
+            if bin_ >= SLOW_BIN:
+                add_exactly(records, offset, codes[:n], rest[:n])
+                break
+            _, first, second, third = cuts(bin_)
+            high, middle, low, largest = 0, 0, 0, 0
+            for i in range(n):
+                a, b, c, left = cut_off(rest[i], first, second, third)
+                high, middle, low, rest[i] = high + a, middle + b, low + c, left
+                largest = max(largest, bits_of(left) & MAGNITUDE)
+            _add_limb(records, offset, bin_, high)
+            _add_limb(records, offset, bin_ - 1, middle)
+            _add_limb(records, offset, bin_ - 2, low)
 
 
 @kernel
@@ -100,10 +143,8 @@ def total(words: Sequence[int]) -> float:
 def exact_words(values: Array) -> Array:
     """The words of the sum of some values, int64 of shape ``(WORDS,)``."""
     record = np.zeros((1, WORDS), np.int64)
-    codes = np.zeros(min(len(values), MOST_ROWS), np.int8)
     for lo in range(0, len(values), MOST_ROWS):
-        piece = values[lo : lo + MOST_ROWS]
-        add_exactly(record, 0, codes[: len(piece)], piece)
+        add_all_exactly(record, 0, values[lo : lo + MOST_ROWS])
         carry(record, 0, 0)
     words: Array = record[0]
     return words

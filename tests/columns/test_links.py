@@ -108,6 +108,27 @@ def test_pushing_from_a_frontier_touches_its_targets_and_no_others(
     assert (np.delete(out, touched) == -7).all()
 
 
+@given(graphs(), st.sampled_from(["pieces", "blocks"]), st.integers(0, 2**32))
+@settings(max_examples=50, deadline=None)
+def test_floats_on_a_grid_are_summed_as_pairs_of_integers(graph: Graph, layout: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-1, 1, graph.n_sources) * 2.0 ** rng.integers(-70, 1, graph.n_sources)
+    unit, fine = 2.0 ** (6 - 40), 2.0 ** (6 - 80)  # 50 times as much is below 2**6
+    grid = 1.5 * 2.0**52 * unit, 1.5 * 2.0**52 * fine
+    addends = x[graph.sources] * graph.weight
+    high = np.rint(addends / unit)
+    low = np.rint((addends - high * unit) / fine)
+    limbs = [limb.astype(np.int64) for limb in (high, low)]
+    wanted = np.stack([graph.expected("sum", limb, np.int64) for limb in limbs], axis=1)
+    links, out = laid_out(graph.links(), layout), np.full((graph.n_targets, 2), -7)
+    np.testing.assert_array_equal(links.dense("sum", x, out, "x*w", ("w",), grid=grid), wanted)
+    pushed = np.full((graph.n_targets, 2), -7)
+    touched = links.sparse("sum", np.arange(graph.n_sources), x, pushed, "x*w", ("w",), grid=grid)
+    np.testing.assert_array_equal(pushed[touched], wanted[touched])
+    with pytest.raises(UsageError, match="int64 of shape"):
+        links.dense("sum", x, np.empty(graph.n_targets), grid=grid)
+
+
 @pytest.mark.parametrize(
     ("combine", "edge"),
     [("sum", edge) for edge in sorted(EDGES)] + [("min", "x+w"), ("max", "x*w"), ("max", "min(x,w)")],

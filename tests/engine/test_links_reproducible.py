@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,14 @@ from iterreduce.collectives import Group
 from iterreduce.columns.aggregators import max_, sum_
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.expressions import col
-from iterreduce.columns.linkfold import joined, limbs
 from iterreduce.fixpoint import MaxIterations, Until
-from iterreduce.linklanes import bits_for
 from iterreduce.loop import Index, Joined, Local, Loop, Replace, Shuffle, State, Superstep
 from iterreduce.options import Options
 from iterreduce.run import run_loop
 from iterreduce.testing import run_ranks
 from tests.engine.kit import local
 
-N = 600
+N, MOST = 600, np.finfo(np.float64).max
 
 
 def edges(special: bool) -> Batch:
@@ -121,7 +120,21 @@ def test_infinite_values_that_no_row_starts_from_cost_nothing(monkeypatch: pytes
     assert run_ranks(2, work) == finite
 
 
-def test_limbs_hold_what_a_float_holds() -> None:
-    values, bits = np.array([1.0, -(2.0**-40), 3.5, 0.1]), bits_for(1000)
-    high, low = limbs(values, 2.0 ** (bits - 2), bits)
-    assert joined(high, low, 2.0 ** (bits - 2), bits).tolist() == values.tolist()
+ENDS = {
+    "zeros": lambda key: key * 0.0,
+    "least": lambda key: key * 5e-324,
+    "largest": lambda key: np.where(key % 3 == 0, 1.7e308, -1.1e308) * (1 - key % 2 * 1e-3),
+}
+
+
+@pytest.mark.parametrize("values", sorted(ENDS))
+def test_sums_at_the_ends_of_float64_are_near_to_exact_ones(
+    values: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "value", ENDS[values])
+    rows = edges(False)
+    x = value(rows["src"])
+    room = 4e-16 * float(np.abs(x).max()) if values == "largest" else 0
+    for k, plain, *_ in itertools.chain(*(part for _, part in run_ranks(2, result, "dst", False))):
+        exact = sum(map(Fraction, x[rows["dst"] == k].tolist()), Fraction())
+        assert abs(Fraction(plain) - exact) <= room if abs(exact) < MOST else math.isinf(plain)
