@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -138,3 +139,35 @@ def test_sums_at_the_ends_of_float64_are_near_to_exact_ones(
     for k, plain, *_ in itertools.chain(*(part for _, part in run_ranks(2, result, "dst", False))):
         exact = sum(map(Fraction, x[rows["dst"] == k].tolist()), Fraction())
         assert abs(Fraction(plain) - exact) <= room if abs(exact) < MOST else math.isinf(plain)
+
+
+def touched(group: Group) -> list[tuple[int, float, float]]:
+    """The sums that rows with an even source make, of the keys that have any."""
+    made = program(local(edges(False), group), "dst")
+    (step,) = made.body
+    shuffle, _ = step.stages
+    some = Local(lambda state: state.filter(state["k"] % 2 == 0), ("state",), "some", cut="share")
+    shuffle = replace(shuffle, touched=True, joined=Joined("some", "src"))
+
+    def put(state: Batch, heard: Batch) -> Batch:
+        rows = np.isin(state["k"], heard["k"])
+        order = np.argsort(heard["k"])[np.argsort(np.argsort(state["k"][rows]))]
+        new = {name: state[name].copy() for name in ("plain", "weighted", "mixed", "largest")}
+        for name, column in new.items():
+            column[rows] = heard[name][order]
+        return state.with_columns(**new)
+
+    body = (replace(step, stages=(some, shuffle, Local(put, ("state", "heard"), "new", cut="share"))),)
+    found = run_loop(replace(made, body=body), group, Options(reproducible=True)).batch
+    return list(zip(*(found[name].tolist() for name in ("k", "plain", "weighted")), strict=True))
+
+
+def test_sums_of_rows_that_some_keys_start_have_the_same_bits_on_any_ranks() -> None:
+    rows = edges(False)
+    alone, apart = (sorted(itertools.chain(*run_ranks(size, touched))) for size in (1, 3))
+    assert alone == apart
+    x = value(rows["src"])
+    for k, *sums in alone:
+        mine = (rows["dst"] == k) & (rows["src"] % 2 == 0)
+        for got, addends in zip(sums, (x, x * rows["w"]), strict=True):
+            assert abs(got - math.fsum(addends[mine])) <= 4e-16 * float(np.abs(addends).max())
