@@ -8,10 +8,10 @@
 
 Every run is a pure function of the seed and its number: a program, and attempts at it, each with a number of
 ranks and what goes wrong: ranks killed (one, several, all, or the launcher) at a place inside the program
-(`iterreduce.testing`) or from outside at any moment, a whole host, the newest checkpoint torn, flipped or deleted before
-the next attempt, a disk that is full. Attempts follow until one finishes. Its result must have the digest of
-the undisturbed run (wrong), every attempt must get on until it ends (hung: no event and no word for
-``--timeout``), and one without faults must finish (lost). What hangs tells where each rank stands.
+(`iterreduce.testing`) or from outside at any moment, a whole host, the newest checkpoint torn, flipped or
+deleted before the next attempt, a disk that is full. Attempts follow until one finishes. Its result must have
+the digest of the undisturbed run (wrong), every attempt must get on until it ends (hung: no event and no word
+for ``--timeout``), and one without faults must finish (lost). What hangs tells where each rank stands.
 
 With Open MPI every other run has a launcher that tolerates deaths (`--recover both`): survivors go on in
 place there, more ranks may die later or while others recover, and some of these runs have no checkpoints. An
@@ -174,7 +174,12 @@ class Campaign:
             marks = str(folder / "marks")
             os.mkdir(marks)
         faults = Faults((*attempt.faults, Slow(PAUSE, at="iteration.start")), marks=marks).to_json()
-        return {FAULTS: faults, "PYTHONFAULTHANDLER": "1", "ITERREDUCE_RECOVER_TIMEOUT": "20"}
+        return {
+            FAULTS: faults,
+            "PYTHONFAULTHANDLER": "1",
+            "ITERREDUCE_RECOVER_TIMEOUT": "20",
+            "ITERREDUCE_START_TIMEOUT": "60",
+        }
 
     def close(self) -> None:
         """Leave no process behind."""
@@ -370,10 +375,8 @@ def table(reports: list[Report]) -> Iterator[str]:
             counts = Counter(r.verdict for r in mine)
             numbers = [counts[v] for v in verdicts]
             numbers += [sum(r.resumed for r in mine), sum(r.refused for r in mine)]
-            seconds = sum(r.seconds for r in mine) / len(mine)
-            yield (
-                f"{name:30}{len(mine):6}" + "{:7}{:7}{:7}{:7}{:15}{:10}".format(*numbers) + f"{seconds:7.1f}"
-            )
+            numbers.append(sum(r.seconds for r in mine) / len(mine))
+            yield f"{name:30}{len(mine):6}" + "{:7}{:7}{:7}{:7}{:15}{:10}{:7.1f}".format(*numbers)
     struck = Counter(what.split(":")[0] for r in reports for what in r.struck)
     phases = *PHASES, HOST, NEWCOMER
     kills = sum(struck[phase] for phase in phases) or 1

@@ -21,7 +21,14 @@ from tests.launch import RUN_VARIABLE, is_open_mpi, mpirun_command, mpirun_envir
 TOLERANT = ("--with-ft", "ulfm")
 #: What ranks on other hosts need of the environment; MPICH hands on all of it.
 FAULTS = "ITERREDUCE_TEST_FAULTS"
-HANDED_ON = (FAULTS, RUN_VARIABLE, "PYTHONFAULTHANDLER", "PYTHONPATH", "ITERREDUCE_RECOVER_TIMEOUT")
+HANDED_ON = (
+    FAULTS,
+    RUN_VARIABLE,
+    "PYTHONFAULTHANDLER",
+    "PYTHONPATH",
+    "ITERREDUCE_RECOVER_TIMEOUT",
+    "ITERREDUCE_START_TIMEOUT",
+)
 
 
 class Here:

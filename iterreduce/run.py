@@ -68,10 +68,10 @@ class Result:
     failed, restarted_from_iteration, and on rank 0 how often and why; empty without a directory.
     ``recoveries``: one entry for each time that ranks died and the others went on: lost, survivors, origin,
     iteration, recomputed, seconds; ``copies`` of the state that were made for that: how many (made), their
-    seconds on this rank, and how often they were to be made (every). ``scratch_bytes``: with a budget and a scratch directory, the most that
-    this rank's large arrays took in memory (memory_peak) and in files (peak), and all that was ever put into
-    files (total). A run that was told to stop has the outcome STOPPED_SAVED, and no rows: the same call on
-    the same directory goes on.
+    seconds on this rank, and how often they were to be made (every). ``scratch_bytes``: with a budget and a
+    scratch directory, the most that this rank's large arrays took in memory (memory_peak) and in files
+    (peak), and all that was ever put into files (total). A run that was told to stop has the outcome
+    STOPPED_SAVED, and no rows: the same call on the same directory goes on.
     """
 
     outcome: Outcome

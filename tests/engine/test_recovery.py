@@ -135,7 +135,7 @@ def test_of_a_state_whose_keys_stay_only_values_are_copied_again() -> None:
     assert 4 * 3000 * 8 <= more < 4 * 3000 * 8 * 1.2
 
 
-def test_copies_take_a_small_share_of_the_time_however_long_one_takes(
+def test_copies_take_a_small_share_of_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also the first: of a run that ends before one would pay, there is none."""
