@@ -178,16 +178,26 @@ def current() -> Vitals | None:
     return _mine
 
 
+def variables() -> dict[str, str]:
+    """What a rank that takes another's place must have in its environment to be supervised, too."""
+    return {} if _mine is None else {places.VARIABLE: _mine.directory}
+
+
 def leave(status: int, how: str = "agreed") -> None:
     """Tell the supervisor, if there is one, how this rank leaves."""
     if _mine is not None:
         _mine.end(status, how)
 
 
-def tell_living(ranks: Sequence[int], settled: int = 0) -> None:
+def tell_living(ranks: Sequence[int], settled: int = 0, coming: Sequence[int] = ()) -> None:
     """Tell the supervisor, if there is one, which ranks go on without the others, as the launcher numbered
-    them; new ranks of numbers below ``settled`` have come, or are not waited for.
+    them; new ranks of numbers below ``settled`` have come, or are not waited for, and those that are
+    ``coming`` are started now.
     """
     if _mine is not None:
         with contextlib.suppress(OSError):
-            places.write(_mine.directory, places.LIVING, {"ranks": list(ranks), "settled": settled})
+            places.write(
+                _mine.directory,
+                places.LIVING,
+                {"ranks": list(ranks), "settled": settled, "coming": list(coming)},
+            )
