@@ -3,17 +3,22 @@
     python benchmarks/chaos.py --runs 300 --seed 1 --jobs 3
     python benchmarks/chaos.py --seed 1 --only 17 --keep     one of them again, files and all
     python benchmarks/chaos.py --recover auto                where the MPI can: survivors go on in place
+    python benchmarks/chaos.py --respawn 2 --supervised      new ranks come for the lost, and die as well
+    python benchmarks/chaos.py --hosts 3                     on network namespaces, some of which are lost
 
 Every run is a pure function of the seed and its number: a program, and attempts at it, each with a number of
 ranks and what goes wrong: ranks killed (one, several, all, or the launcher) at a place inside the program
-(`iterreduce.testing`) or from outside at any moment, the newest checkpoint torn, flipped or deleted before
-the next attempt, a disk that is full. Attempts follow until one finishes. Its result must have the digest of
-the undisturbed run (wrong), every attempt must get on until it ends (hung: no event and no word for
-``--timeout``), and one without faults must finish (lost). What hangs tells where each rank stands.
+(`iterreduce.testing`) or from outside at any moment, a whole host, the newest checkpoint torn, flipped or
+deleted before the next attempt, a disk that is full. Attempts follow until one finishes. Its result must have
+the digest of the undisturbed run (wrong), every attempt must get on until it ends (hung: no event and no word
+for ``--timeout``), and one without faults must finish (lost). What hangs tells where each rank stands.
 
 With Open MPI every other run has a launcher that tolerates deaths (`--recover both`): survivors go on in
 place there, more ranks may die later or while others recover, and some of these runs have no checkpoints. An
 attempt that leaves a rank alive and does not finish is no error, since the next one goes on, but is shown.
+
+``--supervised``: `python -m iterreduce run` makes the attempts, and each fault strikes once; what it gives up
+is shown, and another attempt follows. Campaigns may run side by side, with other seeds.
 
 Iterations are made slower on purpose, by sleeping, so that small inputs leave time for several checkpoints.
 """
@@ -39,28 +44,33 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.chaos_places import FAULTS, Here, place  # noqa: E402
 from benchmarks.chaos_plan import (  # noqa: E402
+    HOST,
     INSIDE,
     MOST_RANKS,
+    NEWCOMER,
     PHASES,
     PROGRAMS,
     Attempt,
     Case,
+    on_hosts,
     plan,
     recovering,
+    respawning,
 )
+from iterreduce.start import prepare_environment  # noqa: E402
 from iterreduce.testing import Faults, Kill, Slow, damage  # noqa: E402
 from tests.launch import (  # noqa: E402
+    RUN_VARIABLE,
     is_open_mpi,
     kill_run,
-    mpirun_command,
-    mpirun_environment,
     segments,
     sweep,
 )
 
-TOLERANT = ("--with-ft", "ulfm")
 PAUSE = 0.01  # per iteration, seconds
+PROGRAM = [b"-m", b"iterreduce"]
 MOST_TIMES = 10  # the time-out, for an attempt that gets on and does not end
 
 
@@ -111,7 +121,7 @@ class Campaign:
             program = PROGRAMS[name]
             program.make(self.work / program.input)
             calm = Case(0, name, 0, (), "node", saves=False)
-            ends = [self.attempt(calm, Attempt(ranks), self.work / "saved") for ranks in (1, 3)]
+            ends = [self.attempt(calm, Attempt(ranks), self.work / "saved", Here()) for ranks in (1, 3)]
             digests = {end.summary["result_sha256"] if end.summary else end.text for end in ends}
             if len(digests) != 1:
                 raise SystemExit(f"{name}: undisturbed runs differ or fail: {digests}")
@@ -119,29 +129,14 @@ class Campaign:
             iterations = ends[0].summary["iterations"]
             print(f"{name}: {iterations} iterations, {ends[1].summary['seconds']['total']:.1f} s on 3 ranks")
 
-    def attempt(self, case: Case, attempt: Attempt, saved: Path, fresh: bool = False) -> End:
+    def attempt(self, case: Case, attempt: Attempt, saved: Path, where: Here, fresh: bool = False) -> End:
         """Start it, do what is to be done from outside, and wait for its end."""
-        program = PROGRAMS[case.program]
         folder = Path(tempfile.mkdtemp(dir=saved.parent))
-        options = ["--reproducible", "--quiet", "--summary", f"{folder}/summary"]
-        options += ["--events", f"{folder}/events", "--recover", "auto" if case.recovers else "off"]
-        if case.saves and self.saving:
-            options += ["--checkpoint-dir", str(saved), "--checkpoint-every", str(case.every)]
-            options += ["--checkpoint-files", case.files, *(["--fresh"] if fresh else [])]
-        words = "-m", "iterreduce", *options, program.app, str(self.work / program.input), *program.arguments
-        command = mpirun_command(attempt.ranks, *words, options=TOLERANT if case.recovers else ())
-        if attempt.ranks == 1 and attempt.phase != "launcher":
-            command = [sys.executable, *words]  # without MPI
-        slow = Slow(PAUSE, at="iteration.start")
-        faults = Faults((*attempt.faults, slow)).to_json()
+        command = self._command(case, attempt, saved, where, folder, fresh)
         run = f"chaos-{os.getpid()}-{folder.parent.name}-{folder.name}"
-        environment = mpirun_environment({"ITERREDUCE_TEST_FAULTS": faults, "PYTHONFAULTHANDLER": "1"}, run)
         with (folder / "said").open("w+b") as said:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment, cwd=ROOT,
-                start_new_session=True,
-            )  # fmt: skip
-            status = self._wait(process, attempt, run, (folder / "events", folder / "said"))
+            process = where.start(command, self._environment(case, attempt, folder), run, said)
+            status = self._wait(process, attempt, run, (folder / "events", folder / "said"), where)
             said.seek(0)
             text = said.read().decode(errors="replace")
             if status is None:
@@ -150,10 +145,41 @@ class Campaign:
             self.orphans.append(run)
         else:
             kill_run(run)
+            where.clear()
         end = End(status, text, read_json(folder / "summary"), resumed_at(folder / "events"))
-        if status != 0:
+        if status != 0 and not case.respawns:  # where ranks were spawned, mpirun's status says nothing
             end.summary = None
         return end
+
+    def _command(
+        self, case: Case, attempt: Attempt, saved: Path, where: Here, folder: Path, fresh: bool
+    ) -> list[str]:
+        program = PROGRAMS[case.program]
+        options = ["--reproducible", "--quiet", "--summary", f"{folder}/summary"]
+        options += ["--events", f"{folder}/events", "--recover", "auto" if case.recovers else "off"]
+        options += ["--respawn", str(case.respawns)] if case.respawns else []
+        if case.saves and self.saving:
+            options += ["--checkpoint-dir", str(saved), "--checkpoint-every", str(case.every)]
+            options += ["--checkpoint-files", case.files, *(["--fresh"] if fresh else [])]
+        words = "-m", "iterreduce", *options, program.app, str(self.work / program.input), *program.arguments
+        if case.supervised:
+            return where.supervised(attempt.ranks, words)
+        if attempt.ranks == 1 and attempt.phase != "launcher" and not case.hosts:
+            return [sys.executable, *words]  # without MPI
+        return where.command(attempt.ranks, words, case.recovers)
+
+    def _environment(self, case: Case, attempt: Attempt, folder: Path) -> dict[str, str]:
+        marks = None
+        if case.supervised or case.respawns:  # who comes for the dead lives
+            marks = str(folder / "marks")
+            os.mkdir(marks)
+        faults = Faults((*attempt.faults, Slow(PAUSE, at="iteration.start")), marks=marks).to_json()
+        return {
+            FAULTS: faults,
+            "PYTHONFAULTHANDLER": "1",
+            "ITERREDUCE_RECOVER_TIMEOUT": "20",
+            "ITERREDUCE_START_TIMEOUT": "60",
+        }
 
     def close(self) -> None:
         """Leave no process behind."""
@@ -161,16 +187,18 @@ class Campaign:
             kill_run(run)
 
     def _wait(
-        self, process: subprocess.Popen, attempt: Attempt, run: str, signs: tuple[Path, ...]
+        self, process: subprocess.Popen, attempt: Attempt, run: str, signs: tuple[Path, ...], where: Here
     ) -> int | None:
         """Its status; None where it hangs: these files do not grow."""
         last = time.monotonic() + MOST_TIMES * self.timeout
         if attempt.outside is not None:
-            self._strike(process, attempt, run, time.monotonic() + self.timeout)
+            self._strike(process, attempt, run, where, time.monotonic() + self.timeout)
         told, since = sizes_of(signs), time.monotonic()
+        if attempt.newcomer is not None:
+            self._strike_newcomer(process, attempt, run, time.monotonic() + self.timeout)
         while time.monotonic() < min(since + self.timeout, last):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(0.2)
+                return process.wait(0.1)
             if sizes_of(signs) != told:
                 told, since = sizes_of(signs), time.monotonic()
         for pid in ranks_of(run).values():  # each tells where it stands
@@ -181,12 +209,28 @@ class Campaign:
         process.wait()
         return None
 
-    def _strike(self, process: subprocess.Popen, attempt: Attempt, run: str, deadline: float) -> None:
+    def _strike_newcomer(self, process: subprocess.Popen, attempt: Attempt, run: str, until: float) -> None:
+        """Kill a new rank, or one that waits for it, if one comes."""
+        while process.poll() is None and not newcomers_of(run) and time.monotonic() < until:
+            time.sleep(0.02)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(attempt.newcomer)
+        pids = newcomers_of(run) if attempt.newest else [*ranks_of(run).values()]
+        for pid in pids[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _strike(
+        self, process: subprocess.Popen, attempt: Attempt, run: str, where: Here, deadline: float
+    ) -> None:
         """Kill ranks from outside, some time after they are there."""
         while process.poll() is None and len(ranks_of(run)) < attempt.ranks and time.monotonic() < deadline:
             time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(attempt.outside)
+        if attempt.phase == HOST:
+            where.lose(attempt.host)
+            return
         pids = ranks_of(run)
         wanted = (
             [process.pid] if attempt.phase == "launcher" else [pids[r] for r in attempt.victims if r in pids]
@@ -201,17 +245,24 @@ class Campaign:
 
     def run(self, case: Case) -> Report:
         """Attempt after attempt, until one finishes."""
+        where = place(case.hosts)
+        try:
+            return self._run(case, where)
+        finally:
+            where.close()
+
+    def _run(self, case: Case, where: Here) -> Report:
         report, started = Report(case), time.monotonic()
-        place = self.place(case.number)
-        place.mkdir()
-        saved = place / "saved"
+        folder = self.place(case.number)
+        folder.mkdir()
+        saved = folder / "saved"
         attempts, fresh = list(case.attempts), False
         while not report.verdict:
             attempt = attempts.pop(0)
             if attempt.damage is not None and self.saving and case.saves:
                 done = damage(replace(attempt.damage, path=f"{saved}/{attempt.damage.path}"), case.number)
                 report.struck += [f"damage: {done}"] if done else []
-            end = self.attempt(case, attempt, saved, fresh)
+            end = self.attempt(case, attempt, saved, where, fresh)
             report.resumed += end.resumed is not None
             report.struck += struck_in(attempt, end)
             report.verdict = self._judge(case, end)
@@ -219,7 +270,9 @@ class Campaign:
             if end.status is None:
                 report.odd.append(end.text[-9000:])
             elif (
-                case.recovers and attempt.leaves_some and end.summary is None and attempt.phase != "launcher"
+                end.summary is None
+                and attempt.phase != "launcher"
+                and (case.supervised or (case.recovers and attempt.leaves_some))
             ):
                 report.fell.append(f"status {end.status}: {end.text[-1500:]}")
             if "--fresh" in end.text and end.status == 1:  # nothing whole is left, and it says so
@@ -249,21 +302,36 @@ def struck_in(attempt: Attempt, end: End) -> list[str]:
         return []
     kinds = [type(fault).__name__ for fault in attempt.faults if not isinstance(fault, Kill)]
     disks = [kind for kind in kinds if f"{kind}(" in end.text]
-    return ([attempt.phase] if "iterreduce.testing: Kill(" in end.text else []) + disks
+    came = [NEWCOMER] if attempt.newcomer is not None and "new rank" in end.text else []
+    return ([attempt.phase] if "iterreduce.testing: Kill(" in end.text else []) + came + disks
 
 
-def ranks_of(run: str) -> dict[int, int]:
-    """The processes of a run that are ranks: rank -> pid."""
-    found = {}
+def processes_of(run: str) -> Iterator[tuple[int, list[bytes], dict[bytes, bytes]]]:
+    """The Pythons of a run that are or may be ranks: pid, words, environment. On all hosts."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                words = dict(w.partition(b"=")[::2] for w in (entry / "environ").read_bytes().split(b"\0"))
-                rank = words.get(b"PMI_RANK", words.get(b"OMPI_COMM_WORLD_RANK", b"0"))
-                is_python = b"-m\0iterreduce" in (entry / "cmdline").read_bytes().partition(b"mpirun")[0]
-                if words.get(b"ITERREDUCE_TEST_RUN") == run.encode() and is_python:
-                    found.setdefault(int(rank), int(entry.name))
+                environment = dict(
+                    word.partition(b"=")[::2] for word in (entry / "environ").read_bytes().split(b"\0")
+                )
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if environment.get(RUN_VARIABLE.encode()) == run.encode() and words[1:3] == PROGRAM:
+                    yield int(entry.name), words, environment
+
+
+def ranks_of(run: str) -> dict[int, int]:
+    """rank -> pid; those that came for others are not among them."""
+    found: dict[int, int] = {}
+    for pid, words, environment in processes_of(run):
+        if words[3] not in (b"run", b"join"):
+            rank = environment.get(b"PMI_RANK", environment.get(b"OMPI_COMM_WORLD_RANK", b"0"))
+            found.setdefault(int(rank), pid)
     return found
+
+
+def newcomers_of(run: str) -> list[int]:
+    """The processes that came for lost ranks."""
+    return [pid for pid, words, _ in processes_of(run) if words[3] == b"join"]
 
 
 def read_json(path: Path) -> dict | None:
@@ -299,21 +367,24 @@ def resumed_at(path: Path) -> int | None:
 def table(reports: list[Report]) -> Iterator[str]:
     """By program, then by phase."""
     verdicts = ("ok", "wrong", "hung", "lost")
-    yield (f"{'program':12}{'runs':>6}" + "".join(f"{v:>7}" for v in verdicts) + "  from a saved   refused")
-    for name in (*PROGRAMS, "all"):
-        mine = [r for r in reports if name in (r.case.program, "all")]
+    yield f"{'':30}{'runs':>6}" + "".join(f"{v:>7}" for v in verdicts) + "  from a saved   refused  s/run"
+    modes = sorted({r.case.mode for r in reports})
+    for name in (*PROGRAMS, *modes, "all"):
+        mine = [r for r in reports if name in (r.case.program, r.case.mode, "all")]
         if mine:
             counts = Counter(r.verdict for r in mine)
             numbers = [counts[v] for v in verdicts]
             numbers += [sum(r.resumed for r in mine), sum(r.refused for r in mine)]
-            yield f"{name:12}{len(mine):6}" + "{:7}{:7}{:7}{:7}{:15}{:10}".format(*numbers)
+            numbers.append(sum(r.seconds for r in mine) / len(mine))
+            yield f"{name:30}{len(mine):6}" + "{:7}{:7}{:7}{:7}{:15}{:10}{:7.1f}".format(*numbers)
     struck = Counter(what.split(":")[0] for r in reports for what in r.struck)
-    kills = sum(struck[phase] for phase in PHASES) or 1
+    phases = *PHASES, HOST, NEWCOMER
+    kills = sum(struck[phase] for phase in phases) or 1
     yield ""
-    yield "kills that struck, by phase: " + ", ".join(f"{phase} {struck[phase]}" for phase in PHASES)
+    yield "kills that struck, by phase: " + ", ".join(f"{phase} {struck[phase]}" for phase in phases)
     inside = sum(struck[phase] for phase in INSIDE)
     yield f"inside {', '.join(INSIDE)}: {inside} of {kills} ({100 * inside / kills:.0f} %)"
-    other = {what: n for what, n in struck.items() if what not in PHASES}
+    other = {what: n for what, n in struck.items() if what not in phases}
     origins = sum((r.recoveries for r in reports), Counter())
     fell = sum(len(r.fell) for r in reports)
     yield f"recoveries in place in attempts that finished: {sum(origins.values())}, from " + (
@@ -335,15 +406,19 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="so many runs at a time")
     parser.add_argument("--timeout", type=float, default=180.0, help="hung: nothing happens for so long")
     parser.add_argument("--recover", choices=("both", "auto", "off"), help="default: both, off without ULFM")
+    parser.add_argument("--respawn", type=int, default=0, help="so often new ranks come for lost ones")
+    parser.add_argument("--supervised", action="store_true", help="`run` makes the attempts")
+    parser.add_argument("--hosts", type=int, default=0, help="on so many network namespaces")
     parser.add_argument("--no-checkpoints", action="store_true", help="every attempt begins anew")
     parser.add_argument("--keep", action="store_true", help="leave all files")
     given = parser.parse_args()
+    prepare_environment()  # the hosts compile nothing anew
     programs = tuple(given.programs.split(","))
     work = Path(tempfile.mkdtemp(prefix="chaos-"))
     campaign, before = Campaign(work, not given.no_checkpoints, given.timeout), segments()
     reports: list[Report] = []
 
-    recover = given.recover or ("both" if is_open_mpi() else "off")
+    recover = given.recover or ("auto" if given.respawn else "both" if is_open_mpi() else "off")
 
     def one(number: int) -> None:
         case = plan(given.seed, number, programs)
@@ -351,6 +426,9 @@ def main() -> int:
         in_place = (number + number // len(programs) + number // (len(programs) * len(PHASES))) % 2
         if recover == "auto" or (recover == "both" and in_place):
             case = recovering(case, given.seed)
+            case = respawning(case, given.seed, given.respawn) if given.respawn else case
+        case = replace(case, supervised=given.supervised)
+        case = on_hosts(case, given.seed, given.hosts) if given.hosts else case
         report = campaign.run(case)
         reports.append(report)
         struck = ", ".join(report.struck) or "nothing struck"

@@ -15,14 +15,16 @@ sys.path.insert(0, str(ROOT))
 
 from iterreduce.testing import DeleteFile, FailCall, Fault, FillDisk, FlipBit, Kill, TearFile  # noqa: E402
 
-MOST_RANKS = 5
-FEW, SOME = (1, 1, 2, 2, 3, 4, 5), (2, 2, 2, 3, 3, 4, 5)  # ranks: start-up is most of what a run costs
+MOST_RANKS = 4
+FEW, SOME = (1, 1, 2, 2, 3, 4), (2, 2, 2, 3, 3, 4)  # ranks: start-up is most of what a run costs
 
 #: Where ranks are killed, and which of these places stand inside what must be all or nothing.
 PHASES = (
     "load", "map", "exchange", "control", "commit", "copy", "write", "publish", "restart", "end", "any time",
     "launcher",
 )  # fmt: skip
+#: Others, of runs that have them: a whole host is lost; a new rank, or one that waits for it, is killed.
+HOST, NEWCOMER = "host", "newcomer"
 INSIDE = ("exchange", "commit", "copy", "write", "publish", "restart")
 _PLACES = {
     "load": ("load", "run.start"),
@@ -69,26 +71,27 @@ def web(path: Path) -> None:
 def chains(path: Path) -> None:
     """Chains of vertices without an order: labels take as many supersteps as a chain is long."""
     rng = np.random.default_rng(3)
-    names = rng.permutation(2400).reshape(40, 60)
+    names = rng.permutation(1200).reshape(40, 30)
     np.savez(path, src=names[:, :-1].ravel(), dst=names[:, 1:].ravel())
 
 
 def roads(path: Path) -> None:
     """A grid with lengths."""
-    rng, at = np.random.default_rng(4), np.arange(40 * 40).reshape(40, 40)
+    rng, at = np.random.default_rng(4), np.arange(20 * 20).reshape(20, 20)
     src = np.concatenate([at[:, :-1].ravel(), at[:-1].ravel()])
     dst = np.concatenate([at[:, 1:].ravel(), at[1:].ravel()])
     np.savez(path, src=src, dst=dst, weight=rng.integers(1, 100, len(src)))
 
 
-WEB = ("--tolerance", "0", "--max-iterations", "60")
+WEB = ("--tolerance", "0", "--max-iterations", "30")
+KMEANS = ("--k", "20", "--tolerance", "0", "--max-iterations", "30")
 PROGRAMS = {
     program.name: program
     for program in (
-        Program("kmeans", "apps/kmeans.py", points, ("--k", "20", "--tolerance", "0"), 60, "points.npy"),
-        Program("pagerank", "benchmarks/waist/pagerank.py", web, WEB, 60, "web.npz"),
-        Program("components", "benchmarks/waist/components.py", chains, (), 60, "chains.npz"),
-        Program("sssp", "benchmarks/waist/sssp.py", roads, ("0", "--symmetric"), 80, "roads.npz"),
+        Program("kmeans", "apps/kmeans.py", points, KMEANS, 30, "points.npy"),
+        Program("pagerank", "benchmarks/waist/pagerank.py", web, WEB, 30, "web.npz"),
+        Program("components", "benchmarks/waist/components.py", chains, (), 30, "chains.npz"),
+        Program("sssp", "benchmarks/waist/sssp.py", roads, ("0", "--symmetric"), 40, "roads.npz"),
     )
 }  # fmt: skip
 
@@ -107,23 +110,28 @@ class Attempt:
     outside: float | None = None
     damage: Fault | None = None
     later: tuple[int, ...] = ()
+    host: int = 0
+    newcomer: float | None = None  # seconds after new ranks are there until one rank is killed: a new one,
+    newest: bool = True  # or one of the others
 
     @property
     def leaves_some(self) -> bool:
         """Whether some rank is not to die."""
-        return bool(self.phase) and len({*self.victims, *self.later}) < self.ranks
+        return self.phase not in ("", HOST) and len({*self.victims, *self.later}) < self.ranks
 
     def __str__(self) -> str:
-        whom = "launcher" if self.phase == "launcher" else whom_of(len(self.victims), self.ranks)
+        whole = self.phase in ("launcher", HOST)
+        whom = self.phase if whole else whom_of(len(self.victims), self.ranks)
         hurt = f"{type(self.damage).__name__} " if self.damage else ""
         whom += (", later others" if self.leaves_some else ", later all") if self.later else ""
+        whom += "" if self.newcomer is None else ", then a new one" if self.newest else ", then an old one"
         disk = next((f" {type(f).__name__}" for f in self.faults if isinstance(f, FailCall | FillDisk)), "")
         return f"{hurt}{self.ranks}:{self.phase or 'undisturbed'}{f'({whom})' if self.phase else ''}{disk}"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run of the campaign."""
+    """One run of the campaign. ``respawns``: so often new ranks come; ``supervised``: started by `run`."""
 
     number: int
     program: str
@@ -132,11 +140,21 @@ class Case:
     files: str
     recovers: bool = False
     saves: bool = True
+    respawns: int = 0
+    supervised: bool = False
+    hosts: int = 0
+
+    @property
+    def mode(self) -> str:
+        """How it goes on where ranks die, and where they are."""
+        how = "respawn" if self.respawns else "in place" if self.recovers else "again"
+        how += ", supervised" if self.supervised else ""
+        return how + (f", {self.hosts} hosts" if self.hosts else "")
 
     def __str__(self) -> str:
         saves = f"every {self.every:2}" if self.saves else "unsaved "
-        mode = "in place " if self.recovers else ""
-        return f"{self.number:4} {self.program:10} {mode}{saves}  " + "  ".join(map(str, self.attempts))
+        attempts = "  ".join(map(str, self.attempts))
+        return f"{self.number:4} {self.program:10} {self.mode}: {saves}  {attempts}"
 
 
 def whom_of(victims: int, ranks: int) -> str:
@@ -154,7 +172,7 @@ def plan(seed: int, number: int, programs: tuple[str, ...]) -> Case:
     phases = [first] if first != "restart" else ["commit", "restart"]
     while len(phases) < 3 and rng.random() < 0.3:
         phases.append(rng.choice(PHASES))
-    every = rng.randint(3, 12)
+    every = rng.randint(2, 6)
     attempts = [disturbed(rng, program, every, phase, i) for i, phase in enumerate(phases)]
     last = Attempt(rng.choice(FEW), damage=drawn_damage(rng))
     return Case(number, program, every, (*attempts, last), rng.choice(("node", "node", "rank")))
@@ -168,6 +186,36 @@ def recovering(case: Case, seed: int) -> Case:
     needs_files = any(each.phase in _SAVING for each in attempts)
     saves = needs_files or rng.random() < 0.6
     return replace(case, attempts=tuple(attempts), recovers=True, saves=saves)
+
+
+def respawning(case: Case, seed: int, times: int) -> Case:
+    """The same run, where new ranks come for the lost: one of them, or one that waits for it, may die."""
+    rng = random.Random(f"{seed}/{case.number}/respawn")
+    attempts = [joined(rng, each) if rng.random() < 0.6 else each for each in case.attempts]
+    return replace(case, attempts=tuple(attempts), respawns=times)
+
+
+def joined(rng: random.Random, attempt: Attempt) -> Attempt:
+    if not attempt.leaves_some or attempt.phase == "launcher":
+        return attempt
+    return replace(attempt, newcomer=rng.choice((0.0, rng.uniform(0, 1.5))), newest=rng.random() < 0.6)
+
+
+def on_hosts(case: Case, seed: int, hosts: int) -> Case:
+    """The same run on several hosts, some of which are lost."""
+    rng = random.Random(f"{seed}/{case.number}/hosts")
+    attempts = [lost(rng, each) if rng.random() < 0.25 else each for each in case.attempts]
+    attempts = [replace(each, ranks=max(2, each.ranks)) for each in attempts]
+    return replace(case, attempts=tuple(attempts), hosts=hosts)
+
+
+def lost(rng: random.Random, attempt: Attempt) -> Attempt:
+    """Instead of what was to happen."""
+    if not attempt.phase:
+        return attempt
+    return Attempt(
+        max(2, attempt.ranks), HOST, (), (), rng.uniform(0, 3), attempt.damage, host=rng.randrange(8)
+    )
 
 
 def spared(rng: random.Random, attempt: Attempt) -> Attempt:
@@ -187,7 +235,7 @@ def more_die(rng: random.Random, attempt: Attempt) -> Attempt:
         return attempt
     later = tuple(rng.sample(left, rng.randint(1, len(left))))
     nth = {place: 1 if place in ("load", "run.end") else rng.randint(1, 2) for place in _LATER}
-    nth |= {place: rng.randint(5, 40) for place in ("exchange.ready", "control.ready")}
+    nth |= {place: rng.randint(5, 20) for place in ("exchange.ready", "control.ready")}
     places = {rank: rng.choice(_LATER) for rank in later}
     kills = tuple(Kill(at=at, rank=rank, nth=nth[at]) for rank, at in places.items())
     return replace(attempt, faults=(*attempt.faults, *kills), later=later)

@@ -14,7 +14,9 @@ iteration before (*checkpoint*), or is made anew (*start*). Seconds:
 
 *relaunch*: the same under the supervisor with ``--recover off``, all ranks started again, from a checkpoint
 of each iteration (`relaunch`). *copies*: undisturbed iterations without copies, with one in each iteration,
-and as often as is cheap, which is the default; in turn, medians and means from commit to commit.
+and as often as is cheap, which is the default; in turns, each of them first as often as the others. Medians
+and means from commit to commit, the processor time of rank 0, how many copies were made in a run, and what
+they took of the time of its iterations, by its own count.
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ class Watch:
 
     def __init__(self, told: Path | None, dies: bool) -> None:
         self.commits: list[float] = []
+        self.worked: list[float] = []  # processor time until then
         self.lost = 0.0
         self.again = 0.0  # the first commit behind it
         self._told, self._dies = told, dies
@@ -87,6 +90,7 @@ class Watch:
             self.lost = time.perf_counter()
         elif event.name == "iteration.commit":
             self.commits.append(time.perf_counter())
+            self.worked.append(time.process_time())
             if self.lost and not self.again:
                 self.again = self.commits[-1]
 
@@ -104,7 +108,7 @@ def struck(group: MpiGroup, program: str, path: str, origin: str, folder: Path) 
     before, told = group.size, folder / "killed"
     loop = PROGRAMS[program](path, AT + 3).to_loop()
     saved = str(folder / "saved") if origin == "checkpoint" else None
-    options = Options(copy_every=None if origin == "memory" else 0, checkpoint_dir=saved)
+    options = Options(copy_every=1 if origin == "memory" else 0)
     if saved:
         options = Options(copy_every=0, checkpoint_dir=saved, checkpoint_every=1)
     watch = Watch(told, group.rank == VICTIM)
@@ -127,18 +131,31 @@ def struck(group: MpiGroup, program: str, path: str, origin: str, folder: Path) 
 
 
 def copied(group: MpiGroup, program: str, path: str, iterations: int, repeats: int) -> dict[str, Any]:
-    """Medians of iterations with and without copies. Collective."""
+    """What iterations take with and without copies, by `COPIES`, on this rank. Collective."""
     loop = PROGRAMS[program](path, iterations).to_loop()
-    seconds: dict[str, list[float]] = {name: [] for name in COPIES}
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"wall": [], "cpu": [], "made": [], "share": []} for name in COPIES
+    }
+    turns = list(COPIES.items())
     for repeat in range(repeats + 1):  # the first warms up
-        for name, every in COPIES.items():
-            watch = Watch(None, False)
-            watched(group, loop, Options(copy_every=every), watch)
+        at = repeat % len(turns)
+        for name, every in turns[at:] + turns[:at]:
+            watch, mine = Watch(None, False), found[name]
+            result = watched(group, loop, Options(copy_every=every), watch)
             if repeat:
-                at = watch.commits[1:]
-                seconds[name] += [b - a for a, b in itertools.pairwise(at)]
-    return {name: statistics.median(each) for name, each in seconds.items()} | {
-        f"mean {name}": statistics.mean(each) for name, each in seconds.items()
+                mine["wall"] += [b - a for a, b in itertools.pairwise(watch.commits)]
+                mine["cpu"] += [b - a for a, b in itertools.pairwise(watch.worked)]
+                mine["made"].append(result.copies.get("made", 0))
+                mine["share"].append(result.copies.get("seconds", 0.0) / result.seconds["iterate"])
+    return {
+        name: {
+            "median": statistics.median(mine["wall"]),
+            "mean": statistics.mean(mine["wall"]),
+            "cpu": statistics.mean(mine["cpu"]),
+            "made": statistics.mean(mine["made"]),
+            "share": statistics.mean(mine["share"]),
+        }
+        for name, mine in found.items()
     }
 
 
@@ -213,12 +230,14 @@ def deaths(given: argparse.Namespace, program: str, path: Path) -> Iterator[str]
 
 def costs(given: argparse.Namespace, program: str, path: Path) -> Iterator[str]:
     """Of copies, per iteration."""
-    more = "--iterations", str(10 if given.quick else 20), "--repeats", str(given.repeats)
+    more = "--iterations", str(20 if given.quick else 100), "--repeats", str(given.repeats)
     found = start(given.ranks, "copies", program, path, *more)
     for name in COPIES:
+        mine, none = found[name], found["never"]
+        ratios = ", ".join(f"{what} {mine[what] / none[what]:.3f}" for what in ("median", "mean", "cpu"))
         yield (
-            f"copies {name:9} iteration {found[name]:.4f} s, {found[name] / found['never']:.3f} of without; "
-            f"mean {found['mean ' + name] / found['mean never']:.3f}"
+            f"copies {name:9} iteration {mine['median']:.4f} s; of without: {ratios}; "
+            f"{mine['made']:.1f} made in {100 * mine['share']:.1f} % of the time"
         )
 
 

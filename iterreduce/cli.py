@@ -483,6 +483,7 @@ def _write_summary(
             values=result.values,
             checkpoints=result.checkpoints or None,
             recoveries=result.recoveries or None,
+            copies=result.copies or None,
             scratch_bytes=most_in_scratch(scratch) if any(scratch) else None,
         )
         try:

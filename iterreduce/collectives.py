@@ -362,7 +362,7 @@ class MpiGroup(SpreadGroup):
         if not lost or refill is None or not refill.left:
             return
         refill.left -= 1
-        new = range(refill.next_name, refill.next_name + len(lost))
+        new = refill.coming = range(refill.next_name, refill.next_name + len(lost))
         refill.next_name += len(lost)
         size, names = self.size + len(lost), [*self.names]
         for rank, name in zip(lost, new, strict=True):

@@ -38,8 +38,10 @@ from iterreduce.table import Table
 
 #: A bit of the status word of a control reduction, beside those of `iterreduce.checkpoint`.
 COPY = 1 << 13
-#: Of the time of a run, that copies may take where nobody says how often they are made.
+#: Of the time that a run has iterated, what copies may take where nobody says how often they are made.
 MOST_SHARE = 0.03
+#: What the first is thought to take: packed, sent and received, all of it in memory that is new.
+FIRST_BYTES_PER_SECOND, FIRST_SECONDS = 0.5e9, 1e-3
 FAILED = -1  # in place of a size
 EVERYWHERE = -1  # in place of a part: who holds the generation at all
 
@@ -91,8 +93,9 @@ class Copies:
         self.inputs: list[Generation] = []  # rows that nobody else can give
         self.made, self.seconds = 0, 0.0
         self.of_run = 0  # its number among those of the program
-        self._off = every == 0
-        self._due, self._spread = 0.0, False
+        self._off, self._spread = every == 0, False
+        self._since, self._spent = time.perf_counter(), 0.0
+        self._expected: float | None = None  # what the next will take
         self._plans: dict[int, tuple[tuple[int, ...], Array, Array, Any]] = {}
         self._steady: Steady | None = None
         self._epoch = group.epoch
@@ -122,6 +125,10 @@ class Copies:
 
         self.serve(nothing, lambda nbytes: True, lambda *args, **fields: None, False)
 
+    def begin(self) -> None:
+        """The run iterates from now on: what copies take is held against that time."""
+        self._since, self._spent = time.perf_counter(), 0.0
+
     @property
     def oldest(self) -> int:
         """The commits of the oldest generation that may be needed; 0 while there are not two."""
@@ -135,7 +142,32 @@ class Copies:
             return 0
         if self.every is not None:
             return COPY if (commits + 1) % self.every == 0 else 0
-        return COPY if time.perf_counter() >= self._due else 0
+        return COPY if self._is_cheap() else 0
+
+    def _is_cheap(self) -> bool:
+        """Whether copies, with one more, take no more than their share of the time so far. Rank 0."""
+        if self._expected is None:
+            try:
+                nbytes = self.capture()[1].nbytes
+            except MemoryError:  # `make` says so, on all ranks
+                nbytes = 0
+            self._expected = FIRST_SECONDS + nbytes / FIRST_BYTES_PER_SECOND
+        return self._spent + self._expected <= MOST_SHARE * (time.perf_counter() - self._since)
+
+    def took(self, seconds: float) -> None:
+        """One was made; the next is thought to take as long."""
+        self.made, self._expected = self.made + 1, seconds
+        self.seconds, self._spent = self.seconds + seconds, self._spent + seconds
+
+    def report(self) -> dict[str, Any]:
+        """For the summary; nothing where there are none."""
+        if self._off or self.group.size == 1:
+            return {}
+        return {
+            "made": self.made,
+            "seconds": self.seconds,
+            "every": "if cheap" if self.every is None else self.every,
+        }
 
     def after(self, status: int) -> None:
         """Make one, if all have agreed to. Collective."""
@@ -159,9 +191,7 @@ class Copies:
             return
         if made.fits:
             self.held.append(made)
-        ended = time.perf_counter()
-        self.made, self.seconds = self.made + 1, self.seconds + ended - started
-        self._due = ended + (ended - started) * (1 / MOST_SHARE - 1)
+        self.took(time.perf_counter() - started)
 
     def _made(self, old: Generation | None) -> tuple[Generation, Steady | None]:
         """What this rank has of the state, and the columns of it that may stay."""

@@ -291,6 +291,8 @@ class LoopRun(driver.LoopRun):
         self.inherits = told is not None and held is not None
         self._keep_inputs()
         super().start(held)
+        if self.copies is not None:
+            self.copies.begin()
         self._first = self.iteration
         if told is not None:
             self._note_refilled(told, held is not None, time.perf_counter() - began)

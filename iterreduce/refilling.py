@@ -38,6 +38,7 @@ class Refill:
     left: int
     next_name: int
     job: str
+    coming: Sequence[int] = ()  # the names of those that were started last
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     failed: Callable[[], None] = lambda: None
 

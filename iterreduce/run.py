@@ -67,10 +67,11 @@ class Result:
     kept by `Sink`; ``memory_bytes`` what this rank held at the end, by name. ``checkpoints``: written,
     failed, restarted_from_iteration, and on rank 0 how often and why; empty without a directory.
     ``recoveries``: one entry for each time that ranks died and the others went on: lost, survivors, origin,
-    iteration, recomputed, seconds. ``scratch_bytes``: with a budget and a scratch directory, the most that
-    this rank's large arrays took in memory (memory_peak) and in files (peak), and all that was ever put into
-    files (total). A run that was told to stop has the outcome STOPPED_SAVED, and no rows: the same call on
-    the same directory goes on.
+    iteration, recomputed, seconds; ``copies`` of the state that were made for that: how many (made), their
+    seconds on this rank, and how often they were to be made (every). ``scratch_bytes``: with a budget and a
+    scratch directory, the most that this rank's large arrays took in memory (memory_peak) and in files
+    (peak), and all that was ever put into files (total). A run that was told to stop has the outcome
+    STOPPED_SAVED, and no rows: the same call on the same directory goes on.
     """
 
     outcome: Outcome
@@ -90,6 +91,7 @@ class Result:
     outputs: dict[str, Output] = field(default_factory=dict)
     checkpoints: dict[str, Any] = field(default_factory=dict)
     recoveries: list[dict[str, Any]] = field(default_factory=list)
+    copies: dict[str, Any] = field(default_factory=dict)
     scratch_bytes: dict[str, int] = field(default_factory=dict)
     _lasting: Lasting | None = field(default=None, repr=False, compare=False)
     _place: Placement | None = field(default=None, repr=False, compare=False)
@@ -231,6 +233,7 @@ def _result(run: LoopRun, outcome: Outcome, seconds: float, sent: int) -> Result
         threads=run.pool.threads,
         checkpoints={} if run.lasting is None else run.lasting.checkpoints.report(),
         recoveries=run.recoveries,
+        copies={} if run.copies is None else run.copies.report(),
         scratch_bytes={} if run.place is None else run.place.report(),
         _lasting=run.lasting,
         _place=run.place,

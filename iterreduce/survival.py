@@ -25,8 +25,11 @@ from iterreduce.epochs import Refilled
 from iterreduce.launch import Crew, abort, say, speak_for_all
 from iterreduce.options import Options
 from iterreduce.refilling import Refill
+from iterreduce.start import THREAD_VARIABLES
 from iterreduce.supervising import vitals
 
+#: Of the environment of ranks what new ones are given. Those of launchers name the process.
+_HANDED_ON = ("ITERREDUCE_", "PYTHON", "NUMBA_", *THREAD_VARIABLES)
 #: MPI_Finalize gets this long; it takes some 50 ms.
 FINALIZE_SECONDS = 3.0
 
@@ -63,7 +66,7 @@ def replace_lost(crew: Crew, options: Options, status: int, arguments: Sequence[
 
     def words(names: Sequence[int]) -> list[str]:
         joining = ",".join(map(str, names))
-        return [sys.executable, "-m", "iterreduce", "join", joining, *arguments]
+        return [*_with_variables(), sys.executable, "-m", "iterreduce", "join", joining, *arguments]
 
     def failed() -> None:
         if group.rank == 0:
@@ -71,8 +74,16 @@ def replace_lost(crew: Crew, options: Options, status: int, arguments: Sequence[
 
     left = options.respawn if charter is None else charter.left
     name = group.size if charter is None else charter.next_name
-    around = partial(_in_time, crew, group, options.start_timeout, status, "new ranks have not come")
-    group.refill = Refill(words, left, name, crew.job, around, failed)
+    around = partial(_refilling, crew, group, options.start_timeout, status)
+    group.refill = Refill(words, left, name, crew.job, (), around, failed)
+
+
+def _with_variables() -> list[str]:
+    """Start what follows with the variables that all ranks must have alike: on another host there are none of
+    ours, and what MPI hands on by itself must be short.
+    """
+    ours = {name: text for name, text in os.environ.items() if name.startswith(_HANDED_ON)}
+    return ["/usr/bin/env", *(f"{name}={text}" for name, text in {**ours, **vitals.variables()}.items())]
 
 
 def to_the_end(crew: Crew, work: Callable[[], T]) -> T:
@@ -106,6 +117,15 @@ def _in_time(crew: Crew, group: MpiGroup, seconds: float, status: int, why: str)
         timer.cancel()
     if group.rank == 0:
         _tell_living(group)
+
+
+@contextlib.contextmanager
+def _refilling(crew: Crew, group: MpiGroup, seconds: float, status: int) -> Iterator[None]:
+    if group.rank == 0 and group.refill is not None:
+        coming = group.refill.coming
+        vitals.tell_living(group.names, coming[0], coming)
+    with _in_time(crew, group, seconds, status, "new ranks have not come"):
+        yield
 
 
 def _tell_living(group: MpiGroup) -> None:

@@ -2,7 +2,8 @@
 
 Keys of a run (see `summarise`): app, ranks, threads (of rank 0), iterations, outcome, residual,
 result_sha256, reproducible, seconds, seconds_per_iteration, bytes_exchanged, bytes_read (of input files, by
-all ranks), memory_bytes, scratch_bytes, peak_rss_bytes, values, versions, cpu. A key whose subject did not
+all ranks), memory_bytes, scratch_bytes, checkpoints, recoveries, copies (both by rank 0), peak_rss_bytes,
+values, versions, cpu. A key whose subject did not
 take place is absent. It gathers nothing from other ranks: who calls it has done that.
 """
 

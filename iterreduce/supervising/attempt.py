@@ -25,9 +25,11 @@ from iterreduce.supervising.launchers import NONE, Launcher
 from iterreduce.supervising.processes import (
     die_with_parent,
     handle_of,
+    is_newcomer,
     kill_group,
     kill_marked,
     machine,
+    marked,
     send,
     start_of,
     sweep,
@@ -89,7 +91,9 @@ class Attempt:
         self._dead: list[int] = []  # in their order
         self._living = set(range(ranks))  # those that do not go on without it
         self._settled = ranks  # new ranks behind these are waited for
+        self._coming: list[int] = []  # they are being started
         self._handles: dict[int, int | None] = {}
+        self._mark = f"{places.VARIABLE}={directory}".encode() + b"\0"
         self._since, self._told, self._why = time.time(), False, ""
         self._left_since: float | None = None
         self._missed_since: float | None = None
@@ -191,6 +195,7 @@ class Attempt:
         """Which ranks go on, if some have died."""
         facts = places.read(self.directory, places.LIVING) if self.launcher.tolerant else {}
         told, self._settled = facts.get("ranks"), max(self._settled, facts.get("settled", 0))
+        self._coming = facts.get("coming", [])
         if told is None or set(told) == self._living:
             return
         lost, new = sorted(self._living - set(told)), sorted(set(told) - self._living)
@@ -211,7 +216,7 @@ class Attempt:
         """Nothing happens, or the launcher has not noticed that it is over."""
         ends, dead = places.ranks_with(self.directory)["end"], set(self._dead) & self._living
         limit = LEAVE_SECONDS if ends >= self._living else self.notice if dead - ends else None
-        missed = [rank for rank in self._dead if rank >= self._settled]
+        missed = [rank for rank in self._dead if rank >= self._settled] or self._never_came()
         self._missed_since = (self._missed_since or time.monotonic()) if missed else None
         if self._missed_since is not None and time.monotonic() - self._missed_since > NOTICE_SECONDS:
             self._why = f"{self._name(missed[0])}, which was to take a lost place, died before it came"
@@ -226,6 +231,14 @@ class Attempt:
         if dead - ends and still and self._kill_silent():  # the others wait for it before they can go on
             self._left_since = None
         return self._left_since is not None and time.monotonic() - self._left_since > limit
+
+    def _never_came(self) -> list[int]:
+        """New ranks that have not said that they are there, where no such process is here (any more): MPI
+        does not see it, and the others wait.
+        """
+        names = [rank for rank in self._coming if rank not in self._known]
+        elsewhere = self.launcher.hosts or not all(map(self._is_here, self._known))
+        return [] if not names or elsewhere or any(map(is_newcomer, marked(self._mark))) else names
 
     def _kill_silent(self) -> bool:
         """Let the others go on without ranks that give no sign of life, if that can be."""
@@ -261,7 +274,7 @@ class Attempt:
                 self._process.wait(CLEAR_SECONDS)
         pid = self._process.pid
         kill_group(pid, start_of(pid) if self._process.poll() is None else "")
-        kill_marked(f"{places.VARIABLE}={self.directory}".encode() + b"\0")
+        kill_marked(self._mark)
         self._process.wait()
 
     def _ended(self) -> Ended:

@@ -99,6 +99,13 @@ def marked(mark: bytes) -> Iterator[int]:
                     yield int(name)
 
 
+def is_newcomer(pid: int) -> bool:
+    """Whether this process is to take a lost rank's place (`iterreduce.survival`)."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return b"\0join\0" in file.read()
+    return False
+
+
 def kill_marked(mark: bytes, patience_seconds: float = 5.0) -> None:
     """Kill them until none is left."""
     deadline = time.monotonic() + patience_seconds

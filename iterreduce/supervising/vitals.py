@@ -51,7 +51,7 @@ class Vitals:
         self._last: Event | None = None
         self._iteration: Event | None = None
         self._events = self._beats = 0
-        self._over = threading.Event()
+        self._over, self._news = threading.Event(), threading.Event()
         self._end = os.path.join(directory, f".end-{self.rank}")
 
     def begin(self) -> None:
@@ -76,14 +76,15 @@ class Vitals:
             self._last = event
             self._events += 1
             if event.name.startswith("iteration."):
-                if self._iteration is None:
+                first, self._iteration = self._iteration is None, event
+                if first:
                     self._iterates()
-                self._iteration = event
 
     def _iterates(self) -> None:
-        """Tell at once that the run is beyond its start: a beat may come too late."""
+        """Tell at once that the run is beyond its start: the next beat may come too late."""
         with contextlib.suppress(OSError):
             places.write(self.directory, places.ITERATED, {})
+        self._news.set()
 
     def beat(self, ask: Callable[[str], None]) -> None:
         """Beat from now on, on a thread; `ask` is called once with the reason when the ranks should stop."""
@@ -96,7 +97,9 @@ class Vitals:
             self._beats += 1
             with contextlib.suppress(OSError):
                 os.pwrite(file, json.dumps(self._said()).ljust(BEAT_BYTES)[:BEAT_BYTES].encode(), 0)
-            if self._over.wait(pause):
+            self._news.wait(pause)
+            self._news.clear()
+            if self._over.is_set():
                 os.close(file)
                 return
             if self._is_orphan():
@@ -148,6 +151,7 @@ class Vitals:
     def end(self, status: int, how: str) -> None:
         """Tell how this rank leaves: `agreed` with all others, `alone`, or `asked` to end at once."""
         self._over.set()
+        self._news.set()
         try:
             with open(self._end, "r+b") as file:
                 file.write(json.dumps({"status": status, "how": how}).encode())
@@ -174,16 +178,26 @@ def current() -> Vitals | None:
     return _mine
 
 
+def variables() -> dict[str, str]:
+    """What a rank that takes another's place must have in its environment to be supervised, too."""
+    return {} if _mine is None else {places.VARIABLE: _mine.directory}
+
+
 def leave(status: int, how: str = "agreed") -> None:
     """Tell the supervisor, if there is one, how this rank leaves."""
     if _mine is not None:
         _mine.end(status, how)
 
 
-def tell_living(ranks: Sequence[int], settled: int = 0) -> None:
+def tell_living(ranks: Sequence[int], settled: int = 0, coming: Sequence[int] = ()) -> None:
     """Tell the supervisor, if there is one, which ranks go on without the others, as the launcher numbered
-    them; new ranks of numbers below ``settled`` have come, or are not waited for.
+    them; new ranks of numbers below ``settled`` have come, or are not waited for, and those that are
+    ``coming`` are started now.
     """
     if _mine is not None:
         with contextlib.suppress(OSError):
-            places.write(_mine.directory, places.LIVING, {"ranks": list(ranks), "settled": settled})
+            places.write(
+                _mine.directory,
+                places.LIVING,
+                {"ranks": list(ranks), "settled": settled, "coming": list(coming)},
+            )

@@ -110,8 +110,8 @@ class Striker:
         return beyond == 0 or (isinstance(fault, Slow) and beyond > 0 and beyond % fault.every == 0)
 
     def _first_time(self, number: int) -> bool:
-        """Over all processes that share the marks."""
-        if self._faults.marks is None:
+        """Over all processes that share the marks; what is slow is slow in all of them."""
+        if self._faults.marks is None or isinstance(self._faults.faults[number], Slow):
             return True
         mark = os.path.join(self._faults.marks, f"fault-{number:03d}-rank-{self.rank}")
         try:

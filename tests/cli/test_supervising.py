@@ -241,6 +241,7 @@ def test_a_beat_tells_the_last_iteration_and_what_came_last(tmp_path: Path) -> N
     vitals(Event("stage.start", 0.0, {"stage": "map" * 100, "iteration": 2}))
     vitals(Event("checkpoint.step", 0.0, {"number": 1, "step": "write"}))
     said = vitals._said()
+    assert vitals._news.is_set(), "who has begun to iterate says so before its next beat is due"
     assert (said["path"], said["events"]) == ((1, 2), 2)
     assert said["what"].startswith("stage.start map") and len(said["what"]) < 120
     vitals(Event("run.end", 0.0, {"outcome": None}))

@@ -12,11 +12,13 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
+from iterreduce.supervising.processes import is_newcomer
 from tests.cli.waiting import SLOW, lines_of, pid_of, until
 from tests.launch import ROOT, RUN_VARIABLE, is_open_mpi, kill_run, mpirun_environment
 
@@ -26,11 +28,19 @@ ITERATIONS = 50
 class Job:
     """The supervisor with an app that counts slowly; its files lie in `folder`."""
 
-    def __init__(self, folder: Path, *words: str, own: tuple[str, ...] = (), app: str = SLOW, **env: str):
+    def __init__(
+        self,
+        folder: Path,
+        *words: str,
+        own: tuple[str, ...] = (),
+        app: str = SLOW,
+        program: tuple[str, ...] = ("iterreduce", "run"),
+        **env: str,
+    ):
         self.folder, self.token = folder, uuid.uuid4().hex
         (folder / "slow.py").write_text(app)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "iterreduce", "run", *own, str(folder / "slow.py"), "--quiet", *words],
+            [sys.executable, "-m", *program, *own, str(folder / "slow.py"), "--quiet", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -59,6 +69,10 @@ class Job:
         said = "\n".join(line for line in lines if line.startswith("iterreduce:"))
         return self.process.returncode, said
 
+    def newcomers(self) -> list[int]:
+        """The processes that are to take lost places."""
+        return [pid for pid in self.processes() if is_newcomer(pid)]
+
     def processes(self) -> Iterator[int]:
         for process in psutil.process_iter():
             try:
@@ -81,7 +95,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         retries: int = 2,
         own: tuple[str, ...] = (),
         recover: str = "off",
-        **more: str,
+        **more: Any,
     ) -> Job:
         own = ("-n", str(ranks), "--retries", str(retries), "--recover", recover, *own)
         jobs.append(Job(tmp_path, *words, own=own, **more))
@@ -349,6 +363,26 @@ if is_open_mpi():
         assert "the others go on, on 1 rank" in said and "1 new rank came: 2 ranks go on" in said
         assert "starts again" not in said
         assert json.loads((tmp_path / "run.json").read_text())["ranks"] == 2
+        assert_done(tmp_path)
+
+    @pytest.mark.parametrize("known", [False, True])
+    def test_where_a_new_rank_dies_before_it_has_met_the_others_all_start_again(
+        start: Start, tmp_path: Path, known: bool
+    ) -> None:
+        """MPI does not see the death of one that has not met the others, which wait for it."""
+        words = "--iterations", str(ITERATIONS), "--respawn", "1", *saving(tmp_path)
+        job = start(2, *words, recover="auto", program=("tests.cli.impatient",))
+        job.saves()
+        job.kill(1)
+        job.waits(lambda: bool(job.newcomers()))
+        if known:
+            job.waits(lambda: bool(list(tmp_path.glob(".saved.run-*/attempt-001/rank-2.json"))))
+        for pid in job.newcomers():
+            os.kill(pid, signal.SIGKILL)
+        status, said = job.end()
+        assert status == 0, said
+        assert "starts again on 2 ranks from the last checkpoint (attempt 2" in said, said
+        assert "rank 2" in said and "which was to take a lost place, died before it came" in said, said
         assert_done(tmp_path)
 
     @pytest.mark.parametrize("dead", [(), (2,)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import iterreduce as ir
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
+from iterreduce.copies import Copies
 from iterreduce.events import Events
 from iterreduce.loop import Local, Loop, Shuffle, State
 from iterreduce.options import Options
@@ -131,6 +133,29 @@ def test_of_a_state_whose_keys_stay_only_values_are_copied_again() -> None:
     first, more = sent(1), sent(5) - sent(1)
     assert first > 2 * 3000 * 8  # keys and values; and the rows that the ranks were given
     assert 4 * 3000 * 8 <= more < 4 * 3000 * 8 * 1.2
+
+
+def test_copies_take_a_small_share_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also the first: of a run that ends before one would pay, there is none."""
+    clock = [0.0]
+    monkeypatch.setattr("iterreduce.copies.time.perf_counter", lambda: clock[0])
+    for nbytes, iteration, one in ((0, 0.001, 0.0004), (50_000_000, 0.1, 0.3), (8, 600.0, 0.01)):
+        first = SimpleNamespace(rank=0, size=2, epoch=0)
+        copies = Copies(first, None)  # type: ignore[arg-type]
+        copies.capture = lambda nbytes=nbytes: (0, SimpleNamespace(nbytes=nbytes))  # type: ignore[misc]
+        began, spent, made = clock[0], 0.0, []
+        copies.begin()
+        for number in range(1000):
+            clock[0] += iteration
+            if copies.says(number):
+                clock[0] += one
+                copies.took(one)
+                spent += one
+                made.append(number)
+                assert spent <= 0.031 * (clock[0] - began) or len(made) == 1
+        assert spent > 0.028 * (clock[0] - began) or len(made) == 1000
 
 
 def test_copies_are_given_up_where_a_rank_has_no_memory_for_them() -> None:

@@ -177,7 +177,8 @@ class Network:
             with contextlib.suppress(OSError):
                 if entry.name.isdigit() and os.readlink(entry / "ns/net") == network:
                     found.append(int(entry.name))
-        return [pid for pid in found if pid != keeper]
+        keepers = {keeper, *(each.pid for each in self._keepers)}
+        return [pid for pid in found if pid not in keepers]
 
     # -- what runs on them
 

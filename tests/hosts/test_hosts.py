@@ -222,9 +222,9 @@ def test_the_supervisor_goes_on_with_the_hosts_that_are_left(hosts: Hosts, tmp_p
     status, said = job.end()
     assert status == 0, said
     seen = {"lost": "ranks on h1, h2, h3 died; last seen", "cut off": "nothing has happened for 20 s"}
-    assert seen[how] in said
-    assert "iterreduce: host h2 does not answer\n" in said
-    assert "starts again on 3 ranks from the last checkpoint" in said
+    assert seen[how] in said, said
+    assert "iterreduce: host h2 does not answer\n" in said, said
+    assert "starts again on 3 ranks from the last checkpoint" in said, said
     assert summary(tmp_path)["ranks"] == 3
     assert summary(tmp_path)["result_sha256"] == digest_alone(
         tmp_path, HEAT, str(tmp_path / "alone"), *app[:2]
