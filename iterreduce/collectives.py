@@ -26,7 +26,7 @@ from iterreduce.aside import Aside, Channel
 from iterreduce.epochs import Refilled
 from iterreduce.errors import IterReduceError, LaunchError, RanksLost, UsageError
 from iterreduce.group import MAX_WORDS, Group, Plan, SoloGroup, Window
-from iterreduce.launched import is_crowded, launched_size, node_ranks
+from iterreduce.launched import is_crowded, launched_size, node_ranks, ranks_per_core
 from iterreduce.leaders import SpreadGroup
 from iterreduce.windows import node_name, node_window, shared_bytes_free
 from iterreduce.words import WORD_BYTES, Move, Words, checked_color, checked_words, packed_displs
@@ -466,16 +466,24 @@ class _Patient:
         return lambda *arguments: wait_patiently(begin(*arguments))
 
 
+@cache
+def _longest_pause() -> float:
+    """Seconds. A collective has steps, and each waits for ranks that sleep: on cores that few ranks share the
+    pauses are most of its time.
+    """
+    return min(50e-6 * max(1.0, ranks_per_core()), 1e-3)
+
+
 def wait_patiently(request: Any) -> None:
     """Wait for a request of MPI, asking ever more seldom: at once, then every 20 us to 1 ms."""
     for _ in range(20):
         if request.Test():
             return
         os.sched_yield()
-    pause = 20e-6
+    pause, longest = 20e-6, _longest_pause()
     while not request.Test():
         time.sleep(pause)
-        pause = min(1.5 * pause, 1e-3)
+        pause = min(1.5 * pause, longest)
 
 
 def _told_by_rank() -> Words:

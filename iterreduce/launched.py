@@ -42,12 +42,18 @@ def _slurm_node_ranks() -> int | None:
     return counts[int(node)] if node.isdigit() and int(node) < len(counts) else None
 
 
-def is_crowded() -> bool:
-    """Whether the launcher started more ranks on this node than there are cores for them to run on.
+def ranks_per_core() -> float:
+    """How many ranks the launcher started on this node for each core that they may run on; 0 where it does
+    not say.
 
-    Those of this process; where the launcher has bound it to some of its own, those of the launcher.
+    The cores are those of this process; where the launcher has bound it to some of its own, the launcher's.
     """
     ranks, cores = node_ranks(), os.sched_getaffinity(0)
     with contextlib.suppress(OSError):
         cores = cores | os.sched_getaffinity(os.getppid())
-    return ranks is not None and ranks > len(cores)
+    return (ranks or 0) / len(cores)
+
+
+def is_crowded() -> bool:
+    """Whether the launcher started more ranks on this node than there are cores for them to run on."""
+    return ranks_per_core() > 1

@@ -20,6 +20,9 @@ from iterreduce.launch import say
 from iterreduce.options import Options
 from iterreduce.supervising import vitals
 
+LONG_SECONDS = 2.0
+COMPILING = "compiling for this kind of input, once on each machine"
+
 
 @contextlib.contextmanager
 def watching(events: Events, options: Options, group: Group) -> Iterator[None]:
@@ -55,9 +58,12 @@ def _first(
     """Those of rank 0."""
     made: list[Any] = []
     if not options.quiet:
+        from iterreduce.columns.jit import when_compiling_takes
         from iterreduce.observe.progress import Progress
 
-        made.append(Progress(sys.stderr))
+        progress = Progress(sys.stderr)
+        stack.enter_context(when_compiling_takes(LONG_SECONDS, lambda: progress.note(COMPILING)))
+        made.append(progress)
     if options.events is not None:
         from iterreduce.observe.jsonlines import JsonLines
 

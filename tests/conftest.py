@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -45,6 +46,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that with several workers (``pytest -n``) nobody waits for them at the end."""
     items.sort(key=lambda item: item.path.name != "test_mpirun.py")
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are not searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

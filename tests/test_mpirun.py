@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.clustered import clustered
 from tests.launch import in_use, is_open_mpi, mpirun, mpirun_path
 
 _PYTEST = ("-m", "pytest", "--with-mpi", "-q", "-x", "-p", "pytest_mpi", "-p", "pytest_timeout")
@@ -49,30 +50,17 @@ def many_ranks() -> int:
     return 16 if is_open_mpi() else 64
 
 
-@pytest.mark.timeout(1300)
-def test_many_ranks_give_the_bits_of_one(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "points.npy", rng.normal(size=(20_000, 3)) * 10.0 ** rng.uniform(-4, 4, (20_000, 3)))
-    told = []
-    for ranks in (1, many_ranks()):
-        summary = tmp_path / f"{ranks}.json"
-        app = "apps/kmeans.py", str(tmp_path / "points.npy"), "--k", "5", "--max-iterations", "3"
-        options = "-m", "iterreduce", "--reproducible", "--quiet", "--summary", str(summary)
-        result = mpirun(ranks, *options, *app, timeout=600)
-        assert result.returncode == 0, result.stderr[-5000:]
-        said = json.loads(summary.read_text())
-        assert said["ranks"] == ranks and said["reproducible"]
-        told.append([said[name] for name in ("result_sha256", "iterations", "residual", "values")])
-    assert told[0] == told[1]
-
-
 ONE_OF_MANY = """
-import pathlib, time
+import json, pathlib, time
 import numpy as np
 import iterreduce as ir
+from tests.clustered import clustered
 
 @ir.app
-def one_of_many(raised: str, rank: int = 0, group: ir.Group = None):
+def one_of_many(points: str, told: str, raised: str, rank: int = 0, group: ir.Group = None):
+    found = json.dumps([group.size, clustered(points, group)])
+    if group.rank == group.size - 1:
+        pathlib.Path(told).write_text(found)
     calls = []
 
     def spread(state: ir.Batch) -> ir.Batch:
@@ -93,17 +81,22 @@ def one_of_many(raised: str, rank: int = 0, group: ir.Group = None):
 
 
 @pytest.mark.timeout(700)
-def test_an_exception_on_one_of_many_ranks_ends_all_with_one_traceback(tmp_path: Path) -> None:
-    ranks, (app, raised) = many_ranks(), (tmp_path / "one_of_many.py", tmp_path / "raised")
-    app.write_text(ONE_OF_MANY)
+def test_many_ranks_give_the_bits_of_one_and_an_exception_on_one_ends_all_with_one_traceback(
+    tmp_path: Path,
+) -> None:
+    ranks, files = many_ranks(), [tmp_path / name for name in ("points.npy", "told", "raised")]
+    rng = np.random.default_rng(0)
+    np.save(files[0], rng.normal(size=(20_000, 3)) * 10.0 ** rng.uniform(-4, 4, (20_000, 3)))
+    (app := tmp_path / "one_of_many.py").write_text(ONE_OF_MANY)
     bad = ranks // 2 + 1
-    result = mpirun(ranks, "-m", "iterreduce", str(app), str(raised), "--rank", str(bad), timeout=600)
-    took = time.time() - float(raised.read_text())
+    result = mpirun(ranks, "-m", "iterreduce", str(app), *map(str, files), "--rank", str(bad), timeout=600)
+    took = time.time() - float(files[2].read_text())
     assert result.returncode == 1, result.stderr[-5000:]
+    assert json.loads(files[1].read_text()) == [ranks, clustered(files[0])]
     told = result.stdout + result.stderr
     assert told.count("Traceback") == told.count("ValueError: this row is no good") == 1, told[-5000:]
     assert f"ValueError in user code on rank {bad} on " in told and "iteration 2, stage mapreduce" in told
-    assert '/one_of_many.py", line 14, in spread' in told
+    assert '/one_of_many.py", line 18, in spread' in told
     assert told.count("iterreduce: ") == 1 and "one_of_many.py" in told and "iterreduce/" not in told
     assert took < 60  # far from any time that a watchdog waits, and room for a busy machine
 

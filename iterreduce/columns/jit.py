@@ -7,13 +7,14 @@ Kernels release the GIL and never start threads of their own: the caller owns th
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import glob
 import hashlib
 import os
 import re
-import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -190,6 +191,49 @@ class _KeyOfClosure:
         return signature, codegen.magic_tuple(), self._fingerprint
 
 
+class _Notice:
+    """Says, once, that compiling has taken long: a person who sees nothing happen wants to know why.
+
+    Time counts while this process compiles, or waits for another that compiles what it needs.
+    """
+
+    def __init__(self, seconds: float, tell: Callable[[], None]) -> None:
+        self._left, self._tell = seconds, tell
+        self._since, self._timer = 0.0, threading.Timer(0.0, tell)
+
+    def begin(self) -> None:
+        self._since, self._timer = time.monotonic(), threading.Timer(self._left, self._speak)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._timer.is_alive():
+            self._timer.join()
+        self._left = max(0.0, self._left - (time.monotonic() - self._since))
+
+    def _speak(self) -> None:
+        with contextlib.suppress(ValueError):  # it is too late
+            _notices.remove(self)
+            self._tell()
+
+
+_notices: list[_Notice] = []
+
+
+@contextlib.contextmanager
+def when_compiling_takes(seconds: float, tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` from a thread of its own, at most once, when compiling has taken so long in all."""
+    notice = _Notice(seconds, tell)
+    _notices.append(notice)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            _notices.remove(notice)
+        notice.end()
+
+
 class _Turns:
     """Who may compile a kernel: one process of a user at a time, for one cache on one node.
 
@@ -211,7 +255,7 @@ class _Turns:
 
     def _descriptor(self) -> int:
         if self._file is None:
-            place = f"{os.environ.get('NUMBA_CACHE_DIR', '')} {__file__} {sys.prefix}"
+            place = f"{os.environ.get('NUMBA_CACHE_DIR', '')} {__file__}"
             name = f"iterreduce-compile-{os.getuid()}-{zlib.crc32(place.encode()):08x}.lock"
             try:
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -223,6 +267,9 @@ class _Turns:
     def begin(self, name: str) -> None:
         """Wait for the turn of this kernel, unless this process has it."""
         byte = self._byte(name)
+        if not self._held:
+            for notice in [*_notices]:
+                notice.begin()
         if byte not in self._held and self._descriptor() >= 0:
             last = time.monotonic() + LONGEST_WAIT_SECONDS
             while not self._taken(byte) and time.monotonic() < last:
@@ -246,6 +293,9 @@ class _Turns:
             byte = self._held.pop()
             if byte not in self._held and self._descriptor() >= 0:
                 self._leave(byte)
+            if not self._held:
+                for notice in [*_notices]:
+                    notice.end()
 
     def _leave(self, byte: int) -> None:
         fcntl.lockf(self._descriptor(), fcntl.LOCK_UN, 1, byte)

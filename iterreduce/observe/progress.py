@@ -62,6 +62,10 @@ class Progress:
             return ""
         return f" (not a number since iteration {self._nan_since}, so no distance could end the loop)"
 
+    def note(self, text: str) -> None:
+        """A line of its own between the others."""
+        self._write(text, last=True)
+
     def close(self) -> None:
         """Leave the live line, so that what comes next starts on a line of its own."""
         if self._open_line:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from iterreduce.watchers import COMPILING
 from tests.launch import ROOT, mpirun, mpirun_environment
 
 APP = str(ROOT / "apps" / "kmeans.py")
@@ -73,7 +74,7 @@ def test_centres_summary_and_events_are_written_on_any_number_of_ranks(
 def test_progress_goes_to_standard_error_and_names_the_outcome(points: str) -> None:
     result = run(1, APP, points, "--k", "2")
     assert result.returncode == 0 and result.stdout == ""
-    assert result.stderr.startswith("iteration 1  residual ")
+    assert result.stderr.removeprefix(f"{COMPILING}\n").startswith("iteration 1  residual ")
     assert " after " in result.stderr.splitlines()[-1]
 
 

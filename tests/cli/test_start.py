@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from iterreduce import start
-from iterreduce.columns.jit import _Turns
+from iterreduce import start, watchers
+from iterreduce.collectives import SoloGroup
+from iterreduce.columns.jit import _notices, _Turns, when_compiling_takes
+from iterreduce.events import Events
+from iterreduce.options import Options
+from tests.cli.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,6 +112,41 @@ def test_a_kernel_that_another_process_compiles_is_waited_for_and_no_other(
         holder.kill()
         holder.wait()
         assert free(turns, "one kernel")  # locks end with their process
+
+
+def test_compiling_that_takes_long_in_all_is_told_once() -> None:
+    turns, told = _Turns(), threading.Semaphore(0)
+    began = time.monotonic()
+    with when_compiling_takes(3600, told.release):
+        for _ in range(2):
+            turns.begin("a kernel")
+            time.sleep(0.1)
+            turns.end(0)
+            time.sleep(0.1)
+        (notice,) = _notices
+        assert 0.2 <= 3600 - notice._left < time.monotonic() - began - 0.2
+        notice._left = 0.0
+        turns.begin("a kernel")
+        turns.begin("a kernel that it calls")
+        assert told.acquire(timeout=60)
+        turns.end(0)
+        turns.begin("another kernel")
+        turns.end(0)
+    assert not told.acquire(blocking=False)
+
+
+@pytest.mark.parametrize(("rank", "quiet"), [(0, False), (0, True), (1, False)])
+def test_rank_0_says_that_it_compiles_unless_it_is_to_be_quiet(
+    rank: int, quiet: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchers, "LONG_SECONDS", 0.0)
+    group, turns = SoloGroup(), _Turns()
+    group.rank = rank
+    with watchers.watching(Events(), Options(quiet=quiet), group):
+        turns.begin("a kernel")
+        until(lambda: not _notices)
+        turns.end(0)
+    assert capfd.readouterr().err == ("" if rank or quiet else f"{watchers.COMPILING}\n")
 
 
 def test_all_processes_of_a_node_share_one_private_directory(tmp_path: Path) -> None:
