@@ -85,6 +85,7 @@ class SettlingShuffle(ImprovingShuffle):
             super().prepare(tables, iteration)
             return
         self._check_whole(tables)
+        self._reaches = False
         resident, onto = self._begin_with(tables)
         joined, slots = self._joined()
         work, name = self._settling(resident), self.shape.outputs[0].name
@@ -195,8 +196,9 @@ class SettlingShuffle(ImprovingShuffle):
             made = super()._finish_touched(onto)
             untold = {self.stage.settle: np.zeros(len(made), bool)}  # all have still to tell it
             made = replace(made, batch=made.batch.with_columns(**untold))
-        else:
-            made = self._settled(onto)
+        else:  # no bits tell of these rows
+            self.continued = self.made = None
+            return self._settled(onto)
         self.continued, self.made = None, made
         return made
 

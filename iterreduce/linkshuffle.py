@@ -397,7 +397,8 @@ class LinkShuffle:
         if self._order[0] is not key:
             slots = self._target.find(key)
             self._check_missing(slots)  # before they are kept: what failed once must fail again
-            self._order = key, slots
+            same = len(slots) == len(own) and bool((slots == np.arange(len(slots))).all())
+            self._order = key, None if same else slots
         return self._order[1]
 
     def _check_missing(self, slots: Array) -> None:
