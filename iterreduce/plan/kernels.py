@@ -236,8 +236,8 @@ class Distinct:
         if twice:
             made = "begins with" if self.first else "gets from the step"
             raise (AssumptionError if self.first else SchemaError)(
-                f'iterate: state "{self.state}" is keyed by {", ".join(self.key)}, but {made} more than one row '
-                f"of {twice}; make its keys unique (group_by), or give it no key (key=[]){at(self.where)}"
+                f'iterate: state "{self.state}" is keyed by {", ".join(self.key)}, but {made} more than one '
+                f"row of {twice}; make its keys unique (group_by), or give it no key (key=[]){at(self.where)}"
             )
         return rows
 

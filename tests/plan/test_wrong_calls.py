@@ -69,10 +69,18 @@ LATER: list[tuple[Call, type[ir.IterReduceError], str]] = [
     (lambda a, b: a.map_batches(lambda rows: rows).filter(col("k")).collect(), ir.SchemaError, "condition"),
     (lambda a, b: a.flat_map(lambda row: [1]).collect(), ir.UserCodeError, "wanted a dict"),
     (lambda a, b: a.sample(100).collect(), ir.UsageError, "100 different rows"),
-    (lambda a, b: _repeated(a.distinct(), lambda s: s.map_batches(_twice)), ir.SchemaError, "more than one row of k="),
+    (
+        lambda a, b: _repeated(a.distinct(), lambda s: s.map_batches(_twice)),
+        ir.SchemaError,
+        "more than one row of k=",
+    ),
     (lambda a, b: _repeated(a.distinct(), lambda s: s.union(s)), ir.SchemaError, "step more than one"),
-    (lambda a, b: _repeated(_few(), lambda s: s.map_batches(_twice)), ir.SchemaError, 'state "state" is keyed'),
-    (lambda a, b: _repeated(_few().union(_few()), lambda s: s), ir.SchemaError, "begins with more than one"),
+    (
+        lambda a, b: _repeated(_few(), lambda s: s.map_batches(_twice)),
+        ir.SchemaError,
+        'state "state" is keyed',
+    ),
+    (lambda a, b: _repeated(_few().union(_few()), lambda s: s), ir.SchemaError, "begins with more"),
 ]
 
 
