@@ -54,7 +54,7 @@ _WHERE = {
     "iterreduce.errors": (
         "CheckpointError", "CheckpointWarning", "DisagreementError", "FinishedError", "InputError",
         "IterReduceError", "LaunchError", "MemoryBudgetError", "RanksLost",
-        "OutputError", "ScheduleError", "SchemaError", "ScratchError", "ScratchWarning",
+        "OtherJobError", "OutputError", "ScheduleError", "SchemaError", "ScratchError", "ScratchWarning",
         "StageError", "UsageError", "UserCodeError",
     ),
     "iterreduce.events": ("Events",),

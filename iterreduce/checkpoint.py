@@ -34,6 +34,7 @@ from iterreduce.errors import (
     DisagreementError,
     FinishedError,
     IterReduceError,
+    OtherJobError,
     OutputError,
 )
 from iterreduce.exchange import STOP
@@ -196,7 +197,7 @@ class Checkpointer:
         return self.group.agree_any(bool(self.stop.reason))
 
     def _refuse_other(self, facts: Mapping[str, Any], what: str) -> None:
-        """Raise `CheckpointError` on all ranks unless that was this job. Collective."""
+        """Raise `OtherJobError` on all ranks unless that was this job. Collective."""
         root_decides(self.group, lambda: self._compare(facts, what))
 
     def _compare(self, facts: Mapping[str, Any], what: str) -> None:
@@ -208,7 +209,7 @@ class Checkpointer:
                 continue
             other = difference(then[part], self.job[part], same_python)
             if other:
-                raise CheckpointError(
+                raise OtherJobError(
                     f"{self.directory}: another {of} was {what}: {other}. Give another --checkpoint-dir, or "
                     "--fresh (fresh=True) to begin anew and drop what was saved"
                 )

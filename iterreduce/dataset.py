@@ -17,7 +17,7 @@ import numpy as np
 from iterreduce.collectives import Group, group_for
 from iterreduce.columns.batch import Batch
 from iterreduce.columns.ragged import Ragged
-from iterreduce.errors import AssumptionError, UsageError, did_you_mean
+from iterreduce.errors import AssumptionError, OtherJobError, UsageError, did_you_mean
 from iterreduce.events import Events
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.loop import Gather, Local, Loop, Replace, Stage, State, Superstep, keys_of
@@ -189,7 +189,7 @@ class Dataset(Operations):
     def collect(self, comm: Any = None) -> Batch:
         """All rows, on all ranks. Collective. For results that fit every rank."""
         group = group_for(comm if comm is not None else self.comm)
-        return sure_in_the_end(lambda: self._collect(group))
+        return sure_in_the_end(lambda _: self._collect(group))
 
     def _collect(self, group: Group) -> Batch:
         inputs, planned = Inputs(), self
@@ -360,11 +360,11 @@ def run(
     if isinstance(work, Dataset):
         lazy = work
 
-        def planned() -> Result:
-            return run_loop(enduring(group, partial(lazy.to_loop, group)), group, options, events, stop)
+        def planned(anew: bool) -> Result:
+            given = replace(options, fresh=True) if anew and options is not None else options
+            return run_loop(enduring(group, partial(lazy.to_loop, group)), group, given, events, stop)
 
-        lasts = options is not None and options.checkpoint_dir is not None
-        return planned() if lasts else sure_in_the_end(planned)
+        return sure_in_the_end(planned)
     if not isinstance(work, Loop):
         raise UsageError(
             f"to run: wanted a Dataset or a Loop, got {type(work).__name__}; an app returns "
@@ -373,17 +373,22 @@ def run(
     return run_loop(work, group, options, events, stop)
 
 
-def sure_in_the_end(work: Callable[[], T]) -> T:
-    """``work()``, which plans and runs; once more, with plans that take nothing for granted, where all ranks
-    found rows that are not as the first plan had it. (Not where a checkpoint says which plan it is of.)
+def sure_in_the_end(work: Callable[[bool], T]) -> T:
+    """``work(False)``, which plans and runs; once more, with plans that take nothing for granted, where all
+    ranks found rows that are not as the first plan had it (``work(True)``: what that one saved goes), or
+    where checkpoints are of such a plan.
     """
     try:
-        return work()
-    except AssumptionError as error:
-        if not error.agreed:
+        return work(False)
+    except (AssumptionError, OtherJobError) as error:
+        first, anew = error, isinstance(error, AssumptionError)
+        if anew and not error.agreed:
             raise
     with proven_only():
-        return work()
+        try:
+            return work(anew)
+        except OtherJobError:
+            raise first from None
 
 
 def iterate(

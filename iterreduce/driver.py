@@ -200,7 +200,8 @@ class LoopRun(Whereabouts):
         inner.run()
         inner.finish()
         self.loader.bytes_read += inner.loader.bytes_read
-        return {name: inner.tables[table] for name, table in {"": loop.result, **loop.gives}.items()}
+        tables = inner.let_go()
+        return {name: tables[table] for name, table in {"": loop.result, **loop.gives}.items()}
 
     # ------------------------------------------------------------------ iterate
 

@@ -7,6 +7,7 @@
     ├── InputError                       a file, or what stands in it
     ├── OutputError                      a result that cannot be written
     ├── CheckpointError                  a checkpoint directory that cannot be used, or gone on from
+    │   ├── OtherJobError                it holds another job
     │   └── FinishedError                its job has ended already
     ├── DisagreementError                ranks hold different things
     ├── StageError                       an unexpected exception while a stage ran, the same on all ranks
@@ -72,6 +73,10 @@ class OutputError(IterReduceError):
 
 class CheckpointError(IterReduceError):
     """A checkpoint directory that holds another job, nothing that is whole, or that another run has taken."""
+
+
+class OtherJobError(CheckpointError):
+    """A checkpoint directory that holds another job: another loop, input or setting."""
 
 
 class FinishedError(CheckpointError):

@@ -111,6 +111,7 @@ class Lasting:
                 self._keep_rows()
             return
         self._saved = self.checkpoints.newest()
+        self.checkpoints.agree_on(self._job, self._saved)  # what was read is compared when it is
         self._keep_rows()
 
     def _refuse_finished(self, facts: Mapping[str, Any]) -> None:

@@ -168,6 +168,13 @@ class Level:
         for level in self.inner:
             yield from level.all()
 
+    def let_go(self) -> None:
+        """The end: tables, stages and their plans are let go."""
+        for level in list(self.all()):
+            level.shop.let_go()
+            level.shop.residents.clear()
+            vars(level).clear()
+
     def entered(self, bindings: dict[str, Table]) -> Standing:
         """How it stands before its first iteration: with these tables and the carry's first numbers."""
         numbers = initial_numbers(self.loop.carry)
@@ -192,6 +199,16 @@ class Whereabouts:
     def working(self) -> using:
         """For a ``with`` statement: this rank's own work, on its threads, its arrays where they belong."""
         return using(self.pool, self.place)
+
+    def let_go(self) -> dict[str, Table]:
+        """Nobody asks the run for anything any more, but for these tables: its memory goes now. (Its parts
+        hold each other, and Python's collector, which would find that, does not know how large arrays are.)
+        """
+        tables = self.tables
+        self.root.let_go()
+        for name in ("_plain", "_open", "_now"):
+            vars(self).pop(name, None)
+        return tables
 
     @property
     def tables(self) -> dict[str, Table]:

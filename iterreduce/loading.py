@@ -308,7 +308,7 @@ class Loader:
             for name in dead:
                 tables.pop(name, None)
             del step, made
-            shop.exchangers.clear()
+            shop.let_go()
         self.leave_if_failed(guard)
 
     # ------------------------------------------------------------------ initial rows

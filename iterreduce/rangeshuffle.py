@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,24 +76,14 @@ class RangeShuffle(RowShuffle):
         self.layout, self.most = by_range(*stage.key), stage.route.sample
         self.descending = stage.route.descending
         gather = Gather(stage.rows, stage.into)
-        self.samples = Samples(gather, number, group, source, self.check, draw=self._draw)
+        draw = partial(drawn, key=stage.key, most=self.most, seed=number, rank=group.rank)
+        self.samples = Samples(gather, number, group, source, self.check, draw=draw)
         self.cuts: Batch | None = None
         self._in_order = self._ascending = False
         self._first = np.zeros(0, np.int64)
         self._rows_of_ranks = np.zeros(group.size, np.int64)
 
     # ------------------------------------------------------------------ splitters
-
-    def _draw(self, rows: Batch) -> Batch:
-        """At most so many rows, each from an equal stretch of the share, and how many it stands for."""
-        n, drawn = len(rows), min(len(rows), self.most)
-        ends = np.arange(drawn + 1) * n // max(drawn, 1)
-        weight = np.diff(ends)
-        luck = random.uniform(self.number, "splitters", 0, np.arange(drawn) + self.group.rank * self.most)
-        at = ends[:-1] + (luck * weight).astype(np.int64)
-        keys = rows.select(*self.stage.key)
-        key_parts(keys.slice(0, 0))  # refuses columns without an order
-        return keys.take(at).with_columns(**{RANK: np.full(drawn, self.group.rank), ROW: at, WEIGHT: weight})
 
     def _agree_route(self, guard: Guard) -> int:
         """Sample and cut. Collective."""
@@ -213,6 +204,18 @@ class RangeShuffle(RowShuffle):
         super()._forget()
         self.cuts, self._in_order, self._ascending = None, False, False
         self.samples._forget()
+
+
+def drawn(rows: Batch, key: tuple[str, ...], most: int, seed: int, rank: int) -> Batch:
+    """At most so many rows, each from an equal stretch of the share, and how many it stands for."""
+    n, some = len(rows), min(len(rows), most)
+    ends = np.arange(some + 1) * n // max(some, 1)
+    weight = np.diff(ends)
+    luck = random.uniform(seed, "splitters", 0, np.arange(some) + rank * most)
+    at = ends[:-1] + (luck * weight).astype(np.int64)
+    keys = rows.select(*key)
+    key_parts(keys.slice(0, 0))  # refuses columns without an order
+    return keys.take(at).with_columns(**{RANK: np.full(some, rank), ROW: at, WEIGHT: weight})
 
 
 def sorts_by_itself(rows: Batch, key: tuple[str, ...]) -> bool:

@@ -166,6 +166,7 @@ def _run_to_end(run: LoopRun, stop: StopRequest | None) -> Result:
     finally:
         run.close()
     if not group.heals:
+        run.let_go()
         return result
     if run.options.respawn:
         run.leave()

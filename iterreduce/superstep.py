@@ -95,6 +95,12 @@ class Workshop:
     laid: dict[str, tuple[str, ...]] = field(default_factory=dict)
     streams: dict[str, RowStream] = field(default_factory=dict)
 
+    def let_go(self) -> None:
+        """The stages are done: what they hold goes now, though parts of a stage hold each other."""
+        for work in self.exchangers:
+            vars(work).clear()
+        self.exchangers.clear()
+
     def make_ready(self, tables: Mapping[str, Table], guard: Guard) -> None:
         """What takes time once, with the tables that iterations begin with. What fails fails again there."""
         for work in self.exchangers:

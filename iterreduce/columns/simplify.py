@@ -155,7 +155,27 @@ def _coalesce(tree: Apply, fields: Fields) -> Expr | None:
     return kept[0] if len(kept) == 1 else tree.of(kept)
 
 
+def _as_text(tree: Apply, fields: Fields) -> Expr | None:
+    """A whole number compared as a text is compared as the number that the text says."""
+    for cast, other in (tree.arguments, tree.arguments[::-1]):
+        text = other.value if isinstance(other, Constant) else None
+        if not isinstance(text, str) or not isinstance(cast, Apply) or cast.options != ("text",):
+            continue
+        number = cast.arguments[0]
+        field = _field(number, fields) if cast.operation == "cast" else None
+        if field is None or field.kind != "fixed" or field.dtype.kind not in "iu" or not text.isascii():
+            return None
+        if not text.removeprefix("-").isdigit() or len(text) > 20 or str(int(text)) != text:
+            return None  # no number is written so
+        limits = np.iinfo(field.dtype)
+        if limits.min <= int(text) <= limits.max:
+            return tree.of((number, Constant(field.dtype.type(int(text)), field.dtype.str)))
+    return None
+
+
 RULES: dict[str, Callable[[Apply, Fields], Expr | None]] = {
+    "equal": _as_text,
+    "not_equal": _as_text,
     "and": _and,
     "or": _or,
     "not": _not,

@@ -95,10 +95,9 @@ class Facts:
         """
         found = self._varies.get(id(node))
         if found is None:
-            for part in walk(node):
-                if id(part) not in self._varies:
-                    self._varies[id(part)] = self._varies_here(part)
-                    self._kept.append(part)
+            for part in walk(node, known=self._varies):
+                self._varies[id(part)] = self._varies_here(part)
+                self._kept.append(part)
             found = self._varies[id(node)]
         return found
 
@@ -117,11 +116,10 @@ class Facts:
         """
         found = self._evolves.get(id(node))
         if found is None:
-            for part in walk(node):
-                if id(part) not in self._evolves:
-                    inside = any(self._evolves.get(id(p), False) for p in part.inputs)
-                    self._evolves[id(part)] = inside or isinstance(part, StateRows | Iterate | StateOf)
-                    self._kept.append(part)
+            for part in walk(node, known=self._evolves):
+                inside = any(self._evolves.get(id(p), False) for p in part.inputs)
+                self._evolves[id(part)] = inside or isinstance(part, StateRows | Iterate | StateOf)
+                self._kept.append(part)
             found = self._evolves[id(node)]
         return found
 
@@ -274,11 +272,10 @@ class Facts:
         """Sets of columns whose values no two rows share; the empty set: there is one row at most."""
         found = self._unique.get(id(node))
         if found is None:
-            for part in walk(node):
-                if id(part) not in self._unique:
-                    keys = sorted(self._unique_here(part), key=_size)[:MOST_KEYS]
-                    self._unique[id(part)] = frozenset(keys)
-                    self._kept.append(part)
+            for part in walk(node, known=self._unique):
+                keys = sorted(self._unique_here(part), key=_size)[:MOST_KEYS]
+                self._unique[id(part)] = frozenset(keys)
+                self._kept.append(part)
             found = self._unique[id(node)]
         return found
 

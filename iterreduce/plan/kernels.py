@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from iterreduce.columns.batch import Batch
+from iterreduce.columns.batch import Batch, row_text
 from iterreduce.columns.compile import Fused, Make
 from iterreduce.columns.compute import compute_columns, repeated_parts, select_rows
 from iterreduce.columns.expressions import Column, Expr
+from iterreduce.columns.hashing import hash_keys
+from iterreduce.columns.numbering import number_keys
 from iterreduce.columns.ragged import Ragged
 from iterreduce.columns.random import choose
 from iterreduce.columns.sortkeys import first_in_order
 from iterreduce.columns.trees import columns_of
-from iterreduce.errors import UsageError, at
+from iterreduce.errors import AssumptionError, SchemaError, UsageError, at
 from iterreduce.loop import Context
 
 STREAM_SAMPLE = 1  # streams of random numbers: one number for each use, so that equal seeds do not correlate
@@ -207,6 +209,48 @@ class ChooseRows:
             )
         chosen = np.sort(choose(self.seed, STREAM_SAMPLE, context.rows_total, self.k)) - context.first_row
         return rows.take(chosen[(chosen >= 0) & (chosen < len(rows))])
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The rows as they are, of which each must have its key to itself: where no plan can prove it.
+
+    They lie by the key, or are on every rank, so each rank looks at its own. ``first``: those that a state
+    begins with; the plan may have taken their key for granted.
+    """
+
+    key: tuple[str, ...]
+    state: str = field(compare=False)
+    where: str = field(default="", compare=False)
+    first: bool = False
+
+    @property
+    def keeps(self) -> tuple[tuple[str, str], ...]:
+        """Keys are passed on."""
+        return tuple((k, k) for k in self.key)
+
+    def run(self, context: Context, *batches: Batch) -> Batch:
+        """The same rows."""
+        (rows,) = batches
+        twice = repeated_key(rows.select(*self.key)) if len(rows) else ""
+        if twice:
+            made = "begins with" if self.first else "gets from the step"
+            raise (AssumptionError if self.first else SchemaError)(
+                f'iterate: state "{self.state}" is keyed by {", ".join(self.key)}, but {made} more than one '
+                f"row of {twice}; make its keys unique (group_by), or give it no key (key=[]){at(self.where)}"
+            )
+        return rows
+
+
+def repeated_key(keys: Batch) -> str:
+    """A key that more than one row has, in words; empty: there is none. Cheap in the order of hashes."""
+    hashes = hash_keys(keys)
+    if (hashes[1:] > hashes[:-1]).all():
+        return ""
+    numbered = number_keys(keys)
+    if len(numbered) == len(keys):
+        return ""
+    return row_text(keys, int(numbered.first[int(np.argmax(np.bincount(numbered.codes) > 1))]))
 
 
 @dataclass(frozen=True)

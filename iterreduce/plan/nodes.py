@@ -11,7 +11,7 @@ operations (`iterreduce.plan.operations`) and the rewrites.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -52,7 +52,12 @@ class Node:
         found = (p for tree in self.expressions for p in parameters_of(tree))
         return tuple({p.name: p for p in found if isinstance(p, Scalar)}.values())
 
-    @property
+    @cached_property
+    def needed(self) -> tuple[Node, ...]:
+        """The nodes whose rows it reads, and those whose numbers it uses."""
+        return (*self.inputs, *(scalar.node for scalar in self.scalars))
+
+    @cached_property
     def names(self) -> tuple[str, ...] | None:
         """The names of its columns in order; None: not known before it runs."""
         return None if self.fields is None else tuple(self.fields)
@@ -410,19 +415,28 @@ class StateOf(Node):
 
 def reads(node: Node) -> tuple[Node, ...]:
     """All nodes that it needs: those whose rows it reads, those whose numbers it uses, and its body."""
-    inside = tuple(state.result for state in node.states) if isinstance(node, Iterate) else ()
-    return (*node.inputs, *(scalar.node for scalar in node.scalars), *inside)
+    if isinstance(node, Iterate):  # its placeholders may begin with other rows than before
+        return (*node.inputs, *(scalar.node for scalar in node.scalars), *(s.result for s in node.states))
+    return node.needed
 
 
-def walk(*roots: Node) -> Iterator[Node]:
-    """Every node once, what it needs before it."""
+def walk(*roots: Node, known: Container[int] = ()) -> Iterator[Node]:
+    """Every node once, what it needs before it. ``known``: ids of nodes that are left out, and with them what
+    they alone need.
+    """
     seen: set[int] = set()
     stack = [(root, False) for root in reversed(roots)]
     while stack:
         node, done = stack.pop()
         if done:
             yield node
-        elif id(node) not in seen:
+        elif id(node) not in seen and id(node) not in known:
             seen.add(id(node))
+            needed = reads(node)
+            if not needed:
+                yield node
+                continue
             stack.append((node, True))
-            stack.extend((needed, False) for needed in reversed(reads(node)) if id(needed) not in seen)
+            for part in reversed(needed):
+                if id(part) not in seen:
+                    stack.append((part, False))

@@ -44,6 +44,8 @@ def ordered(root: Node, applied: Applied, chosen_only: bool = False) -> Node:
     """The plan with orders that do not depend on ranks; ``chosen_only``: only of what chooses or numbers
     rows, and of the sorts below it.
     """
+    if not any(_asks_for_order(node) for node in walk(root)):
+        return root
     chosen = _sorts_below_choices(root) if chosen_only else None
     return Orders(Facts((root,)), applied, chosen).plan(root)
 
@@ -53,6 +55,13 @@ def chooses(node: Node) -> bool:
     return isinstance(node, Limit | Sample) or (
         isinstance(node, MapBatches) and isinstance(node.function, RowNumber)
     )
+
+
+def _asks_for_order(node: Node) -> bool:
+    """Does the order of rows matter to it: of those that it makes, or of those that it reads?"""
+    if isinstance(node, Group | Aggregate):
+        return any(a.without_order() is not a for _, a in node.aggregates)
+    return isinstance(node, Sort) or chooses(node)
 
 
 def _below(node: Node) -> Node:

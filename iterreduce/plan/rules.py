@@ -459,9 +459,8 @@ class Rewriter:
 
 
 def optimized(root: Node, rules: Iterable[Rule] = RULES, applied: Applied | None = None) -> Node:
-    """The plan after all rules, until nothing changes; the plan that was given is not changed."""
+    """The plan after all rules, until nothing changes. Its placeholders are changed: give it `own_states`."""
     applied = applied if applied is not None else Applied()
-    root = own_states(root)
     for _ in range(MOST_ROUNDS):
         work = Rewriter(tuple(rules), Facts((root,)), applied)
         root = work.plan(root)

@@ -9,7 +9,7 @@ from iterreduce.fixpoint import Until
 from iterreduce.loop import Local, Replace, Shuffle, State
 from iterreduce.plan.deltas import lower_changes
 from iterreduce.plan.flow import BODY, FINISH, Flow, Made, Place, Scope
-from iterreduce.plan.kernels import Concat
+from iterreduce.plan.kernels import Concat, Distinct
 from iterreduce.plan.lower import Lowering
 from iterreduce.plan.nodes import Evolving, Iterate, MapBatches, Node, Project, StateOf
 
@@ -60,7 +60,8 @@ def _initial(lowering: Lowering, state: Evolving, keyed: bool) -> Made:
     key = facts.state_key(state.rows)
     if not keyed and (facts.everywhere(state.result) or _read_whole(lowering, state)):
         lowering.on_all_ranks |= {id(part) for part in _made_of(state.result)}
-        return lowering.gathered(made, lowering.place(node), node)
+        made = lowering.gathered(made, lowering.place(node), node)
+        return _distinct(lowering, state, node, made, lowering.place(node))
     if not key:
         if made.lies == ():
             raise UsageError(
@@ -114,11 +115,23 @@ def _write(lowering: Lowering, state: Evolving, first: Made, place: Place) -> No
         made = lowering.gathered(made, lowering.place(state.result), state.result)
     elif key and made.lies != key:
         made = lowering.laid(state.result, key, place)
+    made = _distinct(lowering, state, state.result, made, place)
     name = lowering.tables[id(state.rows)].name
     unknown = any(n.fields is None or None in n.fields.values() for n in (state.rows.initial, state.result))
     place.scope.writes.append(
         Replace(name, lowering.read(made, place), alike=unknown, where=state.result.where)
     )
+
+
+def _distinct(lowering: Lowering, state: Evolving, node: Node, made: Made, place: Place) -> Made:
+    """The rows of a state, which are looked at where a key was given or assumed that they may not have."""
+    key = lowering.facts.state_key(state.rows)
+    if not key or lowering.facts.is_unique(node, key):
+        return made
+    into, first = lowering.name_of(node, f"{made.name} by its key"), node is state.rows.initial
+    kernel = Distinct(key, state.name, node.where, first)
+    lowering.emit(place, Local(kernel, (lowering.read(made, place),), into, cut="share", rank_free=True))
+    return lowering.new(into, made.columns, made.lies, place, made.order)
 
 
 def iterate(lowering: Lowering, node: Iterate) -> Flow:

@@ -159,12 +159,39 @@ def test_what_a_fast_plan_takes_for_granted_is_dropped_where_rows_are_otherwise(
     agrees(build, TABLES, (1, 2, 3), ("even", "last"))
 
 
-def test_a_plan_of_checkpoints_says_what_it_took_for_granted(tmp_path: Path) -> None:
-    rows = Dataset.from_local(None, src=np.array([0, 0, 1]), dst=np.arange(3))
-    tables: Any = {"links": rows}
-    assert _repeated_at_first(tables).run()["dst"].tolist() == [4, 4]
-    with pytest.raises(ir.UsageError, match=r"src=0 has 2 rows; .*key=\[\]"):
-        _repeated_at_first(tables).run(checkpoint_dir=str(tmp_path))
+def test_with_checkpoints_a_plan_that_took_too_much_for_granted_is_made_anew_and_gone_on_from(
+    tmp_path: Path,
+) -> None:
+    """The first rows repeat keys (seen at once), or a number is null later on (behind a checkpoint)."""
+    src, dst = np.array([0, 0, 1, 2]), np.arange(4)
+    tables: Any = {"links": Dataset.from_local(None, src=src, dst=dst), "steps": None}
+
+    def late(n: int) -> Dataset:
+        start = tables["links"].vertices("src", "dst", name="k").with_columns(x=ir.lit(4.0))
+
+        def step(state: Dataset) -> Dataset:
+            heard = tables["links"].join(state, src="k").group_by(k="dst").agg(heard=ir.sum("x"))
+            most = heard.filter(col("heard") > 2.5).max("heard")
+            made = state.select("k").left_join(heard, "k")
+            return made.select("k", x=most / 2 + 0 * col("heard").fill_null(0))
+
+        return ir.iterate(step, start, max_iterations=n)
+
+    def repeated(n: int) -> Dataset:
+        return ir.iterate(
+            lambda s: s.group_by("src").agg(dst=ir.sum(col("dst") + 1)), tables["links"], max_iterations=n
+        )
+
+    for name, build in (("repeated", repeated), ("late", late)):
+        saved = {"checkpoint_dir": str(tmp_path / name), "checkpoint_every": 1}
+        for n in (4, 9):  # the second asks for more of the same job
+            made: Any = build(n).run(**saved)
+            assert made.batch.equals(build(n).run().batch)
+            made.finish()
+            with pytest.raises(ir.FinishedError, match=f"after {made.iterations} iterations"):
+                build(n).run(**saved)
+        with pytest.raises(ir.CheckpointError, match=r"another loop was .* there"):
+            build(9).with_columns(more=1).run(**saved)
 
 
 def _fading(rows: Dataset) -> Dataset:

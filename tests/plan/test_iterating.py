@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 
 import iterreduce as ir
 from iterreduce import col
+from iterreduce.collectives import Group
 from iterreduce.dataset import Dataset
+from iterreduce.testing import run_ranks
 from tests.plan.kit import Table, Tables, agrees
 
 N = None
@@ -374,3 +378,54 @@ def test_rows_of_which_some_have_no_match_are_filled() -> None:
         return ir.iterate(step, rows.distinct("k").with_columns(m=ir.lit(0.5)), max_iterations=3)
 
     agrees(build, TABLES, (1, 3), ("even", "last"))
+
+
+N_ROWS = 100_000
+
+
+def _programs(group: Group) -> dict[str, Any]:
+    """Programs whose memory is much more than what is left of them: sorted, joined, linked rows."""
+    random = np.random.default_rng(group.rank)
+    some = N_ROWS // group.size
+    k, other = random.integers(0, 9999, some), random.integers(0, 9999, some)
+    rows = Dataset.from_local(group, k=k, x=random.random(some))
+    edges = Dataset.from_local(group, src=k, dst=other)
+    pages = edges.vertices("src", "dst", name="v").with_columns(r=1.0)
+
+    def step(state: Any) -> Any:
+        heard = edges.join(state, src="v").group_by(v="dst").agg(h=ir.sum("r"))
+        return state.select("v").left_join(heard, "v").select("v", r=col("h").fill_null(0))
+
+    return {
+        "sort": rows.sort("k"),
+        "join": rows.join(rows.distinct("k").select("k", y="k"), "k"),
+        "linked": ir.iterate(step, pages, max_iterations=2),
+    }
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_memory_of_a_run_goes_with_its_result(ranks: int) -> None:
+    """At once: Python's collector, which does not know how large arrays are, has nothing to find."""
+
+    def work(group: Group) -> dict[str, int]:
+        out = {}
+        for name in [*_programs(group), *_programs(group)]:
+            program = _programs(group)[name]
+            group.barrier()
+            before = tracemalloc.get_traced_memory()[0]
+            group.barrier()
+            program.run()
+            group.barrier()
+            out[name] = tracemalloc.get_traced_memory()[0] - before
+            group.barrier()
+        return out
+
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        left = run_ranks(ranks, work)[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert max(left.values()) < N_ROWS * 4, left  # one column is twice as much

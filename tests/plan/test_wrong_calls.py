@@ -69,7 +69,32 @@ LATER: list[tuple[Call, type[ir.IterReduceError], str]] = [
     (lambda a, b: a.map_batches(lambda rows: rows).filter(col("k")).collect(), ir.SchemaError, "condition"),
     (lambda a, b: a.flat_map(lambda row: [1]).collect(), ir.UserCodeError, "wanted a dict"),
     (lambda a, b: a.sample(100).collect(), ir.UsageError, "100 different rows"),
+    (
+        lambda a, b: _repeated(a.distinct(), lambda s: s.map_batches(_twice)),
+        ir.SchemaError,
+        "more than one row of k=",
+    ),
+    (lambda a, b: _repeated(a.distinct(), lambda s: s.union(s)), ir.SchemaError, "step more than one"),
+    (
+        lambda a, b: _repeated(_few(), lambda s: s.map_batches(_twice)),
+        ir.SchemaError,
+        'state "state" is keyed',
+    ),
+    (lambda a, b: _repeated(_few().union(_few()), lambda s: s), ir.SchemaError, "begins with more"),
 ]
+
+
+def _repeated(rows: Dataset, step: Any) -> Any:
+    return ir.iterate(step, rows, max_iterations=2, key="k").collect()
+
+
+def _few() -> Dataset:
+    """Rows that every rank has."""
+    return Dataset.from_local(None, k=np.arange(2)).limit(2)
+
+
+def _twice(rows: ir.Batch) -> ir.Batch:
+    return ir.Batch.concat([rows, rows])
 
 
 @pytest.mark.parametrize("case", range(len(LATER)))
