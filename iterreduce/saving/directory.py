@@ -313,10 +313,11 @@ def _taken_over(directory: str) -> int:
             raise
         sync_directory(directory)
         found = attempts_in(directory)
-        if number or found[:1] != [1] or len(found) == 1:
+        if number + 1 not in found or number + 1 == max(found):
             _drop_first(directory)
             return number + 1
-        remove(new)  # it came late with a first attempt: others had made theirs and gone on from it
+        if not number:  # it came late with a first attempt: others had made theirs and gone on from it
+            remove(new)  # (else a listing beside a rename had missed the newest)
     raise CheckpointError(f"{directory} is taken over by other runs all the time")
 
 

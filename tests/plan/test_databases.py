@@ -59,8 +59,13 @@ def test_joins_by_keys_that_are_nan_or_null_have_the_rows_of_polars(
     left: list[Row], right: list[Row], how: Any
 ) -> None:
     given = {"l": keyed(left, "x"), "r": keyed(right, "y")}
-    ours, theirs = (pl.DataFrame(rows, _types(v), orient="row") for rows, v in ((left, "x"), (right, "y")))
-    joined = ours.join(theirs, on="k", how=how, **({"coalesce": True} if how == "full" else {}))
+    ours, theirs = (
+        # a second key: by one alone, an inner join of Polars 2.1 finds nothing where one NaN meets one
+        pl.DataFrame(rows, _types(v), orient="row").with_columns(one=0)
+        for rows, v in ((left, "x"), (right, "y"))
+    )
+    joined = ours.join(theirs, on=["k", "one"], how=how, **({"coalesce": True} if how == "full" else {}))
+    joined = joined.drop("one")
     for size in (1, 3):
         alike(on_ranks(lambda t: t["l"].join(t["r"], on="k", how=how), given, size), joined.to_dicts())
 
