@@ -74,6 +74,7 @@ class KeyedState:
         self.keys_changed = False  # rows came or went in this iteration, on this rank
         self._held: dict[str, Held] = {}
         self._before: dict[str, Held] | None = None  # of the last commit, while something is written
+        self._spare: dict[str, tuple[Column, Held]] = {}  # copies of columns that are not ours yet
         self._log: list[Undo] = []
         self._written: list[Array] = []  # rows, as numbered now
         self._counts: dict[str, tuple[Column, int]] = {}  # rows that are not zero, at the last commit
@@ -87,6 +88,7 @@ class KeyedState:
     def nbytes(self) -> int:
         """Bytes held beside the table's own: room to grow, marks, and what can be undone."""
         room = sum(sum(m.nbytes for m in h.memory) - h.view.nbytes for h in self._held.values())
+        room += sum(copy.view.nbytes for _, copy in self._spare.values())
         return int(room + self.marks.nbytes + sum(u.rows.nbytes + u.values.nbytes for u in self._log))
 
     # ------------------------------------------------------------------ writes
@@ -130,7 +132,7 @@ class KeyedState:
             self._written.append(at)
             for name, aggregator in merge.items():
                 column = batch[name]
-                self._log.append(Undo(name, column, at, column.take(at, axis=0)))
+                self._keep_old(name, column, at)
                 with np.errstate(all="ignore"):  # NaN is a value like any other
                     MERGES[aggregator.kind].at(column, at, rows.batch[name])
         return self._after(table, batch)
@@ -143,7 +145,7 @@ class KeyedState:
             batch = batch.with_valid(**{name: mask})
             self._held[VALID + name] = Held(mask, (mask,))
         if mask is not None:
-            self._log.append(Undo(VALID + name, mask, at, mask[at]))
+            self._keep_old(VALID + name, mask, at)
             mask[at] = True if valid is None else valid
         if isinstance(column, Ragged):
             order = np.arange(len(batch))
@@ -151,9 +153,15 @@ class KeyedState:
             anew = Ragged.concat([column, values]).take(order)
             self._held[name] = Held(anew, (anew.offsets, anew.values))
             return _with_column(batch, name, anew)
-        self._log.append(Undo(name, column, at, column.take(at, axis=0)))
+        self._keep_old(name, column, at)
         column[at] = values
         return batch
+
+    def _keep_old(self, name: str, column: Array, at: Array) -> None:
+        """What is overwritten; of memory that this iteration has copied the table of before is there."""
+        known = None if self._before is None else self._before.get(name)
+        if known is not None and np.may_share_memory(known.view, column):
+            self._log.append(Undo(name, column, at, column.take(at, axis=0)))
 
     def _insert(self, table: Table, rows: Table, what: str) -> Table:
         self._structural += 1
@@ -281,12 +289,19 @@ class KeyedState:
         for name in names:
             column, mask = batch._columns[name], batch._valid.get(name)
             if not self._holds(name, column) and (text or not isinstance(column, Ragged)):
-                self._held[name] = held(column)
+                known, copy = self._spare.pop(name, (None, None))
+                self._held[name] = copy if copy is not None and known is column else held(column)
                 batch = _with_column(batch, name, self._held[name].view)
             if mask is not None and not self._holds(VALID + name, mask):
                 self._held[VALID + name] = held(mask)
                 batch = batch.with_valid(**{name: self._held[VALID + name].view})
         return batch
+
+    def make_ready(self, table: Table, name: str) -> None:
+        """This column is going to be written: copy it now. A source's array is never written to."""
+        column = table.batch._columns.get(name)
+        if isinstance(column, np.ndarray) and not self._holds(name, column):
+            self._spare[name] = column, held(column)
 
     def _holds(self, name: str, column: Column) -> bool:
         known = self._held.get(name)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from iterreduce.columns.batch import Batch
 from iterreduce.columns.linkfold import Touched
 from iterreduce.columns.links import Links
 from iterreduce.columns.ragged import Array
@@ -49,6 +50,8 @@ class ImprovingShuffle(LinkShuffle):
     _reaches = False  # in this superstep
     _one: int | None = None  # what this rank says; None: nothing
     _tries = False
+    _alike: Any = None  # a column that is known to have one value
+    _first_alone = False  # were values computed for the first row only?
     kind: type[Reaching] = Reaching
 
     @property
@@ -106,9 +109,20 @@ class ImprovingShuffle(LinkShuffle):
                     "where they come from"
                 )
 
+    def _evaluated(self, joined: Batch) -> dict[str, Array]:
+        """Of rows that this shuffle made alike the first tells for all."""
+        assert self.program is not None
+        name = self.shape.outputs[0].name
+        self._first_alone = len(joined) > 0 and self.program._read == [name] and joined[name] is self._alike
+        if not self._first_alone:
+            return super()._evaluated(joined)
+        return self.program.values({name: self._alike[:1]}, 1)
+
     def _frontier(self, slots: Array | None, starts: int) -> tuple[Array | None, dict[str, Array]]:
         """As they are, where one value is said: who has no rows is not heard."""
         self._reaches = self._can_reach()
+        if self._first_alone and not self._reaches:
+            self._values = super()._evaluated(self._joined()[0])
         return (slots, self._values) if self._reaches else super()._frontier(slots, starts)
 
     def _can_reach(self) -> bool:
@@ -122,7 +136,7 @@ class ImprovingShuffle(LinkShuffle):
             return False
         if self._order_of(onto.batch[onto.layout.keys[0]]) is not None:
             return False
-        return len(values) == 0 or alike(values)
+        return self._first_alone or len(values) == 0 or alike(values)
 
     def _state(self) -> Any:
         """What the table has, in the order of its rows."""
@@ -243,7 +257,8 @@ class ImprovingShuffle(LinkShuffle):
                     self.reach.hear(self._came_alike(rank, segments[rank])[0])
             slots = self.reach.own(state)
         value = 0 if self._one is None else self._one
-        return self._at(onto, slots, {self.shape.outputs[0].name: np.full(len(slots), value)})
+        self._alike = np.full(len(slots), value)
+        return self._at(onto, slots, {self.shape.outputs[0].name: self._alike})
 
     def _reached_unlike(self, onto: Table) -> Table:
         """Others say other values: the best that each key has heard."""

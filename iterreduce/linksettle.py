@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from iterreduce.columns.batch import Batch
 from iterreduce.columns.expressions import Column
 from iterreduce.columns.link_kernels import EDGE_FUNCTIONS
 from iterreduce.columns.ragged import Array
@@ -56,6 +57,7 @@ class SettlingShuffle(ImprovingShuffle):
     bound: Bound | None = None
     by_round = False
     kind = Spreading
+    _key_memory: Array | None = None
     _by_level = _spreads = False  # in this superstep: one level of one value; all of them
 
     def _begin(self) -> Resident:
@@ -130,12 +132,19 @@ class SettlingShuffle(ImprovingShuffle):
         if self.group.size > 1 and isinstance(output.rest, Column):
             return False
         told = self._joined()[0][name]
-        return self._order_of(onto.batch[onto.layout.keys[0]]) is None and (len(told) == 0 or alike(told))
+        if self._order_of(onto.batch[onto.layout.keys[0]]) is not None:
+            return False
+        return told is self._alike or len(told) == 0 or alike(told)
 
     def _prepare_reach(self, reach: Reaching, onto: Table) -> None:
         super()._prepare_reach(reach, onto)
         if self._spreads:
             self._series(1)
+            keys = self._target.keys
+            column = keys[keys.names[0]]
+            if isinstance(column, np.ndarray) and column.ndim == 1:
+                self._key_memory = np.empty_like(column)
+                self._key_memory.fill(0)
 
     def _series(self, most: int) -> Array:
         """What one level after another is told, up to so many."""
@@ -201,6 +210,15 @@ class SettlingShuffle(ImprovingShuffle):
             return self._settled(onto)
         self.continued, self.made = None, made
         return made
+
+    def _keys_at(self, slots: Array) -> Batch:
+        """At first in memory whose pages are there already."""
+        keys, memory = self._target.keys, self._key_memory
+        if memory is None:
+            return super()._keys_at(slots)
+        (name,), self._key_memory = keys.names, None
+        taken = keys[name].take(slots, out=memory[: len(slots)], mode="clip")
+        return Batch._trusted({name: taken}, {}, len(slots))
 
     def _spread(self, onto: Table) -> Table:
         """The rows of all levels."""

@@ -30,14 +30,7 @@ from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field
 from iterreduce.columns.stretches import as_words
 from iterreduce.errors import UsageError
-from iterreduce.exchange import (
-    FAILED,
-    ROWS,
-    FreshExchange,
-    Outgoing,
-    exclusive,
-    nothing,
-)
+from iterreduce.exchange import FAILED, ROWS, FreshExchange, Outgoing, exclusive, nothing
 from iterreduce.indexing import GAP, Resident, Side
 from iterreduce.linkexchange import LinkExchange
 from iterreduce.linkgrids import Grids, walk
@@ -151,7 +144,7 @@ class LinkShuffle:
         if self.program is None or not self.program.fits(joined.schema):
             dtypes = {n: c.dtype for n, c in self.residents[self.stage.rows].stretches.columns.items()}
             self.program = Program(self.shape, dtypes, joined.schema)
-        self._values = self.program.values(joined._columns, len(joined))
+        self._values = self._evaluated(joined)
         if slots is not None and self._are_all(slots):
             self._values = {name: by_slot(v, slots) for name, v in self._values.items()}
             slots = None
@@ -164,6 +157,10 @@ class LinkShuffle:
                 f'shuffle of "{self.stage.rows}" by {self.stage.key[0]}: the table that it is joined with '
                 "must have all keys of the Index; join on the first key to use some rows only"
             )
+
+    def _evaluated(self, joined: Batch) -> dict[str, Array]:
+        assert self.program is not None
+        return self.program.values(joined._columns, len(joined))
 
     def _joined(self) -> tuple[Batch, Array | None]:
         """The table that rows are joined with, and the slot of each of its rows (None: row i is slot i)."""
@@ -425,14 +422,17 @@ class LinkShuffle:
     def _at(self, onto: Table, slots: Array, columns: dict[str, Array]) -> Table:
         """These columns as rows of the table for these slots; what it has no row for is left out."""
         rows = self._rows_at(onto, slots)
-        if len(rows) and rows.min() < 0:
+        if rows is not slots and len(rows) and rows.min() < 0:
             known = rows >= 0
             slots, rows = slots[known], rows[known]
             columns = {name: column[known] for name, column in columns.items()}
-        keys = self._target.keys.take(slots).rename(**{self._target.keys.names[0]: onto.layout.keys[0]})
+        keys = self._keys_at(slots).rename(**{self._target.keys.names[0]: onto.layout.keys[0]})
         made = {**keys._columns, **columns}
         made_of = RowsOf(onto.batch.select(*onto.layout.keys), rows)
         return Table(Batch._trusted(made, {}, len(slots)), onto.layout, rows_of=made_of)
+
+    def _keys_at(self, slots: Array) -> Batch:
+        return self._target.keys.take(slots)
 
     def _reached_here(self) -> tuple[Array, list[Array]]:
         """The slots of this rank that were reached, by any rank, and the words of every lane."""

@@ -105,7 +105,13 @@ class Workshop:
         """What takes time once, with the tables that iterations begin with. What fails fails again there."""
         for work in self.exchangers:
             if isinstance(work, ImprovingShuffle) and not set(reads_of(work.stage)) - tables.keys():
-                guard.run(work.make_ready, tables)
+                guard.run(self._make_ready, work, tables)
+
+    def _make_ready(self, work: ImprovingShuffle, tables: Mapping[str, Table]) -> None:
+        work.make_ready(tables)
+        for state in self.in_place.values():
+            if state.name == work.table and self.limit_bytes is None:
+                state.make_ready(tables[work.table], work.shape.outputs[0].name)
 
     def exchanger(self, stage: Stage, source: RowSource, laid: Laid) -> Exchanger:
         """The stage at work, under the next stage number; ``laid``: how tables lie."""
