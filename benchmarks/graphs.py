@@ -349,7 +349,9 @@ def compare_paths(work: str, options: Any, data: Path) -> None:
             rivals.scipy_sssp,
         ]
     else:
-        contestants = command("bfs", data / "edges.npy", str(source), "--settle")
+        words = ("bfs", data / "edges.npy", str(source))
+        contestants = command(*words, "--settle")
+        contestants |= {f"level by level: {name}": run for name, run in command(*words).items()}
         makers = [rivals.graphblas_bfs, rivals.networkit_bfs]
     for maker in makers:
         contestants |= maker(edges, source)

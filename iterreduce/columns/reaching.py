@@ -83,21 +83,23 @@ def _set_from(numbers: Any, first: Any, bits: Any) -> None:
 
 
 @kernel
-def _rule_out(offsets: Any, state: Any, own_at: Any, value: Any, larger: Any, done: Any) -> int:
+def _rule_out(offsets: Any, state: Any, own_at: Any, value: Any, larger: Any, done: Any, worst: Any) -> Any:
     """Set the bits of own places that have a value as good, and of others' that no edge leads to. How many
-    edges lead to those that are left.
+    edges lead to those that are left, and the best value that any own one of them has.
     """
-    edges = 0
+    edges, best = 0, worst
     for t in range(np.uint64(len(offsets) - 1)):
         lead = offsets[t + ONE] - offsets[t]
         if t >= own_at:
             held = state[t - own_at]
             out = held >= value if larger else held <= value
+            if not out:
+                best = max(best, held) if larger else min(best, held)
         else:
             out = lead == 0
         done[t >> SHIFT] |= np.uint64(out) << (t & LAST_BIT)
         edges += 0 if out else lead
-    return edges
+    return edges, best
 
 
 @kernel
@@ -214,7 +216,7 @@ class Reaching:
         self._front, self._led = np.zeros(words, np.uint64), np.zeros(words, np.uint64)
         self._firsts = np.zeros(0, np.uint32)
         self._value: int | None = None
-        self._left = self.pushed = 0
+        self._left = self.pushed = self._best = 0
 
     def turn(self) -> None:
         """Have the edges the other way round, too, from now on."""
@@ -240,8 +242,13 @@ class Reaching:
         self._done[:] = 0
         if self.rows.n_targets % WORD:
             self._done[-1] = ~np.uint64(0) << np.uint64(self.rows.n_targets % WORD)
-        given = _frozen(state), self.own_at, value, self.larger, self._done
-        self._left = int(_rule_out(self._offsets, *given))
+        worst = np.iinfo(np.int64).min if self.larger else np.iinfo(np.int64).max
+        given = _frozen(state), self.own_at, value, self.larger, self._done, worst
+        self._left, self._best = map(int, _rule_out(self._offsets, *given))
+
+    def _beats(self, value: int) -> bool:
+        """Is it better than what any place has that is of interest? Then nobody need be asked."""
+        return value > self._best if self.larger else value < self._best
 
     def follow(self, frontier: Array, pool: Pool, edges: int | None = None) -> int:
         """Find who hears these sources; how many edges they have (given, if it is known)."""
@@ -315,7 +322,8 @@ class Reaching:
     def own(self, state: Array) -> Array:
         """The slots of this rank whose values become better, ascending: int64. Call it once."""
         out = np.empty(self.rows.n_targets - int(self.own_at) + 1, np.int64)
-        return self._taken(self.own_at, np.uint64(self.rows.n_targets), _frozen(state), out)
+        asked = _frozen(state[:0] if self._value is not None and self._beats(self._value) else state)
+        return self._taken(self.own_at, np.uint64(self.rows.n_targets), asked, out)
 
     def _taken(self, first: Any, last: Any, state: Array, out: Array) -> Array:
         found, edges = _take(

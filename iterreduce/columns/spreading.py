@@ -24,8 +24,9 @@ from iterreduce.columns.reaching import LAST_BIT, ONE, SHIFT, Reaching, _edges_o
 from iterreduce.columns.threads import Pool
 
 MANY = 1 << 12  # edges of a level that is found as one: a pass over all bits costs as much
-# what is counted: where the level begins and ends in the queue, its number, its edges, edges to places done
-LOW, HIGH, LEVEL, EDGES, DONE = range(5)
+# what is counted: where the level begins and ends in the queue, its number, its edges, edges to places done,
+# and how many levels came before the first
+LOW, HIGH, LEVEL, EDGES, DONE, BEFORE = range(6)
 
 
 @cache
@@ -48,7 +49,7 @@ def _series(step: Any, combine: str) -> Any:
 @kernel
 def _walk(
     queue: Any, values: Any, most: Any, offsets: Any, targets: Any, into: Any, state: Any, own_at: Any,
-    larger: Any, words: Any, done: Any, better: Any, said: Any,
+    larger: Any, levels: Any, done: Any, better: Any, said: Any,
 ) -> int:  # fmt: skip
     """Levels, as long as they have fewer edges than ``most``; how many edges were followed."""
     low, high, level, edges = np.uint64(said[LOW]), np.uint64(said[HIGH]), said[LEVEL], said[EDGES]
@@ -67,7 +68,7 @@ def _walk(
                         slot = t - own_at
                         held = state[slot]
                         if held < value if larger else held > value:
-                            words[slot] = value
+                            levels[slot] = said[BEFORE] + level
                             better[t >> SHIFT] |= bit
                             queue[end] = slot
                             end += ONE
@@ -82,11 +83,13 @@ def _walk(
 
 @kernel
 def _arrive(
-    fresh: Any, value: Any, offsets: Any, into: Any, state: Any, own_at: Any, larger: Any, words: Any,
-    done: Any, better: Any, front: Any, said: Any,
+    fresh: Any, value: Any, asks: Any, offsets: Any, into: Any, state: Any, own_at: Any, larger: Any,
+    levels: Any, done: Any, better: Any, front: Any, said: Any,
 ) -> None:  # fmt: skip
-    """The new places are done; those that become better are the next level, as bits."""
-    found, sources, left, edges = 0, np.uint64(len(offsets) - 1), 0, 0
+    """The new places are done; those that become better are the next level, as bits. ``asks``: does the state
+    tell who does? (Else all do.)
+    """
+    found, sources, left, edges, level = 0, np.uint64(len(offsets) - 1), 0, 0, said[BEFORE] + said[LEVEL]
     for w in range(np.uint64(len(fresh))):
         new, won = fresh[w] & ~done[w], np.uint64(0)
         fresh[w] = 0
@@ -97,10 +100,13 @@ def _arrive(
             t = (w << SHIFT) + np.uint64(bit_length(bit)) - ONE
             left += into[t + ONE] - into[t]
             slot = t - own_at
-            held = state[slot]
-            if held < value if larger else held > value:
+            wins = True
+            if asks:
+                held = state[slot]
+                wins = held < value if larger else held > value
+            if wins:
                 won |= bit
-                words[slot] = value
+                levels[slot] = level
                 found += 1
                 if slot < sources:
                     edges += offsets[slot + ONE] - offsets[slot]
@@ -112,8 +118,10 @@ def _arrive(
 
 
 @kernel
-def _gather(bits: Any, own_at: Any, words: Any, slots: Any, values: Any) -> Any:
-    """The slots of bits that are set, ascending, and their words where ``values`` has room. How many."""
+def _gather(bits: Any, own_at: Any, levels: Any, told: Any, slots: Any, values: Any) -> Any:
+    """The slots of bits that are set, ascending, and what their levels were told where ``values`` has room.
+    How many.
+    """
     found = np.uint64(0)
     for w in range(np.uint64(len(bits))):
         left = bits[w]
@@ -123,7 +131,7 @@ def _gather(bits: Any, own_at: Any, words: Any, slots: Any, values: Any) -> Any:
             slot = (w << SHIFT) + np.uint64(bit_length(bit)) - ONE - own_at
             slots[found] = slot
             if found < np.uint64(len(values)):
-                values[found] = words[slot]
+                values[found] = told[levels[slot]]
             found += ONE
     return found
 
@@ -146,7 +154,7 @@ class Spreading(Reaching):
 
     def __init__(self, rows: Rows, own_at: int, combine: str):
         super().__init__(rows, own_at, combine)
-        self._said = np.zeros(5, np.int64)
+        self._said, self._told = np.zeros(6, np.int64), np.empty(0, np.int64)
 
     def values(self, step: Any, value: int, most: int) -> Array:
         """What levels are told if sources have this value: at most so many, and one at least; int64."""
@@ -160,6 +168,7 @@ class Spreading(Reaching):
         self._make_room()
         self._better[:] = 0
         self.begin(int(values[0]), state, kept)
+        self._told = np.empty(0, np.int64)
         return self._levels(frontier, values, _frozen(state), pool)
 
     def go_on(self, values: Array, state: Array, pool: Pool) -> int:
@@ -169,15 +178,16 @@ class Spreading(Reaching):
     def _make_room(self) -> None:
         if self._queue is None:
             own = self.rows.n_targets - int(self.own_at)
-            self._queue, self._words = np.empty(2 * own, np.int64), np.empty(own, np.int64)
+            self._queue, self._at = np.empty(2 * own, np.int64), np.empty(own, np.int32)
             self._better = np.zeros_like(self._done)
 
     def _levels(self, frontier: Array, values: Array, state: Array, pool: Pool) -> int:
         assert self._queue is not None
         self._queue[: len(frontier)] = frontier
         self._said[:], self._listed = 0, True
+        self._said[BEFORE], self._told = len(self._told), np.append(self._told, values)
         said, ends, into, followed = self._said, self.rows.offsets, self._offsets, 0
-        own = state, self.own_at, self.larger, self._words, self._done, self._better
+        own = state, self.own_at, self.larger, self._at, self._done, self._better
         said[HIGH], said[EDGES] = len(frontier), _edges_of(_frozen(frontier), ends)
         while said[LOW] < said[HIGH] and said[LEVEL] < len(values):
             edges = int(said[EDGES])
@@ -186,7 +196,9 @@ class Spreading(Reaching):
                 edges = int(_walk(self._queue, values, MANY, ends, self.rows.targets, into, *own, said))
             else:
                 self._find(edges, pool)
-                _arrive(self._fresh[0], values[said[LEVEL]], ends, into, *own, self._front, said)
+                value = values[said[LEVEL]]
+                asks = not self._beats(int(value))
+                _arrive(self._fresh[0], value, asks, ends, into, *own, self._front, said)
                 self._listed = False
             followed, self._left, said[DONE] = followed + edges, self._left - int(said[DONE]), 0
         if said[LEVEL]:
@@ -208,14 +220,14 @@ class Spreading(Reaching):
         assert self._queue is not None
         low, high = self._said[LOW], self._said[HIGH]
         if not self._listed:
-            _gather(self._front, self.own_at, self._words, self._queue, self._words[:0])
+            _gather(self._front, self.own_at, self._at, self._told, self._queue, self._told[:0])
             self._listed = True
         return _frozen(self._queue[low:high])
 
     def improved(self) -> tuple[Array, Array]:
         """The slots that have become better, ascending, and their values."""
         slots, values = self._memory()
-        found = int(_gather(self._better, self.own_at, self._words, slots, values))
+        found = int(_gather(self._better, self.own_at, self._at, self._told, slots, values))
         return slots[:found], values[:found]
 
     def _memory(self) -> tuple[Array, Array]:
@@ -229,12 +241,12 @@ class Spreading(Reaching):
         """As ever, and the loops of this; pages of memory that will be written to, too."""
         super().rehearse()
         self._make_room()
-        self._words.fill(0)
+        self._at.fill(0)
         self._better[:], self._said[:] = 0, 0
         none, ends, into = _frozen(np.empty(0, np.int64)), self.rows.offsets, self._offsets
-        own = none, self.own_at, self.larger, self._words, self._done, self._better
+        own = none, self.own_at, self.larger, self._at, self._done, self._better
         _walk(self._queue, np.zeros(1, np.int64), MANY, ends, self.rows.targets, into, *own, self._said)
-        _arrive(self._fresh[0], np.int64(0), ends, into, *own, self._front, self._said)
+        _arrive(self._fresh[0], np.int64(0), True, ends, into, *own, self._front, self._said)
         self.improved()
         self._ready = self._memory()
         for memory in self._ready:
