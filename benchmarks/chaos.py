@@ -5,6 +5,7 @@
     python benchmarks/chaos.py --recover auto                where the MPI can: survivors go on in place
     python benchmarks/chaos.py --respawn 2 --supervised      new ranks come for the lost, and die as well
     python benchmarks/chaos.py --hosts 3                     on network namespaces, some of which are lost
+    python benchmarks/chaos.py --mix --minutes 40            all of these in turn, as far as the time goes
 
 Every run is a pure function of the seed and its number: a program, and attempts at it, each with a number of
 ranks and what goes wrong: ranks killed (one, several, all, or the launcher) at a place inside the program
@@ -18,7 +19,8 @@ place there, more ranks may die later or while others recover, and some of these
 attempt that leaves a rank alive and does not finish is no error, since the next one goes on, but is shown.
 
 ``--supervised``: `python -m iterreduce run` makes the attempts, and each fault strikes once; what it gives up
-is shown, and another attempt follows. Campaigns may run side by side, with other seeds.
+is shown, and another attempt follows. Campaigns may run side by side, with other seeds. At SIGTERM, or after
+``--minutes``, a campaign finishes the runs that it has begun, and says what came of all.
 
 Iterations are made slower on purpose, by sleeping, so that small inputs leave time for several checkpoints.
 """
@@ -34,11 +36,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,13 +58,14 @@ from benchmarks.chaos_plan import (  # noqa: E402
     PROGRAMS,
     Attempt,
     Case,
-    on_hosts,
+    Way,
+    goes,
+    mixed,
     plan,
-    recovering,
-    respawning,
 )
 from iterreduce.start import prepare_environment  # noqa: E402
 from iterreduce.testing import Faults, Kill, Slow, damage  # noqa: E402
+from tests.hosts.network import why_not  # noqa: E402
 from tests.launch import (  # noqa: E402
     RUN_VARIABLE,
     is_open_mpi,
@@ -71,6 +76,8 @@ from tests.launch import (  # noqa: E402
 
 PAUSE = 0.01  # per iteration, seconds
 PROGRAM = [b"-m", b"iterreduce"]
+#: Seconds that ranks have to meet: so many times what a whole undisturbed run takes, within bounds.
+MEETING, MEETING_BOUNDS = 6, (15.0, 60.0)
 MOST_TIMES = 10  # the time-out, for an attempt that gets on and does not end
 
 
@@ -114,20 +121,27 @@ class Campaign:
         self.work, self.saving, self.timeout = work, saving, timeout
         self.expected: dict[str, str] = {}
         self.orphans: list[str] = []
+        self.meeting = MEETING_BOUNDS[1]
 
     def prepare(self, programs: tuple[str, ...]) -> None:
         """Inputs, and the digests of undisturbed runs on one rank and on three."""
+        took = []
         for name in programs:
             program = PROGRAMS[name]
             program.make(self.work / program.input)
             calm = Case(0, name, 0, (), "node", saves=False)
-            ends = [self.attempt(calm, Attempt(ranks), self.work / "saved", Here()) for ranks in (1, 3)]
+            ends = []
+            for ranks in (1, 3):
+                began = time.monotonic()
+                ends.append(self.attempt(calm, Attempt(ranks), self.work / "saved", Here()))
+            took.append(time.monotonic() - began)
             digests = {end.summary["result_sha256"] if end.summary else end.text for end in ends}
             if len(digests) != 1:
                 raise SystemExit(f"{name}: undisturbed runs differ or fail: {digests}")
             self.expected[name] = digests.pop()
             iterations = ends[0].summary["iterations"]
-            print(f"{name}: {iterations} iterations, {ends[1].summary['seconds']['total']:.1f} s on 3 ranks")
+            print(f"{name}: {iterations} iterations, {took[-1]:.1f} s on 3 ranks", flush=True)
+        self.meeting = min(max(MEETING_BOUNDS[0], MEETING * sorted(took)[len(took) // 2]), MEETING_BOUNDS[1])
 
     def attempt(self, case: Case, attempt: Attempt, saved: Path, where: Here, fresh: bool = False) -> End:
         """Start it, do what is to be done from outside, and wait for its end."""
@@ -177,8 +191,8 @@ class Campaign:
         return {
             FAULTS: faults,
             "PYTHONFAULTHANDLER": "1",
-            "ITERREDUCE_RECOVER_TIMEOUT": "20",
-            "ITERREDUCE_START_TIMEOUT": "60",
+            "ITERREDUCE_RECOVER_TIMEOUT": f"{self.meeting / 3:.0f}",
+            "ITERREDUCE_START_TIMEOUT": f"{self.meeting:.0f}",
         }
 
     def close(self) -> None:
@@ -394,6 +408,23 @@ def table(reports: list[Report]) -> Iterator[str]:
     yield "other faults that struck: " + (", ".join(f"{what} {n}" for what, n in other.items()) or "none")
 
 
+@cache
+def has_hosts() -> bool:
+    """Whether this machine can have some."""
+    return why_not() is None
+
+
+def chosen(given: argparse.Namespace, number: int, programs: int) -> tuple[Way, int]:
+    """How this run goes, and its number in the plan."""
+    if given.mix:
+        return mixed(number, is_open_mpi(), has_hosts())
+    recover = given.recover or ("auto" if given.respawn else "both" if is_open_mpi() else "off")
+    # programs and phases go round, too: each of them meets both
+    in_place = (number + number // programs + number // (programs * len(PHASES))) % 2 == 1
+    recovers = recover == "auto" or (recover == "both" and in_place)
+    return Way(recovers, given.supervised, given.respawn if recovers else 0, given.hosts), number
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -409,6 +440,8 @@ def main() -> int:
     parser.add_argument("--respawn", type=int, default=0, help="so often new ranks come for lost ones")
     parser.add_argument("--supervised", action="store_true", help="`run` makes the attempts")
     parser.add_argument("--hosts", type=int, default=0, help="on so many network namespaces")
+    parser.add_argument("--mix", action="store_true", help="all these ways in turn, as far as they can be")
+    parser.add_argument("--minutes", type=float, help="begin no run after so long")
     parser.add_argument("--no-checkpoints", action="store_true", help="every attempt begins anew")
     parser.add_argument("--keep", action="store_true", help="leave all files")
     given = parser.parse_args()
@@ -418,17 +451,15 @@ def main() -> int:
     campaign, before = Campaign(work, not given.no_checkpoints, given.timeout), segments()
     reports: list[Report] = []
 
-    recover = given.recover or ("auto" if given.respawn else "both" if is_open_mpi() else "off")
+    started = time.monotonic()
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
 
     def one(number: int) -> None:
-        case = plan(given.seed, number, programs)
-        # programs and phases go round, too: each of them meets both
-        in_place = (number + number // len(programs) + number // (len(programs) * len(PHASES))) % 2
-        if recover == "auto" or (recover == "both" and in_place):
-            case = recovering(case, given.seed)
-            case = respawning(case, given.seed, given.respawn) if given.respawn else case
-        case = replace(case, supervised=given.supervised)
-        case = on_hosts(case, given.seed, given.hosts) if given.hosts else case
+        if over.is_set() or (given.minutes and time.monotonic() - started > 60 * given.minutes):
+            return
+        way, at = chosen(given, number, len(programs))
+        case = replace(goes(plan(given.seed, at, programs), given.seed, way), number=number)
         report = campaign.run(case)
         reports.append(report)
         struck = ", ".join(report.struck) or "nothing struck"
@@ -440,7 +471,6 @@ def main() -> int:
         if not given.keep:
             shutil.rmtree(campaign.place(number), ignore_errors=True)
 
-    started = time.monotonic()
     try:
         campaign.prepare(programs)
         numbers = [given.only] if given.only is not None else range(given.first, given.first + given.runs)

@@ -130,6 +130,34 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How a run is started, and goes on where ranks die. ``respawns``: so often new ranks come."""
+
+    recovers: bool = False
+    supervised: bool = False
+    respawns: int = 0
+    hosts: int = 0
+
+
+#: What a mixed campaign goes round: each way gets its share, those that take longer a smaller one.
+_FAST = Way(), Way(supervised=True), Way(hosts=3)
+_MIXED = (*_FAST, Way(), *_FAST[:2], Way(supervised=True, hosts=3), *_FAST)
+_ULFM = Way(True), Way(True, supervised=True), Way(True, True, 2), Way(True, hosts=3)
+_MIXED_ULFM = (
+    *_ULFM, Way(), *_ULFM[:3], Way(True, True, hosts=3), Way(True), *_FAST, *_ULFM[:2],
+    Way(True, True, 2, hosts=3), Way(True, respawns=2),
+)  # fmt: skip
+
+
+def mixed(number: int, ulfm: bool, hosts: bool) -> tuple[Way, int]:
+    """The way of this run, and its number among those of that way, which all begin elsewhere."""
+    ways = [way for way in (_MIXED_ULFM if ulfm else _MIXED) if hosts or not way.hosts]
+    round_, at = divmod(number, len(ways))
+    before = sum(way == ways[at] for way in ways[:at])
+    return ways[at], round_ * ways.count(ways[at]) + before + 7 * ways.index(ways[at])
+
+
+@dataclass(frozen=True)
 class Case:
     """One run of the campaign. ``respawns``: so often new ranks come; ``supervised``: started by `run`."""
 
@@ -176,6 +204,14 @@ def plan(seed: int, number: int, programs: tuple[str, ...]) -> Case:
     attempts = [disturbed(rng, program, every, phase, i) for i, phase in enumerate(phases)]
     last = Attempt(rng.choice(FEW), damage=drawn_damage(rng))
     return Case(number, program, every, (*attempts, last), rng.choice(("node", "node", "rank")))
+
+
+def goes(case: Case, seed: int, way: Way) -> Case:
+    """The same run, this way."""
+    case = recovering(case, seed) if way.recovers else case
+    case = respawning(case, seed, way.respawns) if way.respawns else case
+    case = replace(case, supervised=way.supervised)
+    return on_hosts(case, seed, way.hosts) if way.hosts else case
 
 
 def recovering(case: Case, seed: int) -> Case:

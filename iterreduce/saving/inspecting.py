@@ -8,6 +8,7 @@ is damaged is told, and text out of files is shown with its control characters s
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -35,6 +36,9 @@ MOST_LOOKS = 20
 # Of the lists in a file that anybody may have written, only so many entries are shown.
 MOST_SHOWN = 100
 MOST_TEXT = 200
+#: A fact of a stopping rule, and those that say nothing to a person.
+_RULE = re.compile(r"(?P<rule>(?:.*: )?until\.\d+)\.(?P<field>\w+)(?:\.\d+)?\Z", re.DOTALL)
+_NOT_CHOSEN = ("outcome", "width")
 
 
 class _TakenOver(Exception):
@@ -56,7 +60,7 @@ def describe(directory: str | os.PathLike[str], verify: bool = True) -> tuple[st
     >>> attempt.note(iteration=0, seconds=2.5, end="stopped")
     >>> print(describe(place)[0])  # doctest: +ELLIPSIS
     /...
-      attempt 1: began ... on ... (1 rank), ran for 2.5 s, reached iteration 0, stopped
+      attempt 1: began ... on ... (1 rank), ran for 2.5 s, finished no iteration, stopped
       no checkpoint is published
       the job has not finished: the next run begins anew
     <BLANKLINE>
@@ -87,7 +91,7 @@ def _described(path: str, verified: bool) -> tuple[list[str], bool]:
         raise _TakenOver from None
     if not os.path.isdir(attempt.path):
         raise _TakenOver
-    head = [f"{path}: checkpoints of {found.job}, format {FORMAT}"]
+    head = [f"{path}: checkpoints of {found.job}, format {FORMAT}", *found.given]
     if not marked:
         head.append(f"  {MARKER} is missing; the next run writes it")
     head += [f"  attempt-{n:06d} is left out: a copy, beside attempt {numbers[-1]}" for n in numbers[:-1]]
@@ -101,6 +105,7 @@ class _Found:
         self.attempt, self.verified = attempt, verified
         self.lines: list[str] = []
         self.job = "a job"
+        self.given: list[str] = []
         self.good = True
         self._newest: Checkpoint | None = None
 
@@ -150,7 +155,15 @@ class _Found:
         for line in _limited(list(checkpoint.tables.values()), _table_line, "tables"):
             self._say(line, 2)
         if self._newest is None:
-            self._newest, self.job = checkpoint, _job(checkpoint.facts)
+            self._newest = checkpoint
+            self._learn(checkpoint.facts)
+
+    def _learn(self, facts: Mapping[str, Any]) -> None:
+        """What the job is."""
+        job = _mapped(facts.get("job"))
+        name = str(_mapped(job.get("loop")).get("name", "'a loop'")).strip("'")
+        self.job = f'the loop "{shown(name)}"'
+        self.given = ["  " + line for line in _given(job)]
 
     def _checked(self, checkpoint: Checkpoint) -> str:
         if self.verified:
@@ -172,9 +185,13 @@ class _Found:
                 self._bad(f"the completion marker is lost: {FINISHED}: {shown(damage)}")
             facts = None
         if facts is not None:
-            self.job = self.job if self._newest else _job(facts)
-            told = [f"{shown(name)} {shown(value)}" for name, value in facts.items() if name != "job"]
-            self._say(f"the job has finished: {', '.join(told[:MOST_SHOWN])}")
+            if self._newest is None:
+                self._learn(facts)
+            self._say(f"the job has finished: {_outcome(facts)}")
+            for line in _limited(_rules(_mapped(facts.get("until"))), str, "stopping rules"):
+                self._say(line, 2)
+            if "result_sha256" in facts:
+                self._say(f"digest of the result (SHA-256): {shown(facts['result_sha256'])}", 2)
         elif self._newest is not None:
             self._say(f"the job has not finished: the next run goes on from checkpoint {self._newest.number}")
         elif published:
@@ -197,9 +214,18 @@ def _attempt_line(entry: Entry, last: bool) -> str:
         end = "running, or cut off since" if last else "cut off"
     return (
         f"attempt {entry.number}: began {_when(entry.started)} on {shown(entry.host)} "
-        f"({_count(entry.ranks, 'rank')}), ran for {entry.seconds:.1f} s, reached iteration "
-        f"{entry.iteration}, {end}"
+        f"({_count(entry.ranks, 'rank')}), {_progress(entry)}, {end}"
     )
+
+
+def _progress(entry: Entry) -> str:
+    """An attempt that could not tell its end has noted how far it was from time to time, or not yet."""
+    if entry.end in ("running", "interrupted", "taken over"):
+        if not entry.iteration:
+            return "noted no iteration"
+        return f"at iteration {entry.iteration:,} after {entry.seconds:.1f} s"
+    reached = f"reached iteration {entry.iteration:,}" if entry.iteration else "finished no iteration"
+    return f"ran for {entry.seconds:.1f} s, {reached}"
 
 
 def _standing(checkpoint: Checkpoint) -> str:
@@ -234,14 +260,47 @@ def _dealt(rows: tuple[int, ...]) -> str:
     return f"({min(rows):,} to {max(rows):,} of each rank)" if len(rows) > 1 else "(of one rank)"
 
 
-def _job(facts: Mapping[str, Any]) -> str:
-    job = _mapped(facts.get("job"))
-    name = str(_mapped(job.get("loop")).get("name", "'a loop'")).strip("'")
-    told = f'the loop "{shown(name)}"'
-    given = [*_mapped(job.get("input")).items(), *_mapped(job.get("settings")).items()]
-    if given:
-        told += f" ({', '.join(f'{shown(k)}: {shown(v)}' for k, v in given[:MOST_SHOWN])})"
-    return told
+def _given(job: Mapping[str, Any]) -> Iterator[str]:
+    """What the loop was given: a line for its inputs, one for what else is part of the job."""
+    for part, what in (("input", "input"), ("settings", "settings")):
+        facts = _mapped(job.get(part))
+        told = [f"{shown(name)}: {shown(value)}" for name, value in facts.items()]
+        if told:
+            yield f"{what}: {', '.join(_limited(told, str, 'facts'))}"
+
+
+def _outcome(facts: Mapping[str, Any]) -> str:
+    """
+    >>> _outcome({"outcome": "CONVERGED", "iterations": 12, "python": "3.11"})
+    'CONVERGED after 12 iterations'
+    """
+    n = facts.get("iterations")
+    after = f" after {_count(n, 'iteration')}" if isinstance(n, int) else ""
+    return shown(facts.get("outcome", "with no word of its outcome")) + after
+
+
+def _rules(until: Mapping[str, Any]) -> list[str]:
+    """Stopping rules out of their facts, with what was chosen for them.
+
+    >>> facts = {"kind": "'Distance'", "columns.length": "1", "columns.0": "'x'", "threshold": "0.5"}
+    >>> _rules({f"until.0.{name}": value for name, value in {**facts, "table": "None"}.items()})
+    ['stopping rule: Distance, columns x, threshold 0.5']
+    """
+    rules: dict[str, dict[str, list[str]]] = {}
+    for place, value in until.items():
+        match = _RULE.match(str(place))
+        text = str(value).strip("'")
+        if match and text != "None" and match["field"] not in _NOT_CHOSEN:
+            rules.setdefault(match["rule"], {}).setdefault(match["field"], []).append(text)
+    return [_rule(rule, fields) for rule, fields in rules.items()]
+
+
+def _rule(place: str, fields: dict[str, list[str]]) -> str:
+    inner = place.rpartition("until.")[0].removesuffix(": ")
+    kind = fields.pop("kind", ["of no known kind"])
+    chosen = [f"{name} {' '.join(values)}" for name, values in fields.items()]
+    whose = f' of the inner loop "{inner}"' if inner else ""
+    return shown(f"stopping rule{whose}: {', '.join([*kind, *chosen])}")
 
 
 def _limited(things: list[Any], line: Callable[[Any], str], what: str) -> list[str]:

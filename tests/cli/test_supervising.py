@@ -15,7 +15,8 @@ import pytest
 from iterreduce.arguments import CommandLineError
 from iterreduce.errors import LaunchError, UsageError
 from iterreduce.events import Event
-from iterreduce.supervising import launchers, places
+from iterreduce.signals import Watch
+from iterreduce.supervising import attempt, launchers, places
 from iterreduce.supervising.beats import Beats
 from iterreduce.supervising.command import newest_checkpoint, parse
 from iterreduce.supervising.launchers import MPICH, NONE, OPEN_MPI, OTHER, SRUN, Host, Launcher, find
@@ -230,6 +231,27 @@ def test_files_that_are_not_there_yet_or_torn_say_nothing(tmp_path: Path) -> Non
     (tmp_path / "rank-12.json").touch()
     (tmp_path / ".rank-3.json.77").touch()
     assert places.ranks_with(str(tmp_path)) == {"rank": {12}, "beat": {0}, "end": set()}
+
+
+@pytest.mark.parametrize("said_so", [False, True])
+def test_a_new_rank_that_died_before_it_came_ends_the_attempt_after_a_while(
+    said_so: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MPI does not see it. It died before or after it could say that it is there."""
+    monkeypatch.setattr(attempt, "NOTICE_SECONDS", 0.3)
+    monkeypatch.setattr(attempt, "CLEAR_SECONDS", 0.1)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    launcher = Launcher(OTHER, ("sh", "-c", "sleep 60; true"), tolerant=True)
+    watch, facts = Watch(time.perf_counter()), {"iterated": True, "started": time.time()}
+    one = attempt.Attempt(str(tmp_path), launcher, 2, ["app"], facts, None, watch, lambda: None)
+    places.write(str(tmp_path), places.LIVING, {"ranks": [0], "settled": 2, "coming": [2]})
+    if said_so:
+        who = {"host": "h", "machine": machine(), "pid": gone.pid, "start": "1"}
+        places.write(str(tmp_path), "rank-2.json", who)
+    ended = one.run()
+    assert ended.status is None and ended.came
+    assert "rank 2" in ended.text and "which was to take a lost place, died before it came" in ended.text
 
 
 def test_a_beat_tells_the_last_iteration_and_what_came_last(tmp_path: Path) -> None:

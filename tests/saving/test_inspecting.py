@@ -45,11 +45,12 @@ def test_it_tells_job_attempts_checkpoints_tables_and_touches_nothing(tmp_path: 
     text, good = describe(tmp_path)
     assert good
     assert contents(tmp_path) == before
-    (number,) = {n for n in names_in(tmp_path / "attempt-000001") if n.startswith("0")} - {"000000000001"}
+    number = max(n for n in names_in(tmp_path / "attempt-000001") if n.startswith("0"))
     facts = load(str(tmp_path / "attempt-000001" / number)).facts
     inner = facts["levels"][1]
     for told in (
-        'checkpoints of the loop "several k" (points: 60 rows',
+        'checkpoints of the loop "several k", format',
+        "\n  input: points: 60 rows",
         "attempt 1: began 20",
         "(2 ranks), ran for",
         ", stopped\n",
@@ -68,9 +69,9 @@ def test_a_job_that_has_finished_says_how(tmp_path: Path) -> None:
     attempt.finish({"outcome": "CONVERGED", "iterations": 12, "job": {"loop": {"name": "'x'"}}})
     text, good = describe(tmp_path)
     assert good
-    assert "the job has finished: outcome CONVERGED, iterations 12\n" in text
+    assert "the job has finished: CONVERGED after 12 iterations\n" in text
     assert "attempt 2" in text and ", finished\n" in text
-    assert "attempt 1" in text and ", cut off\n" in text
+    assert "attempt 1" in text and ", noted no iteration, cut off\n" in text
     assert 'table "rows": 50 rows (' in text
 
 
@@ -83,7 +84,21 @@ def test_an_attempt_that_runs_may_be_cut_off_and_a_job_without_checkpoints_begin
         attempt.note(iteration=4, seconds=1.0, end="ended")
     text, good = describe(tmp_path)
     assert good and "the next run begins anew" in text and "no checkpoint is published" in text
-    assert ("running, or cut off since" if ended == "a" else "reached iteration 4, ended") in text
+    said = {"a": "noted no iteration, running, or cut off since", "b": "reached iteration 4, ended"}
+    assert said[ended] in text
+    if ended == "a":
+        attempt.note(iteration=7, seconds=61.0)
+        assert "at iteration 7 after 61.0 s, running, or cut off since" in describe(tmp_path)[0]
+
+
+def test_the_rules_of_a_job_that_has_finished_are_told_in_words(tmp_path: Path) -> None:
+    result = run_once(PROGRAMS["nested"], 1, tmp_path)[0]
+    result.finish()
+    text, good = describe(tmp_path)
+    assert good and f"the job has finished: {result.outcome.name} after {result.iterations} it" in text
+    assert "    stopping rule: " in text and '    stopping rule of the inner loop "' in text
+    assert f"digest of the result (SHA-256): {result.result_sha256}\n" in text
+    assert "until" not in text and "{" not in text
 
 
 def test_a_run_that_was_taken_over_while_it_ran_says_so_and_counts_as_no_interrupt(tmp_path: Path) -> None:
