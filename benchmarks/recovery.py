@@ -246,13 +246,14 @@ def main(words: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, help="default: 5, with --quick 2")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--program", choices=PROGRAMS, help="this one alone")
     for name in ("--measure", "--path", "--folder"):  # of the ranks
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--iterations", type=int, default=20, help=argparse.SUPPRESS)
     given = parser.parse_args(words)
+    given.repeats = given.repeats or (2 if given.quick else 5)
     if given.measure:
         on_rank(given)
     if not is_open_mpi():

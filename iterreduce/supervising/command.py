@@ -30,6 +30,8 @@ from iterreduce.supervising.processes import is_alive, machine
 RETRIES = 10
 #: Attempts in a row that neither publish a checkpoint nor reach a later iteration.
 MOST_WITHOUT_PROGRESS = 3
+#: To be in the first iteration, of inner loops too, is no progress yet.
+FIRST_PATH = (1,) * 8
 MOST_PAUSE_SECONDS = 8.0
 
 FAILED, USAGE_STATUS, STOPPED_STATUS = 1, 2, 75
@@ -239,7 +241,7 @@ class Supervisor:
         self.fruitless = 0
         self.started = time.time() - (time.perf_counter() - watch.started)
         newest = 0 if "--fresh" in job.words else newest_checkpoint(job.saves_in)  # that begins with 1 again
-        self._best: tuple[int, tuple[int, ...]] = (newest, ())
+        self._best: tuple[int, tuple[int, ...]] = (newest, FIRST_PATH)
         self._now: int | None = None
         self._iterated = False
         self._lost: str | None = None

@@ -230,12 +230,13 @@ BROKEN = SLOW.replace(
 def test_what_fails_alike_is_not_tried_again_and_what_dies_again_and_again_is_given_up(
     start: Start, tmp_path: Path, body: str, ranks: int, status: int, message: str
 ) -> None:
+    """In the first iteration: whether a later one was seen before a sudden death is a matter of luck."""
     assert BROKEN != SLOW
-    app = f"{BROKEN}\ndef broken(iteration):\n    if iteration == 3: {body}\n"
+    app = f"{BROKEN}\ndef broken(iteration):\n    {body}\n"
     job = start(ranks, app=app, retries=9)
     found, said = job.end()
     assert found == status and message in said
-    assert begun(tmp_path).count(3) == (3 if message else 1)
+    assert begun(tmp_path).count(1) == (3 if message else 1), said
 
 
 def test_a_rank_that_fails_alone_is_tried_again_until_no_restart_is_left(
