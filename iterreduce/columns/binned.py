@@ -38,9 +38,11 @@ MAGNITUDE = (1 << 63) - 1
 HALF = 1 << 51
 LIFT = BITS - 52
 PACKED_BIN, PACKED_SEEN, PACKED_ROW = 127, 1 << 8, 1 << 9  # in a word of `add_packed`
-PACKED_FULL, PACKED_SHIFT = 1 << 14, 15
+PACKED_FULL, PACKED_SHIFT, PACKED_ROWS = 1 << 14, 15, 63 << 9
+ODD = 3  # bits of what is not simply packed: 1 what is beyond the end, 2 what has no first limb
 AHEAD = 512  # rows whose records are looked at before they are changed
 OUTSIDE = 1 << 62
+SAMPLE = 256  # values that choose a bin
 STEP = 32  # rows: while their records are on their way, as many values are cut
 
 
@@ -266,11 +268,10 @@ def unpack_all(records: Any, offset: Any, packed: Any, lo: Any, hi: Any, marked:
     at1, at2 = at + one, at + one + one
     for c in range(np.uint64(lo), np.uint64(hi)):
         first, second = packed[c, 0], packed[c, 1]
-        if second == 0:
-            continue
-        if marked:
+        none = second & PACKED_ROWS == PACKED_ROW
+        if marked and (not none or second & PACKED_SEEN):
             records[c, zero] = 0
-        if second == PACKED_SEEN:
+        if none:
             continue
         if records[c, at] | records[c, at1] | records[c, at2]:
             _unpack_sums(records, offset, c, first, second)
@@ -282,67 +283,96 @@ def unpack_all(records: Any, offset: Any, packed: Any, lo: Any, hi: Any, marked:
 
 
 @kernel
-def _add_aside(records: Any, at: Any, c: Any, value: Any, packed: Any) -> None:
-    """Add a row's value to its record itself."""
-    add_scalar(records, c, at, np.uint64(1), value)
-    if packed[c, 1] == 0:
-        packed[c, 1] = PACKED_SEEN
+def usual_bin(values: Any) -> Any:
+    """The bin for `add_packed`: of some values, an eighth have it or a higher one."""
+    counts, n, step = np.zeros(128, np.int64), 0, max(1, values.size // SAMPLE)
+    for i in range(0, values.size, step):
+        if values[i] != 0:
+            counts[likely_bin(values[i])] += 1
+            n += 1
+    bin_, above = len(counts) - 1, counts[-1]
+    while bin_ >= LIMBS and 8 * above <= n:
+        bin_ -= 1
+        above += counts[bin_]
+    return bin_
+
+
+@kernel
+def pack_none(packed: Any, bin_: Any) -> None:
+    """Begin with no rows."""
+    for c in range(len(packed)):
+        packed[c, 0], packed[c, 1] = 0, bin_ | PACKED_ROW
 
 
 @inlined
-def _pack_some(
-    codes: Any, values: Any, packed: Any, pieces: Any, lo: Any, count: Any, limits: Any
-) -> Any:
-    """Ask for some packed records, and cut values meanwhile: twice as fast with a ``count`` that is known."""
+def _pack_some(codes: Any, values: Any, packed: Any, pieces: Any, lo: Any, count: Any, limits: Any) -> Any:
+    """Ask for some packed records, and cut values meanwhile: faster with a ``count`` that the compiler knows.
+    How many are odd.
+    """
     end, first, second, third = limits
+    odd = 0
     for i in range(lo, lo + count):
         prefetch(packed, np.uint64(2) * np.uint64(codes[i]))
     for i in range(lo, lo + count):
         high, middle, low, outside = cut(values[i], end, first, second, third)
-        pieces[0, i], pieces[1, i] = (high << 32) + middle, (low << PACKED_SHIFT) + (PACKED_ROW | outside)
+        kind = np.int64(outside) + 2 * np.int64(high == 0)
+        odd += kind != 0
+        pieces[0, i], pieces[1, i] = (high << 32) + middle, (low << PACKED_SHIFT) + (PACKED_ROW + kind)
+    return odd
+
+
+@kernel
+def _add_odd(records: Any, at: Any, c: Any, value: Any, packed: Any, more: Any, rest: Any) -> None:
+    """`add_packed` for a row that is odd, or for a record that is full."""
+    was, kind = packed[c, 1], rest & ODD
+    if kind & 1 or (kind and was & PACKED_ROWS == PACKED_ROW):
+        packed[c, 1] = was | PACKED_SEEN
+        add_scalar(records, c, at, np.uint64(1), value)
+    elif was & PACKED_FULL:
+        _unpack_sums(records, at, c, packed[c, 0], was)
+        packed[c, 0], packed[c, 1] = more, (was & PACKED_BIN | PACKED_SEEN | PACKED_ROW) + (rest - kind)
+    else:
+        packed[c, 0] += more
+        packed[c, 1] = was + (rest - kind)
 
 
 @kernel
 def add_packed(records: Any, offset: Any, codes: Any, values: Any, packed: Any, pieces: Any) -> None:
     """`add_scalars` for many rows per record: its limbs are collected in two words, which lie on one line of
-    the cache, and `unpack_all` adds them. ``packed``: int64 ``(records, 2)``, at first all 0.
+    the cache, and `unpack_all` adds them. ``packed``: int64 ``(records, 2)``, as `pack_none` writes it.
 
     The first word is the sum of the first limb times 2**32 and of the second. The other is that of the third
-    times 2**15, one more than the number of rows times 2**9, and the bin (0: no row; `PACKED_SEEN`: only such
-    as were added to the record). A limb of a row is at most 2**26, so those of 31 rows fit; then they are
-    added to the record. So are, by themselves, rows of another bin. Values are cut for the bin of the first
-    record; what does not fit has the lowest bit.
+    times 2**15, one more than the number of rows times 2**9, `PACKED_SEEN` where rows were added to the
+    record itself, and the bin. A limb of a row is at most 2**26, so those of 31 rows fit; then they are added
+    to the record. So is by itself a row that is beyond the end of the bin, and one without a first limb where
+    none before had one: what is packed has a row of this bin. Where many are odd, nothing is packed.
     """
     at, n = np.uint64(offset), np.uint64(codes.size)
-    known: Any = packed[np.uint64(codes[0]), 1] & PACKED_BIN
-    held: Any = known if known else likely_bin(values[0])
-    if held >= SLOW_BIN:
-        for i in range(n):
-            _add_aside(records, at, np.uint64(codes[i]), values[i], packed)
-        return
-    whole, limits = n - n % np.uint64(STEP), cuts(held)
+    limits, whole, odd = cuts(packed[0, 1] & PACKED_BIN), n - n % np.uint64(STEP), 0
     for lo in range(np.uint64(0), whole, np.uint64(STEP)):
-        _pack_some(codes, values, packed, pieces, lo, np.uint64(STEP), limits)
-    _pack_some(codes, values, packed, pieces, whole, n - whole, limits)
+        odd += _pack_some(codes, values, packed, pieces, lo, np.uint64(STEP), limits)
+    odd += _pack_some(codes, values, packed, pieces, whole, n - whole, limits)
+    if 4 * odd > codes.size:
+        held = top_bin(records, np.uint64(codes[0]), at, np.uint64(1))
+        held = cut_ahead(records, offset, codes, values, pieces, held)
+        add_scalars(records, offset, codes, values, pieces, held)
+        for i in range(n):
+            packed[np.uint64(codes[i]), 1] |= PACKED_SEEN
+        return
     for i in range(n):
         c, more, rest = np.uint64(codes[i]), pieces[0, i], pieces[1, i]
         was = packed[c, 1]
-        begins = (was & ~PACKED_SEEN == 0) & (np.uint64(more + (1 << 31)) >> np.uint64(32) != 0)
-        was = held | PACKED_ROW if begins else was  # its first row has a first limb: this is its bin
-        if (was ^ held | rest) & (PACKED_BIN | PACKED_FULL) == 0:
+        if was & PACKED_FULL | rest & ODD:
+            _add_odd(records, at, c, values[i], packed, more, rest)
+        else:
             packed[c, 0] += more
             packed[c, 1] = was + rest
-        elif (was ^ held | rest) & PACKED_BIN == 0:
-            _unpack_sums(records, offset, c, packed[c, 0], was)
-            packed[c, 0], packed[c, 1] = more, (held | PACKED_ROW) + rest
-        else:
-            _add_aside(records, at, c, values[i], packed)
 
 
 @kernel
 def sum_packed(records: Any, offset: Any, codes: Any, values: Any, packed: Any) -> None:
     """`sum_binned` for many rows per record; ``packed`` is scratch, and used up."""
-    pieces = np.empty((2, AHEAD), np.int64)
+    pieces = np.empty((LIMBS, AHEAD), np.int64)
     for lo in range(0, codes.size, AHEAD):
         hi = min(lo + AHEAD, codes.size)
         add_packed(records, offset, codes[lo:hi], values[lo:hi], packed, pieces)

@@ -122,12 +122,15 @@ class OrderFreeVariance(OrderFree):
         return without_nulls(column, counts > self.ddof) if self.nullable else (column, None)
 
 
-def packed_for(records: int, rows: int) -> Array | None:
-    """Scratch in which sums of so many rows are packed on their way, if that is worth the detour."""
-    if rows < PACKED * records:
+def packed_for(records: int, values: Array) -> Array | None:
+    """Scratch in which sums are packed on their way, if that is worth the detour."""
+    if len(values) < PACKED * records:
+        return None
+    bin_ = binned.usual_bin(values)
+    if bin_ >= binned.SLOW_BIN:
         return None
     packed = line_aligned(2 * records).reshape(records, 2)
-    packed.fill(0)
+    binned.pack_none(packed, bin_)
     return packed
 
 
@@ -136,7 +139,7 @@ def sum_scalars(records: Array, offset: int, codes: Array, values: Array) -> Non
     if len(records) == 1:
         binned_alone.sum_alone(records, offset, values)
         return
-    packed = packed_for(len(records), len(codes))
+    packed = packed_for(len(records), values)
     if packed is None:
         binned.sum_binned(records, offset, codes, values)
     else:

@@ -60,24 +60,25 @@ def _find_some(hashes: Any, table: Any, base: Any, shift: Any, probes: Any, room
     How many steps one takes nobody can foretell, so all take a step at a time: a branch that is guessed wrong
     costs more than a step. Keys that stay without a value, where there is trouble, come again.
     """
-    one, n = np.uint64(1), 0
+    one = np.uint64(1)
+    n: Any = 0
     for i in range(len(hashes)):
         rest[n] = i
         n += table[slots[i], 0] != hashes[i]
     while n:
-        left = 0
+        left: Any = 0
         for k in range(n):
-            i = np.uint64(rest[k])
-            h, j = hashes[i], slots[i]
-            held = table[j, 0]
+            row = np.uint64(rest[k])
+            h, j = hashes[row], slots[row]
+            held: Any = table[j, 0]
             if held == EMPTY:
                 if used >= room or j - ((h - base) >> shift) >= probes:
                     return False, used
                 table[j, 0] = held = h
                 used += 1
-            rest[left] = i
+            rest[left] = row
             left += held != h
-            slots[i] = j + one if held != h else j
+            slots[row] = j + one if held != h else j
         n = left
     return True, used
 
@@ -167,9 +168,7 @@ def _add_addressed(words: Any, values: Any, low: Any, table: Any, packed: Any) -
 
 
 @kernel
-def _add_addressed_part(
-    words: Any, values: Any, low: Any, table: Any, packed: Any, lo: Any, hi: Any
-) -> None:
+def _add_addressed_part(words: Any, values: Any, low: Any, table: Any, packed: Any, lo: Any, hi: Any) -> None:
     """`_add_addressed` for the rows whose address lies in ``[lo, hi)``; all keys are in range."""
     slots, pieces = np.empty(AHEAD + 1, np.uint64), np.empty((LIMBS, AHEAD), np.int64)
     some, first, span, held = np.empty(AHEAD + 1), np.uint64(lo), np.uint64(hi - lo), 0
@@ -202,13 +201,14 @@ class FusedBinned(Fused):
 
     def add_addressed(self, store: Array, words: Array, rows: Batch, low: int) -> int:
         """Add rows to a store by address; the rows done."""
-        pool, values, base, end = current(), self._values(rows), np.int64(low), len(store) - 1
-        packed, of_rows = packed_for(len(store), len(words)), pool.parts(len(words), GRAIN)
+        pool, base, end, values = current(), np.int64(low), len(store) - 1, self._values(rows)
+        assert values is not None
+        packed, of_rows = packed_for(len(store), values), pool.parts(len(words), GRAIN)
         if len(of_rows) == 1:
             done = int(_add_addressed(words, values, base, store, packed))
         else:
             done = self._in_range(pool, words, base, np.uint64(end), of_rows)
-            words, values = words[:done], None if values is None else values[:done]
+            words, values = words[:done], values[:done]
             pool.run(
                 lambda lo, hi: _add_addressed_part(words, values, base, store, packed, lo, hi),
                 pool.parts(int(end), 1),
