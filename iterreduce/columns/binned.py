@@ -37,8 +37,13 @@ SLOW_BIN = 76  # from here on the constants overflow: values are scaled down by 
 MAGNITUDE = (1 << 63) - 1
 HALF = 1 << 51
 LIFT = BITS - 52
-PACKED_BIN, PACKED_ROW, PACKED_FULL, PACKED_SHIFT = 511, 1 << 9, 1 << 14, 15  # in a word of `sum_packed`
+PACKED_BIN, PACKED_SEEN, PACKED_ROW = 127, 1 << 8, 1 << 9  # in a word of `add_packed`
+PACKED_FULL, PACKED_SHIFT, PACKED_ROWS = 1 << 14, 15, 63 << 9
+ODD = 3  # bits of what is not simply packed: 1 what is beyond the end, 2 what has no first limb
 AHEAD = 512  # rows whose records are looked at before they are changed
+OUTSIDE = 1 << 62
+SAMPLE = 256  # values that choose a bin
+STEP = 32  # rows: while their records are on their way, as many values are cut
 
 
 @kernel
@@ -116,74 +121,6 @@ def add_scalar(records: Any, c: Any, at: Any, stride: Any, value: Any) -> None:
         constant -= BITS << 52
 
 
-@kernel
-def add_scalars(records: Any, offset: Any, codes: Any, values: Any, pieces: Any) -> None:
-    """Sums of scalars, of at most `AHEAD` rows whose records are in cache; ``pieces`` int64 ``(3, AHEAD)`` is
-    scratch.
-
-    Values are cut for the top bin that the first record has, all at once; they are right for all records that
-    have that bin, and the others take the long way.
-    """
-    at, one = np.uint64(offset), np.uint64(1)
-    at1, at2, n = at + one, at + one + one, np.uint64(codes.size)
-    held = top_bin(records, np.uint64(codes[0]), at, one)
-    if held == 0 or held >= SLOW_BIN:
-        for i in range(n):
-            add_scalar(records, np.uint64(codes[i]), at, one, values[i])
-        return
-    end, constant = (held * BITS + LIFT) << 52, (held * BITS + 1) << 52 | HALF
-    constant1, constant2 = constant - (BITS << 52), constant - (2 * BITS << 52)
-    magic, magic1 = np.int64(constant).view(np.float64), np.int64(constant1).view(np.float64)
-    magic2, outside = np.int64(constant2).view(np.float64), 1 << 62
-    for i in range(n):
-        x = np.float64(values[i])
-        fits = np.float64(x).view(np.int64) & MAGNITUDE < end
-        s = x + magic
-        pieces[0, i] = (np.float64(s).view(np.int64) - constant) << SHIFT if fits else outside
-        x -= s - magic
-        s = x + magic1
-        pieces[1, i] = (np.float64(s).view(np.int64) - constant1) << SHIFT
-        x -= s - magic1
-        s = x + magic2
-        pieces[2, i] = (np.float64(s).view(np.int64) - constant2) << SHIFT
-    low0, low1, low2 = held & LOW, held >> 3 & LOW, held >> 6 & LOW
-    for i in range(n):
-        c = np.uint64(codes[i])
-        a, b, d = records[c, at], records[c, at1], records[c, at2]
-        if (a ^ low0 | b ^ low1 | d ^ low2) & LOW or pieces[0, i] == outside:
-            if (
-                a | b | d == 0 and pieces[0, i] != 0 and pieces[0, i] != outside
-            ):  # its first value, of this bin
-                records[c, at] = pieces[0, i] | low0
-                records[c, at1] = pieces[1, i] | low1
-                records[c, at2] = pieces[2, i] | low2
-            else:
-                add_scalar(records, c, at, one, values[i])
-        else:
-            records[c, at] = a + pieces[0, i]
-            records[c, at1] = b + pieces[1, i]
-            records[c, at2] = d + pieces[2, i]
-
-
-@kernel
-def sum_binned(records: Any, offset: Any, codes: Any, values: Any) -> None:
-    """Sums of scalars.
-
-    The records of some rows are looked at before any is changed: additions are too long for the processor to
-    look far enough ahead by itself (1M records: 26 ns per row without, 8 with). Their ends are looked at too:
-    a record may lie on two lines of the cache.
-    """
-    at, pieces = np.uint64(offset), np.empty((LIMBS, AHEAD), np.int64)
-    last = at + np.uint64(LIMBS - 1)
-    for lo in range(0, codes.size, AHEAD):
-        hi, seen = min(lo + AHEAD, codes.size), 0
-        for i in range(lo, hi):
-            seen |= records[np.uint64(codes[i]), at] | records[np.uint64(codes[i]), last]
-        if seen == 0:
-            records[np.uint64(codes[lo]), at] = 0  # what the compiler cannot leave out
-        add_scalars(records, offset, codes[lo:hi], values[lo:hi], pieces)
-
-
 @inlined
 def float_of(bits: Any) -> Any:
     return np.int64(bits).view(np.float64)
@@ -228,6 +165,83 @@ def likely_bin(value: Any) -> Any:
     return max(((bits_of(value) >> 52 & 0x7FF) + 52) // BITS, LIMBS - 1)
 
 
+@inlined
+def _cut_some(
+    records: Any, at: Any, slots: Any, values: Any, pieces: Any, lo: Any, count: Any, limits: Any
+) -> Any:
+    """Ask for some records, and cut values meanwhile: faster with a ``count`` that the compiler knows."""
+    end, first, second, third = limits
+    width, last = np.uint64(records.shape[1]), np.uint64(LIMBS - 1)
+    for i in range(lo, lo + count):
+        word = width * np.uint64(slots[i]) + at
+        if width != 4:  # a record may lie on two lines of the cache
+            prefetch(records, word + last)
+        prefetch(records, word)
+    for i in range(lo, lo + count):
+        high, middle, low, outside = cut(values[i], end, first, second, third)
+        pieces[0, i] = OUTSIDE if outside else high << SHIFT
+        pieces[1, i], pieces[2, i] = middle << SHIFT, low << SHIFT
+
+
+@kernel
+def cut_ahead(records: Any, offset: Any, slots: Any, values: Any, pieces: Any, held: Any) -> Any:
+    """Cut at most `AHEAD` values for a top bin, while their records, or others near them, are on their way to
+    the cache; ``pieces`` int64 ``(3, AHEAD)``. The bin: 0 where none can be taken from here.
+    """
+    at, n = np.uint64(offset), np.uint64(slots.size)
+    bin_: Any = held if held else likely_bin(values[0])
+    limits, bin_ = cuts(min(bin_, SLOW_BIN - 1)), bin_ if bin_ < SLOW_BIN else 0
+    whole = n - n % np.uint64(STEP)
+    for lo in range(np.uint64(0), whole, np.uint64(STEP)):
+        _cut_some(records, at, slots, values, pieces, lo, np.uint64(STEP), limits)
+    _cut_some(records, at, slots, values, pieces, whole, n - whole, limits)
+    return bin_
+
+
+@kernel
+def add_scalars(records: Any, offset: Any, codes: Any, values: Any, pieces: Any, held: Any) -> Any:
+    """Sums of scalars, cut by `cut_ahead`; the top bin of the first record.
+
+    The pieces are right for all records that have that bin, and the others take the long way.
+    """
+    at, one, n = np.uint64(offset), np.uint64(1), np.uint64(codes.size)
+    at1, at2 = at + one, at + one + one
+    if held == 0:
+        for i in range(n):
+            add_scalar(records, np.uint64(codes[i]), at, one, values[i])
+        return top_bin(records, np.uint64(codes[0]), at, one)
+    low0, low1, low2 = held & LOW, held >> 3 & LOW, held >> 6 & LOW
+    for i in range(n):
+        c, high = np.uint64(codes[i]), pieces[0, i]
+        a, b, d = records[c, at], records[c, at1], records[c, at2]
+        if (a ^ low0 | b ^ low1 | d ^ low2) & LOW or high == OUTSIDE:
+            if a | b | d == 0 and high != 0 and high != OUTSIDE:  # its first value, of this bin
+                records[c, at] = high | low0
+                records[c, at1] = pieces[1, i] | low1
+                records[c, at2] = pieces[2, i] | low2
+            else:
+                add_scalar(records, c, at, one, values[i])
+        else:
+            records[c, at] = a + high
+            records[c, at1] = b + pieces[1, i]
+            records[c, at2] = d + pieces[2, i]
+    return top_bin(records, np.uint64(codes[0]), at, one)
+
+
+@kernel
+def sum_binned(records: Any, offset: Any, codes: Any, values: Any) -> None:
+    """Sums of scalars.
+
+    The records of some rows are asked for before any is changed: additions are too long for the processor to
+    look far enough ahead by itself (1M records: 26 ns per row without, 8 with).
+    """
+    pieces, held = np.empty((LIMBS, AHEAD), np.int64), 0
+    for lo in range(0, codes.size, AHEAD):
+        some, addends = codes[lo : lo + AHEAD], values[lo : lo + AHEAD]
+        bin_ = cut_ahead(records, offset, some, addends, pieces, held)
+        held = add_scalars(records, offset, some, addends, pieces, bin_)
+
+
 @kernel
 def _unpack_sums(records: Any, offset: Any, c: Any, first: Any, second: Any) -> None:
     """Add what was packed for a record, as `iterreduce.columns.binned_records` merges."""
@@ -245,13 +259,19 @@ def _unpack_sums(records: Any, offset: Any, c: Any, first: Any, second: Any) -> 
 
 
 @kernel
-def _unpack_all(records: Any, offset: Any, packed: Any) -> None:
-    """`_unpack_sums` for all records; most have nothing else yet."""
-    at, one = np.uint64(offset), np.uint64(1)
+def unpack_all(records: Any, offset: Any, packed: Any, lo: Any, hi: Any, marked: Any) -> None:
+    """Add what `add_packed` collected for the records from ``lo`` to ``hi``; most have nothing else yet.
+
+    ``marked``: the first word of a record that has any row becomes 0.
+    """
+    at, one, zero = np.uint64(offset), np.uint64(1), np.uint64(0)
     at1, at2 = at + one, at + one + one
-    for c in range(np.uint64(len(records))):
+    for c in range(np.uint64(lo), np.uint64(hi)):
         first, second = packed[c, 0], packed[c, 1]
-        if second == 0:
+        none = second & PACKED_ROWS == PACKED_ROW
+        if marked and (not none or second & PACKED_SEEN):
+            records[c, zero] = 0
+        if none:
             continue
         if records[c, at] | records[c, at1] | records[c, at2]:
             _unpack_sums(records, offset, c, first, second)
@@ -259,50 +279,104 @@ def _unpack_all(records: Any, offset: Any, packed: Any) -> None:
         middle = first << 32 >> 32
         records[c, at] = (first - middle) >> 32 << SHIFT | second & LOW
         records[c, at1] = middle << SHIFT | second >> 3 & LOW
-        records[c, at2] = second >> PACKED_SHIFT << SHIFT | second >> 6 & LOW
+        records[c, at2] = second >> PACKED_SHIFT << SHIFT | second >> 6 & 1
+
+
+@kernel
+def usual_bin(values: Any) -> Any:
+    """The bin for `add_packed`: of some values, an eighth have it or a higher one."""
+    counts, n, step = np.zeros(128, np.int64), 0, max(1, values.size // SAMPLE)
+    for i in range(0, values.size, step):
+        if values[i] != 0:
+            counts[likely_bin(values[i])] += 1
+            n += 1
+    bin_, above = len(counts) - 1, counts[-1]
+    while bin_ >= LIMBS and 8 * above <= n:
+        bin_ -= 1
+        above += counts[bin_]
+    return bin_
+
+
+@kernel
+def pack_none(packed: Any, bin_: Any) -> None:
+    """Begin with no rows."""
+    for c in range(len(packed)):
+        packed[c, 0], packed[c, 1] = 0, bin_ | PACKED_ROW
+
+
+@inlined
+def _pack_some(codes: Any, values: Any, packed: Any, pieces: Any, lo: Any, count: Any, limits: Any) -> Any:
+    """Ask for some packed records, and cut values meanwhile: faster with a ``count`` that the compiler knows.
+    How many are odd.
+    """
+    end, first, second, third = limits
+    odd = 0
+    for i in range(lo, lo + count):
+        prefetch(packed, np.uint64(2) * np.uint64(codes[i]))
+    for i in range(lo, lo + count):
+        high, middle, low, outside = cut(values[i], end, first, second, third)
+        kind = np.int64(outside) + 2 * np.int64(high == 0)
+        odd += kind != 0
+        pieces[0, i], pieces[1, i] = (high << 32) + middle, (low << PACKED_SHIFT) + (PACKED_ROW + kind)
+    return odd
+
+
+@kernel
+def _add_odd(records: Any, at: Any, c: Any, value: Any, packed: Any, more: Any, rest: Any) -> None:
+    """`add_packed` for a row that is odd, or for a record that is full."""
+    was, kind = packed[c, 1], rest & ODD
+    if kind & 1 or (kind and was & PACKED_ROWS == PACKED_ROW):
+        packed[c, 1] = was | PACKED_SEEN
+        add_scalar(records, c, at, np.uint64(1), value)
+    elif was & PACKED_FULL:
+        _unpack_sums(records, at, c, packed[c, 0], was)
+        packed[c, 0], packed[c, 1] = more, (was & PACKED_BIN | PACKED_SEEN | PACKED_ROW) + (rest - kind)
+    else:
+        packed[c, 0] += more
+        packed[c, 1] = was + (rest - kind)
+
+
+@kernel
+def add_packed(records: Any, offset: Any, codes: Any, values: Any, packed: Any, pieces: Any) -> None:
+    """`add_scalars` for many rows per record: its limbs are collected in two words, which lie on one line of
+    the cache, and `unpack_all` adds them. ``packed``: int64 ``(records, 2)``, as `pack_none` writes it.
+
+    The first word is the sum of the first limb times 2**32 and of the second. The other is that of the third
+    times 2**15, one more than the number of rows times 2**9, `PACKED_SEEN` where rows were added to the
+    record itself, and the bin. A limb of a row is at most 2**26, so those of 31 rows fit; then they are added
+    to the record. So is by itself a row that is beyond the end of the bin, and one without a first limb where
+    none before had one: what is packed has a row of this bin. Where many are odd, nothing is packed.
+    """
+    at, n = np.uint64(offset), np.uint64(codes.size)
+    limits, whole, odd = cuts(packed[0, 1] & PACKED_BIN), n - n % np.uint64(STEP), 0
+    for lo in range(np.uint64(0), whole, np.uint64(STEP)):
+        odd += _pack_some(codes, values, packed, pieces, lo, np.uint64(STEP), limits)
+    odd += _pack_some(codes, values, packed, pieces, whole, n - whole, limits)
+    if 4 * odd > codes.size:
+        held = top_bin(records, np.uint64(codes[0]), at, np.uint64(1))
+        held = cut_ahead(records, offset, codes, values, pieces, held)
+        add_scalars(records, offset, codes, values, pieces, held)
+        for i in range(n):
+            packed[np.uint64(codes[i]), 1] |= PACKED_SEEN
+        return
+    for i in range(n):
+        c, more, rest = np.uint64(codes[i]), pieces[0, i], pieces[1, i]
+        was = packed[c, 1]
+        if was & PACKED_FULL | rest & ODD:
+            _add_odd(records, at, c, values[i], packed, more, rest)
+        else:
+            packed[c, 0] += more
+            packed[c, 1] = was + rest
 
 
 @kernel
 def sum_packed(records: Any, offset: Any, codes: Any, values: Any, packed: Any) -> None:
-    """`sum_binned` for many rows per record: its limbs are collected in two words, which lie on one line of
-    the cache. ``packed``: int64 ``(records, 2)``, all 0, is scratch, and used up.
-
-    The first word is the sum of the first limb times 2**32 and of the second. The other is that of the third
-    times 2**15, one more than the number of rows times 2**9, and the bin (0: no row). A limb of a row is at
-    most 2**26, so those of 31 rows fit; then they are added to the record. So are, by themselves, rows of
-    another bin. Values are cut for the bin of the first record; what does not fit has the lowest bit.
-    """
-    at, one, two = np.uint64(offset), np.uint64(1), np.uint64(2)
-    pieces, wrong = np.empty((2, AHEAD), np.int64), PACKED_BIN | PACKED_FULL
+    """`sum_binned` for many rows per record; ``packed`` is scratch, and used up."""
+    pieces = np.empty((LIMBS, AHEAD), np.int64)
     for lo in range(0, codes.size, AHEAD):
-        n = np.uint64(min(AHEAD, codes.size - lo))
-        some, addends = codes[lo : lo + AHEAD], values[lo : lo + AHEAD]
-        for i in range(n):
-            prefetch(packed, two * np.uint64(some[i]))
-        known: Any = packed[np.uint64(some[0]), 1] & PACKED_BIN
-        held: Any = known if known else likely_bin(addends[0])
-        if held >= SLOW_BIN:
-            for i in range(n):
-                add_scalar(records, np.uint64(some[i]), at, one, addends[i])
-            continue
-        end, first, second, third = cuts(held)
-        for i in range(n):
-            high, middle, low, outside = cut(addends[i], end, first, second, third)
-            pieces[0, i], pieces[1, i] = (high << 32) + middle, (low << PACKED_SHIFT) + (PACKED_ROW | outside)
-        for i in range(n):
-            c, more = np.uint64(some[i]), pieces[0, i]
-            was = packed[c, 1]
-            begins = (was == 0) & (np.uint64(more + (1 << 31)) >> np.uint64(32) != 0)  # with a first limb
-            was = held | PACKED_ROW if begins else was
-            if (was ^ held | pieces[1, i]) & wrong == 0:
-                packed[c, 0] += more
-                packed[c, 1] = was + pieces[1, i]
-            else:
-                if was & PACKED_FULL:
-                    _unpack_sums(records, offset, c, packed[c, 0], was)
-                    packed[c, 0], packed[c, 1] = 0, 0
-                add_scalar(records, c, at, one, addends[i])
-    _unpack_all(records, offset, packed)
+        hi = min(lo + AHEAD, codes.size)
+        add_packed(records, offset, codes[lo:hi], values[lo:hi], packed, pieces)
+    unpack_all(records, offset, packed, 0, len(records), False)
 
 
 @kernel

@@ -122,16 +122,28 @@ class OrderFreeVariance(OrderFree):
         return without_nulls(column, counts > self.ddof) if self.nullable else (column, None)
 
 
+def packed_for(records: int, values: Array) -> Array | None:
+    """Scratch in which sums are packed on their way, if that is worth the detour."""
+    if len(values) < PACKED * records:
+        return None
+    bin_ = binned.usual_bin(values)
+    if bin_ >= binned.SLOW_BIN:
+        return None
+    packed = line_aligned(2 * records).reshape(records, 2)
+    binned.pack_none(packed, bin_)
+    return packed
+
+
 def sum_scalars(records: Array, offset: int, codes: Array, values: Array) -> None:
     """Sums of scalars, by the kernel that suits the number of records and of rows."""
     if len(records) == 1:
         binned_alone.sum_alone(records, offset, values)
-    elif len(codes) >= PACKED * len(records):
-        packed = line_aligned(2 * len(records)).reshape(len(records), 2)
-        packed.fill(0)
-        binned.sum_packed(records, offset, codes, values, packed)
-    else:
+        return
+    packed = packed_for(len(records), values)
+    if packed is None:
         binned.sum_binned(records, offset, codes, values)
+    else:
+        binned.sum_packed(records, offset, codes, values, packed)
 
 
 def sum_rows(records: Array, offset: int, codes: Array, values: Array) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from iterreduce.columns import fused
 from iterreduce.columns.aggregators import Output
 from iterreduce.columns.batch import Batch
-from iterreduce.columns.binned import AHEAD, LIMBS, add_scalars
-from iterreduce.columns.exact import OrderFreeSum
+from iterreduce.columns.binned import AHEAD, LIMBS, add_packed, add_scalars, cut_ahead, unpack_all
+from iterreduce.columns.exact import OrderFreeSum, packed_for
 from iterreduce.columns.fused import GRAIN, Fused
 from iterreduce.columns.hashing import EMPTY, mix
 from iterreduce.columns.jit import kernel
@@ -38,36 +38,49 @@ def _rows_of_part(words: Any, values: Any, lo: Any, hi: Any, first: Any, last: A
 
 
 @kernel
-def _find_some(hashes: Any, table: Any, base: Any, shift: Any, homes: Any, probes: Any, room: Any, used: Any,
-               slots: Any) -> Any:  # fmt: skip
-    """Find or insert hashes; ``(hashes done, keys held)``: it stops at any trouble. All homes are looked at
-    first.
+def _homes(hashes: Any, table: Any, base: Any, shift: Any, homes: Any, slots: Any) -> Any:
+    """Where to look for hashes first; how many there are in front of one that has no place in the table."""
+    last, inside = np.uint64(table.shape[0] - 1), True
+    for i in range(len(hashes)):
+        j = (hashes[i] - base) >> shift
+        inside &= (hashes[i] != EMPTY) & (j < homes)
+        slots[i] = min(j, last)
+    if not inside:
+        for i in range(len(hashes)):
+            if hashes[i] == EMPTY or (hashes[i] - base) >> shift >= homes:
+                return i
+    return len(hashes)
+
+
+@kernel
+def _find_some(hashes: Any, table: Any, base: Any, shift: Any, probes: Any, room: Any, used: Any, slots: Any,
+               rest: Any) -> Any:  # fmt: skip
+    """Find or insert hashes from their homes on; ``(whether all are found, keys held)``.
+
+    How many steps one takes nobody can foretell, so all take a step at a time: a branch that is guessed wrong
+    costs more than a step. Keys that stay without a value, where there is trouble, come again.
     """
-    one, last, seen = np.uint64(1), np.uint64(table.shape[0] - 1), np.uint64(0)
+    one = np.uint64(1)
+    n: Any = 0
     for i in range(len(hashes)):
-        slots[i] = min((hashes[i] - base) >> shift, last)
-    for i in range(len(hashes)):
-        seen |= table[slots[i], 0]
-    slots[0] = seen  # or the compiler leaves it out
-    for i in range(len(hashes)):
-        h = hashes[i]
-        j = (h - base) >> shift
-        if h == EMPTY or j >= homes:
-            return i, used
-        home = j
-        while True:
-            held = table[j, 0]
-            if held == h:
-                break
+        rest[n] = i
+        n += table[slots[i], 0] != hashes[i]
+    while n:
+        left: Any = 0
+        for k in range(n):
+            row = np.uint64(rest[k])
+            h, j = hashes[row], slots[row]
+            held: Any = table[j, 0]
             if held == EMPTY:
-                if used >= room or j - home >= probes:
-                    return i, used
-                table[j, 0] = h
+                if used >= room or j - ((h - base) >> shift) >= probes:
+                    return False, used
+                table[j, 0] = held = h
                 used += 1
-                break
-            j += one
-        slots[i] = j
-    return len(hashes), used
+            rest[left] = row
+            left += held != h
+            slots[row] = j + one if held != h else j
+        n = left
+    return True, used
 
 
 @kernel
@@ -88,26 +101,25 @@ def _add_hashed(
     """Add the values of rows whose hash lies in ``[first, last]``; ``(rows done, keys held)``."""
     slots, pieces = np.empty(AHEAD, np.uint64), np.empty((LIMBS, AHEAD), np.int64)
     rows, hashes, some = np.empty(AHEAD + 1, np.int64), np.empty(AHEAD + 1, np.uint64), np.empty(AHEAD + 1)
-    whole = first == 0 and last == EMPTY
+    whole, rest, held = first == 0 and last == EMPTY, np.empty(AHEAD + 1, np.int64), 0
     for lo in range(0, len(words), AHEAD):
         hi = min(lo + AHEAD, len(words))
+        m: Any = hi - lo
         if whole:
             for i in range(lo, hi):
-                hashes[i - lo] = mix(np.uint64(words[i]))
-            done, used = _find_some(hashes[: hi - lo], table, base, shift, homes, probes, room, used, slots)
-            if done:
-                add_scalars(records, 1, slots[:done], values[lo : lo + done], pieces)
-            if done < hi - lo:
-                return lo + done, used
-            continue
-        m = _rows_of_part(words, values, lo, hi, first, last, rows, hashes, some)
-        if m == 0:
-            continue
-        done, used = _find_some(hashes[:m], table, base, shift, homes, probes, room, used, slots)
-        if done:
-            add_scalars(records, 1, slots[:done], some[:done], pieces)
-        if done < m:
-            return rows[done], used
+                hashes[i - lo], some[i - lo] = mix(np.uint64(words[i])), values[i]
+        else:
+            m = _rows_of_part(words, values, lo, hi, first, last, rows, hashes, some)
+        n = _homes(hashes[:m], table, base, shift, homes, slots)
+        if n:
+            bin_ = cut_ahead(records, 1, slots[:n], some[:n], pieces, held)
+            found, used = _find_some(hashes[:n], table, base, shift, probes, room, used, slots, rest)
+            if not found:
+                n = 0
+            else:
+                held = add_scalars(records, 1, slots[:n], some[:n], pieces, bin_)
+        if n < m:
+            return lo + n if whole else rows[n], used
     return len(words), used
 
 
@@ -124,10 +136,21 @@ def _mark(slots: Any, table: Any) -> None:
 
 
 @kernel
-def _add_addressed(words: Any, values: Any, low: Any, table: Any) -> Any:
+def _add_some(slots: Any, values: Any, table: Any, packed: Any, pieces: Any, held: Any) -> Any:
+    """Add values at addresses; the top bin of the first, where it is known."""
+    if packed is not None:
+        add_packed(table, 1, slots, values, packed, pieces)
+        return held
+    bin_ = cut_ahead(table, 1, slots, values, pieces, held)
+    _mark(slots, table)
+    return add_scalars(table, 1, slots, values, pieces, bin_)
+
+
+@kernel
+def _add_addressed(words: Any, values: Any, low: Any, table: Any, packed: Any) -> Any:
     """Add each row's value at its address; the rows done: it stops at a key out of range."""
     slots, pieces = np.empty(AHEAD, np.uint64), np.empty((LIMBS, AHEAD), np.int64)
-    end = np.uint64(table.shape[0] - 1)
+    end, held = np.uint64(table.shape[0] - 1), 0
     for lo in range(0, len(words), AHEAD):
         hi, most = min(lo + AHEAD, len(words)), np.uint64(0)
         for i in range(lo, hi):
@@ -138,18 +161,17 @@ def _add_addressed(words: Any, values: Any, low: Any, table: Any) -> Any:
         if most >= end:
             done = lo + np.int64(np.argmax(slots[: hi - lo] >= end))
         if done > lo:
-            _mark(slots[: done - lo], table)
-            add_scalars(table, 1, slots[: done - lo], values[lo:done], pieces)
+            held = _add_some(slots[: done - lo], values[lo:done], table, packed, pieces, held)
         if done < hi:
             return done
     return len(words)
 
 
 @kernel
-def _add_addressed_part(words: Any, values: Any, low: Any, table: Any, lo: Any, hi: Any) -> None:
+def _add_addressed_part(words: Any, values: Any, low: Any, table: Any, packed: Any, lo: Any, hi: Any) -> None:
     """`_add_addressed` for the rows whose address lies in ``[lo, hi)``; all keys are in range."""
     slots, pieces = np.empty(AHEAD + 1, np.uint64), np.empty((LIMBS, AHEAD), np.int64)
-    some, first, span = np.empty(AHEAD + 1), np.uint64(lo), np.uint64(hi - lo)
+    some, first, span, held = np.empty(AHEAD + 1), np.uint64(lo), np.uint64(hi - lo), 0
     for start in range(0, len(words), AHEAD):
         m: Any = 0
         for i in range(start, min(start + AHEAD, len(words))):
@@ -157,8 +179,7 @@ def _add_addressed_part(words: Any, values: Any, low: Any, table: Any, lo: Any, 
             slots[m], some[m] = at, values[i]
             m += at - first < span
         if m:
-            _mark(slots[:m], table)
-            add_scalars(table, 1, slots[:m], some[:m], pieces)
+            held = _add_some(slots[:m], some[:m], table, packed, pieces, held)
 
 
 class FusedBinned(Fused):
@@ -180,15 +201,20 @@ class FusedBinned(Fused):
 
     def add_addressed(self, store: Array, words: Array, rows: Batch, low: int) -> int:
         """Add rows to a store by address; the rows done."""
-        pool, values, base, end = current(), self._values(rows), np.int64(low), len(store) - 1
-        of_rows = pool.parts(len(words), GRAIN)
+        pool, base, end, values = current(), np.int64(low), len(store) - 1, self._values(rows)
+        assert values is not None
+        packed, of_rows = packed_for(len(store), values), pool.parts(len(words), GRAIN)
         if len(of_rows) == 1:
-            return int(_add_addressed(words, values, base, store))
-        done = self._in_range(pool, words, base, np.uint64(end), of_rows)
-        words, values = words[:done], None if values is None else values[:done]
-        pool.run(
-            lambda lo, hi: _add_addressed_part(words, values, base, store, lo, hi), pool.parts(int(end), 1)
-        )
+            done = int(_add_addressed(words, values, base, store, packed))
+        else:
+            done = self._in_range(pool, words, base, np.uint64(end), of_rows)
+            words, values = words[:done], values[:done]
+            pool.run(
+                lambda lo, hi: _add_addressed_part(words, values, base, store, packed, lo, hi),
+                pool.parts(int(end), 1),
+            )
+        if packed is not None:
+            unpack_all(store, 1, packed, 0, end, True)
         return done
 
 

@@ -30,6 +30,7 @@ FEWEST_HOMES = 64
 # tested only where a key is inserted; the row behind the last one that can be filled stays free and ends
 # every walk.
 PROBES = 256
+FREED = 1 << 13  # rows that are freed at a time: they stay in the second cache
 SIDE_ROWS = 2  # the key of the all-ones hash, then the null key
 ALL_HASHES = (0, 2**64 - 1)
 
@@ -194,6 +195,14 @@ def line_aligned(cells: int) -> Array:
     return raw[first : first + cells]
 
 
+def free_rows(words: Array, fill: Fill) -> None:
+    """Make all rows free: some at a time, so that memory is gone through once."""
+    for lo in range(0, len(words), FREED):
+        rows = words[lo : lo + FREED]
+        rows[:, 0] = -1
+        fill(rows)
+
+
 class OrderedTable:
     """Rows of one hash word and ``width`` payload words, found by hash, scanned in hash order.
 
@@ -270,8 +279,7 @@ class OrderedTable:
         self._empty()
 
     def _empty(self) -> None:
-        self.words[:, 0] = -1
-        self.fill(self.words)
+        free_rows(self.words, self.fill)
         self.used = 0
 
     def clear(self) -> None:

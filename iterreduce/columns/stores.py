@@ -23,7 +23,7 @@ from iterreduce.columns.hashing import hash_words, key_words, unhash_words
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.keycodec import KeyBytes, decode_keys
 from iterreduce.columns.keystore import KeyStore
-from iterreduce.columns.keytable import ALL_HASHES, OrderedTable, line_aligned
+from iterreduce.columns.keytable import ALL_HASHES, OrderedTable, free_rows, line_aligned
 from iterreduce.columns.numbering import estimate_distinct, keys_of_words
 from iterreduce.columns.ordering import hash_order
 from iterreduce.columns.ragged import Array
@@ -323,8 +323,7 @@ class AddressedStore:
         return self.words.nbytes + self._slots.nbytes
 
     def clear(self) -> None:
-        self.words[:, 0] = -1
-        self.layout.fill(self.words)
+        free_rows(self.words, self.layout.fill)
 
     def add(self, keys: Batch, rows: Batch) -> int:
         column, valid = keys[self.name], keys.valid(self.name)

@@ -205,6 +205,31 @@ def test_sums_that_are_packed_on_their_way_have_the_same_words(seed, groups):
     assert np.array_equal(found, wanted)
 
 
+@given(st.integers(0, 2**32), st.integers(1, 400), st.sampled_from([1, 982_451_653]), st.integers(1, 2))
+@settings(max_examples=25, deadline=None)
+def test_rows_folded_by_key_have_the_words_of_rows_added_one_by_one(seed, groups, spread_keys, threads):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 20_000))
+    values = rng.normal(size=n) * 2.0 ** rng.choice(
+        [[0, 0, 0, -30, 40], [0] * 5, [-60, 60, 0, 0, 0]][seed % 3], n
+    )
+    values[rng.random(n) < rng.choice([0, 0.001, 0.6])] = rng.choice([0.0, 1e300, -np.inf, 2.0**-23])
+    codes = np.minimum(rng.geometric(rng.choice([0.005, 0.9]), n), groups)
+    wanted = np.zeros((groups + 1, 3), np.int64)
+    for code, value in zip(codes[:300], values[:300], strict=True):
+        binned.put(wanted, np.uint64(code), np.uint64(0), np.uint64(1), 3, value)
+    binned.sum_binned(wanted, 0, codes[300:], values[300:])
+    rows, first = Batch(k=codes * spread_keys, x=values), int(rng.integers(0, n + 1))
+    fold = Fold(rows.select("k").schema, bind_outputs({"x": SUM.order_free()}, ["k"], rows.schema))
+    with Pool(threads) as pool, using(pool):
+        fold.add(rows.slice(0, first))
+        fold.add(rows.slice(first, n))
+        made = fold.result()
+    found = made.keys["k"] // spread_keys
+    assert np.array_equal(np.sort(found), np.unique(codes))
+    assert np.array_equal(made.records, wanted[found])
+
+
 def test_means_and_counts_and_nulls_are_those_of_the_plain_aggregators():
     rng = np.random.default_rng(5)
     n, groups = 500, 9
