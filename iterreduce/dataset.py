@@ -405,7 +405,7 @@ def iterate(
     ``state``: the rows to begin with, or several by name. ``step`` is called once, with handles that stand
     for the states of an iteration, and returns what they become; what does not depend on them is computed
     once. ``until``: a rule such as ``ir.l1("rank") <= 1e-9``, several, or a function of old and new rows;
-    without one, until nothing changes. ``key``: columns that tell a state's rows apart, where the plan does
+    without one, until no state changes. ``key``: columns that tell a state's rows apart, where the plan does
     not show it; ``[]``: none do, also where the step makes one row of each key. Several states (a mapping)
     are given to ``step`` by keyword, and are returned as a mapping, as is the result.
 

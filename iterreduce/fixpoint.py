@@ -28,6 +28,7 @@ from iterreduce.errors import UsageError
 from iterreduce.rules import COMPARISONS as COMPARISONS
 from iterreduce.rules import RULES as RULES
 from iterreduce.rules import WITHOUT_TABLE as WITHOUT_TABLE
+from iterreduce.rules import AllUnchanged
 from iterreduce.rules import CarryRule as CarryRule
 from iterreduce.rules import Distance as Distance
 from iterreduce.rules import Empty as Empty
@@ -83,6 +84,18 @@ class Until:
             )
         )
 
+    def of_states(self, states: Sequence[str]) -> Until:
+        """The same rules for several states: where nothing shall change, none of them; otherwise the first
+        where a rule names none.
+        """
+        rules: list[Any] = []
+        for rule in self.rules:
+            if type(rule) is Unchanged and rule.table is None and len(states) > 1:
+                rules += [AllUnchanged(name, last=name == states[-1]) for name in states]
+            else:
+                rules.append(rule)
+        return Until(tuple(rules)).on(states[0])
+
     @cached_property
     def measured(self) -> tuple[Measured, ...]:
         """The rules that look at tables."""
@@ -115,6 +128,9 @@ class Measure:
 
     def __le__(self, threshold: float) -> Distance:
         return Distance(self.columns, float(threshold), self.per_row, self.fold, self.table)
+
+    def __lt__(self, threshold: float) -> Distance:
+        raise UsageError(f"until: a distance stops a loop where it is at most so large; write <= {threshold}")
 
     def __bool__(self) -> bool:
         raise UsageError(
@@ -205,9 +221,13 @@ def partials(
     ``in_place``: how to ask what was written of states that are written in place.
     """
     out: list[float] = []
+    moved = False  # is it known that not all is unchanged?
     for rule in until.measured:
         name = rule.table
         assert name is not None
+        if type(rule) is AllUnchanged and moved:
+            out.append(1.0)
+            continue
         before, after = old[name], new[name]
         changes = in_place[name](before, after) if name in in_place else None
         if changes is not None:
@@ -224,6 +244,7 @@ def partials(
             out += rule.partial(*side_by_side(before, after, rule.columns or after.batch.names))
         else:
             out += rule.partial(before.batch, after.batch)
+        moved = moved or (type(rule) is AllUnchanged and out[-1] != 0)
     return out
 
 
@@ -247,7 +268,7 @@ def verdict(
     """(outcome or None, residual) from float64[ranks, words] of all ranks' partials and from the carry; pure,
     the same everywhere.
     """
-    at, residual, outcome = 0, None, None
+    at, residual, outcome, still = 0, None, None, True
     ranks, width = gathered.tolist(), gathered.shape[1]
     for rule, kind in until.kinds:
         if kind is MaxIterations:
@@ -262,6 +283,10 @@ def verdict(
                 of_rule, at = [words[at : at + rule.width] for words in ranks], at + rule.width
             value = rule.fold_ranks(of_rule)
         residual = value if residual is None else residual
-        if outcome is None and rule.holds(value):
+        holds = rule.holds(value)
+        if kind is AllUnchanged:
+            still = still and holds
+            holds = still and rule.last
+        if outcome is None and holds:
             outcome = rule.outcome
     return outcome, residual

@@ -205,6 +205,13 @@ class Unchanged:
 
 
 @dataclass(frozen=True)
+class AllUnchanged(Unchanged):
+    """One of several rules in a row, one per state, that hold together or not at all; ``last``: of them."""
+
+    last: bool = False
+
+
+@dataclass(frozen=True)
 class Empty:
     """Holds when a state has no rows on any rank."""
 

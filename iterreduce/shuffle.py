@@ -302,8 +302,11 @@ class CombineShuffle(KeyLineage):
         return self.slots.merge(self.combiner, parts)
 
     def _worth_a_plan(self) -> bool:
-        """Not where no rank has had a row: what is bound to no rows is bound anew in the next iteration."""
-        return not self.combiner.provisional and super()._worth_a_plan()
+        """Not where no rank has had a row: what is bound to no rows is bound anew in the next iteration. Nor
+        where rows are keys alone: a plan's message is records, and there are none.
+        """
+        bound = self.stage.combine != {} and not self.combiner.provisional
+        return bound and super()._worth_a_plan()
 
     def _merge_narrow(self, arrival: Arrival) -> tuple[Batch, Array] | None:
         """One integer key and one sum, and nothing else to do with them than to add sums to a table."""

@@ -14,7 +14,7 @@ import builtins
 import datetime
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,11 @@ class Expr:
     """
 
     __hash__ = object.__hash__
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"an expression has no {name!r} (agg folds rows: ir.sum)", name=name, obj=self)
 
     def __add__(self, other: Any) -> Expr:
         return apply("add", self, other)

@@ -54,7 +54,15 @@ class Fused:
     right: Node | None = None
     right_key: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
-    symmetric: bool = False  # every row counts both ways round
+    twins: Twins | None = None  # every row counts both ways round
+
+
+@dataclass(frozen=True, eq=False)
+class Twins:
+    """Rows and the same the other way round, as ``rows``; ``ends``: their columns in those of the rows."""
+
+    rows: Node
+    ends: Mapping[str, str]
 
 
 @dataclass(eq=False)
@@ -69,8 +77,13 @@ class Graph:
     one_table: bool = False
     key: str = ""
     also: Node | None = None
-    symmetric: bool = False
+    twins: Twins | None = None
     made: Any = None
+
+    @property
+    def symmetric(self) -> bool:
+        """Does every row count both ways round?"""
+        return self.twins is not None
 
 
 class Links:
@@ -89,6 +102,9 @@ class Links:
         for node in nodes:
             if isinstance(node, Group) and id(node) not in self.fused:
                 self._of_ends(node)
+        for graph in self.graphs:
+            if graph.symmetric and not graph.one_table:
+                graph.one_table, graph.key = True, graph.ends[0]
         for node in nodes:
             if id(node) in self.fused and not self._can_pull(self.fused[id(node)]):
                 del self.fused[id(node)]
@@ -115,7 +131,9 @@ class Links:
         return next(
             g
             for g in self.graphs
-            if self._same(g.edges, fused.edges) and fused.key in g.ends and g.symmetric == fused.symmetric
+            if self._same(g.edges, fused.edges)
+            and fused.key in g.ends
+            and g.symmetric == (fused.twins is not None)
         )
 
     # ------------------------------------------------------------------ which groups
@@ -168,17 +186,20 @@ class Links:
     def _end_of(self, part: Node, key: str, graph: Graph) -> str:
         """Which end of a graph's rows these rows are, one for one; none: empty."""
         node, column = self.facts.origin(part, key)
-        same = self.facts.identity(part) is node and self._same(graph.edges, node)
-        return column if same and column in graph.ends else ""
+        if self.facts.identity(part) is not node:
+            return ""
+        if graph.twins is not None and graph.twins.rows is node:
+            return graph.twins.ends.get(column, "")
+        return column if self._same(graph.edges, node) and column in graph.ends else ""
 
     def _graph(self, found: Fused) -> Graph | None:
         ends = found.on, found.key
         for graph in self.graphs:
-            if self._same(graph.edges, found.edges) and graph.symmetric == found.symmetric:
+            if self._same(graph.edges, found.edges) and graph.symmetric == (found.twins is not None):
                 if set(graph.ends) == set(ends):
                     return graph
                 return None  # the same rows by other ends: rows would be kept twice
-        made = Graph(found.edges, ends, symmetric=found.symmetric)
+        made = Graph(found.edges, ends, twins=found.twins)
         self.graphs.append(made)
         return made
 
@@ -237,19 +258,20 @@ def _of_sides(group: Group, join: Join, trees: dict[str, Expr], facts: Facts) ->
     if key.name == joined.name:
         raise NotIndexed("it groups by the column that is joined")
     turned = both_ways(root, key.name, joined.name) if is_extreme(group) else None
+    twins = None
     if turned is not None:
-        root, made = turned
+        union, (root, made) = root, turned
         made |= {name: Column(name) for name in hidden.values()}
         mixed = {name: substitute(tree, made) for name, tree in mixed.items()}
-        key, joined = _as_key(made[key.name], named), _as_key(made[joined.name], named)
+        ends = {end.name: _as_key(made[end.name], named) for end in (key, joined)}
+        twins = Twins(union, {name: column.name for name, column in ends.items()})
+        key, joined = ends.values()
     for column, what in ((key, named), (joined, by_name)):
         if why := _no_key(root, column.name):
             raise NotIndexed(f"{what} {why}")
     aggregates = _aggregates(group, mixed, _fields(root, table, hidden, of_table))
     columns = {new: of_table[name] for name, new in hidden.items()}
-    return Fused(
-        group, root, joined.name, key.name, aggregates, table, by, columns, symmetric=turned is not None
-    )
+    return Fused(group, root, joined.name, key.name, aggregates, table, by, columns, twins)
 
 
 def _as_key(tree: Expr, what: str) -> Column:

@@ -8,7 +8,7 @@ at once and returns a new handle. Rows have no order unless they are sorted; nul
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -24,6 +24,22 @@ from iterreduce.plan.nodes import MapBatches, Node, Sample
 from iterreduce.plan.tracing import Number, body_here
 from iterreduce.plan.unnamed import tell_broken
 
+ELSEWHERE = {
+    "with_columns": ("assign", "mutate", "withColumn", "withColumns"),
+    "group_by": ("groupby", "groupBy", "reduceByKey", "groupByKey"),
+    "filter": ("where", "query", "dropna", "drop_nulls"),
+    "with_columns(x=col('x').fill_null(0))": ("fillna", "fill_null"),
+    "join": ("merge", "leftOuterJoin", "crossJoin"),
+    "union": ("concat", "append", "vstack", "unionAll"),
+    "sort": ("order_by", "orderBy", "sort_values", "sort_by", "sortBy"),
+    "distinct": ("unique", "drop_duplicates", "dropDuplicates"),
+    "limit": ("head", "take", "tail"),
+    "map_batches": ("map", "apply", "mapPartitions"),
+    "flat_map": ("flatMap", "explode"),
+    "to_numpy() or collect()": ("show", "to_pandas", "toPandas", "to_dict", "to_list", "fetch", "toArray"),
+    "count()": ("height", "shape", "size", "len", "n_unique", "nunique"),
+}  # what others call it
+
 
 class Operations:
     """Lazy operations on rows; a subclass has ``node``, ``comm`` and `_of`."""
@@ -34,6 +50,15 @@ class Operations:
     def _of(self, node: Node, *others: Any) -> Self:
         """A handle on another node, on the communicator of this one or of the others."""
         raise NotImplementedError
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            here = next((ours for ours, theirs in ELSEWHERE.items() if name in theirs), None)
+            hint = f"; that is {here} here" if here else ""
+            if "node" in vars(self) and name in (self.node.names or ()):
+                hint = f"; in expressions the column is ir.col({name!r})"
+            raise AttributeError(f"a {type(self).__name__} has no {name!r}{hint}", name=name, obj=self)
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -291,8 +316,9 @@ class Operations:
 
     # ------------------------------------------------------------------ numbers
 
-    def agg(self, **aggregates: Aggregator) -> Self:
+    def agg(self, *unnamed: Any, **aggregates: Aggregator) -> Self:
         """One row: aggregates of all rows, on all ranks. Of no rows sums and extremes are null, counts 0."""
+        refuse_unnamed(unnamed)
         return self._of(making.aggregate(self.node, aggregates, "agg"))
 
     def _number(self, aggregator: Aggregator, what: str) -> Number:
@@ -320,6 +346,13 @@ class Operations:
         return self._number(Aggregator("mean", column), "mean")
 
 
+def refuse_unnamed(given: tuple[Any, ...]) -> None:
+    """Aggregates are given by name, as every column that is made."""
+    if given:
+        example = f"ir.{given[0]!r}" if isinstance(given[0], Aggregator) else 'ir.sum("x")'
+        raise UsageError(f"agg: name what is made, as in name={example} ({making.user_line()})")
+
+
 class Grouped:
     """Rows by key, waiting for what to make of each group."""
 
@@ -330,8 +363,9 @@ class Grouped:
     def __repr__(self) -> str:
         return f"Grouped(by {', '.join(self._keys)})"
 
-    def agg(self, **aggregates: Aggregator) -> Any:
+    def agg(self, *unnamed: Any, **aggregates: Aggregator) -> Any:
         """One row per key with these aggregates, such as ``agg(n=ir.count(), far=ir.max("distance"))``."""
+        refuse_unnamed(unnamed)
         if not aggregates:
             raise UsageError(
                 f"agg: no aggregate; give one, such as n=ir.count(), or use distinct ({making.user_line()})"

@@ -141,7 +141,7 @@ def trace(
         given = {n: handle(r) for n, r in rows.items()}
         returned = step(*given.values()) if alone else step(**given)
         made = _returned(returned, rows, alone, called)
-    rules = Until.of(until, max_iterations).on(next(iter(states)))
+    rules = Until.of(until, max_iterations).of_states(tuple(states))
     _check_rules(rules, states)
     chosen = _state_keys(keys, states)
     evolving = tuple(Evolving(n, rows[n], made[n], key or (), key != ()) for n, key in chosen.items())

@@ -10,7 +10,16 @@ from collections import Counter
 from collections.abc import Callable
 
 from iterreduce.plan.nodes import Iterate, Node, Source, StateOf, StateRows, reads, walk
-from iterreduce.rules import CarryRule, Distance, Empty, MaxIterations, NoneActive, Predicate, Unchanged
+from iterreduce.rules import (
+    AllUnchanged,
+    CarryRule,
+    Distance,
+    Empty,
+    MaxIterations,
+    NoneActive,
+    Predicate,
+    Unchanged,
+)
 
 Words = Callable[[Node], str]
 
@@ -94,7 +103,8 @@ def plain(text: str) -> str:
 
 def until(loop: Iterate) -> str:
     """The stopping rules of an iteration."""
-    return " or ".join(map(rule, loop.until.rules))
+    rules = (r for r in loop.until.rules if not isinstance(r, AllUnchanged) or r.last)
+    return " or ".join(map(rule, rules))
 
 
 def rule(given: object) -> str:

@@ -21,7 +21,7 @@ from iterreduce.columns.ragged import Ragged
 from iterreduce.fixpoint import MaxIterations
 from iterreduce.plan import nodes
 from iterreduce.plan.nodes import Node, Scalar
-from iterreduce.rules import Distance, Unchanged
+from iterreduce.rules import AllUnchanged, Distance, Unchanged
 
 Row = dict[str, Any]
 Rows = list[Row]
@@ -165,6 +165,8 @@ class Oracle:
 def _holds(rule: Any, now: Mapping[str, Rows], then: Mapping[str, Rows], loop: nodes.Iterate) -> bool:
     if isinstance(rule, MaxIterations):
         return False
+    if isinstance(rule, AllUnchanged):
+        return all(shown(now[name]) == shown(then[name]) for name in now)
     before, after = now[rule.table], then[rule.table]
     if isinstance(rule, Unchanged):
         return shown(before) == shown(after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,52 @@ def test_nulls_are_one_key_of_a_delta_iteration(case: int) -> None:
     agrees(
         build, TABLES, (1, 2, 3, 8), ("even", "last"), want=[dict(zip(names, r, strict=True)) for r in rows]
     )
+
+
+def _closed(t: Tables) -> Dataset:
+    """Pairs that a step finds again and again: shuffles of keys alone."""
+    step = lambda c: c.join(t["links"], dst="src").select("src", dst="dst_right")  # noqa: E731
+    return ir.iterate_changes(step, t["links"].select("src", "dst"))
+
+
+def _named(t: Tables, ends: str) -> Dataset:
+    """Smallest labels along rows both ways round, whose ends are found in several ways."""
+    both = t["links"].union(t["links"].select(src="dst", dst="src"))
+    if ends == "vertices":
+        found = both.vertices("src", "dst", name="k")
+    else:
+        found = both.select(k="src").distinct() if ends == "distinct" else t["steps"]
+
+    def step(state: Dataset) -> Dataset:
+        heard = both.join(state, src="k").group_by(k="dst").agg(heard=ir.min("x"))
+        made = state.left_join(heard, "k")
+        return made.select("k", x=ir.minimum(col("x"), col("heard").fill_null(99)))
+
+    return ir.iterate(step, found.with_columns(x=col("k")))
+
+
+def _one_after_another(t: Tables) -> Dataset:
+    """The first state rests in an iteration in which the second moves."""
+    start = t["steps"].with_columns(x=1.0)
+
+    def step(a: Dataset, b: Dataset) -> dict[str, Dataset]:
+        return {"a": b, "b": a.join(b, "k").select("k", x=col("x") + col("x_right"))}
+
+    return ir.iterate(step, {"a": start, "b": start}, max_iterations=6)["a"]
+
+
+ENDS = [(0, 0), (1, 0), (2, 0), (3, 0), (4, 4), (5, 4)]
+FOUND: list[tuple[Any, tuple[str, ...], list[tuple[Any, ...]]]] = [
+    (_closed, ("src", "dst"), [*((a, b) for a in range(3) for b in range(4)), (4, 5)]),
+    *((partial(_named, ends=ends), ("k", "x"), ENDS) for ends in ("vertices", "distinct", "given")),
+    (_one_after_another, ("k", "x"), [(k, 13.0) for k in range(6)]),
+]
+
+
+@pytest.mark.parametrize("case", range(len(FOUND)))
+def test_programs_that_a_user_wrote(case: int) -> None:
+    build, names, rows = FOUND[case]
+    agrees(build, TABLES, (1, 2, 3), want=[dict(zip(names, row, strict=True)) for row in rows])
 
 
 def _weighed(t: Tables) -> Dataset:

@@ -39,6 +39,8 @@ AT_ONCE: list[tuple[Call, str]] = [
     (lambda a, b: a.filter(True), "True for all rows"),
     (lambda a, b: a.join(b, s="k"), "never equal; cast"),
     (lambda a, b: a.join(b, "k", how="outer"), "wanted one of inner"),
+    (lambda a, b: a.group_by("k").agg(ir.sum("x")), r"name=ir.sum\(\"x\"\)"),
+    (lambda a, b: a.agg({"x": "sum"}), r"name=ir.sum\(\"x\"\)"),
     (lambda a, b: a.join(b), "by which columns"),
     (lambda a, b: a.join(b.group_by("k"), "k"), r"\.agg\("),
     (lambda a, b: a.rename(k="x"), 'would be named "x"'),
