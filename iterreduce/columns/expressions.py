@@ -40,7 +40,9 @@ class Expr:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise AttributeError(f"an expression has no {name!r} (agg folds rows: ir.sum)", name=name, obj=self)
+            raise AttributeError(
+                f"an expression has no {name!r} (agg folds rows: ir.sum)", name=name, obj=self
+            )
 
     def __add__(self, other: Any) -> Expr:
         return apply("add", self, other)
