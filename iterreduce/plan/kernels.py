@@ -23,6 +23,7 @@ from iterreduce.columns.numbering import number_keys
 from iterreduce.columns.ragged import Ragged
 from iterreduce.columns.random import choose
 from iterreduce.columns.sortkeys import first_in_order
+from iterreduce.columns.straight import Straight
 from iterreduce.columns.trees import columns_of
 from iterreduce.errors import AssumptionError, SchemaError, UsageError, at
 from iterreduce.loop import Context
@@ -104,6 +105,11 @@ class Compute:
         steps = [s.predicate if isinstance(s, Keep) else Make(dict(s.trees), s.rest) for s in self.steps]
         return Fused(steps, [live_after(self.steps, i) for i in range(len(steps))])
 
+    @cached_property
+    def _straight(self) -> Straight:
+        """The only step as calls of NumPy's functions, where there are few rows."""
+        return Straight(dict(self.steps[0].trees) if isinstance(self.steps[0], Columns) else {})
+
     def run(self, context: Context, *batches: Batch) -> Batch:
         """The rows that come out."""
         rows, others = batches[0], batches[1:]
@@ -114,6 +120,10 @@ class Compute:
             return renamed(rows, first.chosen).without_idle_masks()
         tables = others[len(self.beside) :]
         values = {n.parameter: n.of(table) for n, table in zip(self.numbers, tables, strict=True)}
+        if isinstance(first, Columns) and not first.rest:
+            made = self._straight.run(rows, values)
+            if made is not None:
+                return made
         done, rows = self._fused.run(rows, values)
         for i, step in enumerate(self.steps[done:], done):
             if isinstance(step, Keep):

@@ -18,6 +18,8 @@ from iterreduce.columns.compute import compute_columns, select_rows
 from iterreduce.columns.expressions import Expr, Parameter, apply
 from iterreduce.columns.jit import on_disk
 from iterreduce.columns.ragged import Ragged
+from iterreduce.columns.schema import Field
+from iterreduce.columns.straight import Straight
 from iterreduce.loop import Context
 from iterreduce.plan.kernels import Columns, Compute, Keep
 from tests.columns.expression_trees import batches, trees
@@ -169,6 +171,12 @@ def test_any_trees_give_what_numpy_gives(rows: Batch, i: Any, f: Any, b: Any) ->
     done, got = Fused([Make(made)], eager=True).run(rows, NOTHING)
     if done:
         assert_same(got, by_numpy(rows, made))
+    for name, tree in made.items():
+        work = Straight({name: tree, "again": tree})
+        for some in (rows, rows.slice(0, len(rows) // 2)):
+            straight = work.run(some, NOTHING)
+            if straight is not None:
+                assert_same(straight, by_numpy(some, work.trees))
     predicate = b[0][0]
     done, got = Fused([predicate, Make(made)], eager=True).run(rows, NOTHING)
     kept = rows.take(select_rows(predicate, rows))
@@ -215,6 +223,29 @@ def test_what_only_numpy_can_do_is_read_or_stands_beside() -> None:
     rows = rows_of(5000)
     made = {"a": np.exp(x * 2) * y + n, "b": s.str.upper(), "c": (s == "t3") & (x > 0.5), "d": x // 0.3}
     assert_same(by_loop(rows, made), by_numpy(rows, made))
+
+
+def test_few_rows_are_computed_by_straight_calls_as_long_as_types_are_those_met() -> None:
+    number = Parameter("n", Field("fixed", np.dtype(np.float64), nullable=True))
+    trees = {"a": 0.15 + 0.85 * (1 - ir.coalesce(number, 0)) * x, "n": n, "k": n * 2 - ir.coalesce(number, 1)}
+    work = Straight(trees)
+
+    def same(rows: Batch, values: dict[str, Any], straight: bool) -> None:
+        got = work.run(rows, values)
+        assert (got is not None) == straight
+        if got is not None:
+            assert_same(got, compute_columns(trees, rows, values))
+            assert got["n"] is rows["n"]
+
+    few = rows_of(50)
+    same(few, {"n": None}, straight=False)
+    for number_here in (np.float64(0.5), np.float64(-3)):
+        same(few, {"n": number_here}, straight=True)
+    same(rows_of(0), {"n": np.float64(1)}, straight=False)
+    same(rows_of(40), {"n": np.float64(1)}, straight=True)
+    same(few.with_columns(n=few["x"]), {"n": np.float64(1)}, straight=False)  # and so it stays
+    for tree in (y + 1, n // 3, n**2, s, ir.where(x > 0.5, 1, 2), ir.lit("t")):  # nulls, or no numbers
+        assert Straight({"o": tree}).run(few, NOTHING) is None
 
 
 def test_a_column_that_is_handed_through_is_the_same_object() -> None:

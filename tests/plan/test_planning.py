@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import iterreduce as ir
 from iterreduce import col
+from iterreduce.appfile import load_app
 from iterreduce.collectives import Group
 from iterreduce.columns.batch import Batch
 from iterreduce.dataset import Dataset
@@ -104,3 +106,24 @@ def test_a_shared_part_of_a_plan_runs_once() -> None:
 
     assert run_ranks(1, work)[0] == 180
     assert called == [90]
+
+
+def test_what_sinks_of_the_ranks_is_summed_without_a_collective_of_its_own() -> None:
+    """``1 - heard.sum()``: as many collectives in an iteration as where the sum stands before the shuffle."""
+    src, dst = np.random.default_rng(0).integers(0, 800, (2, 6000))
+    root = Path(__file__).parents[2]
+
+    def collectives(group: Group, folder: str, iterations: int) -> int:
+        mine = {"src": src[group.rank :: group.size], "dst": dst[group.rank :: group.size]}
+        app = load_app(str(root / folder / "pagerank.py")).function
+        before = group.traffic.collectives
+        edges = Dataset.from_local(group, **mine)
+        app(edges, tolerance=0.0, max_iterations=iterations).run(group)
+        return group.traffic.collectives - before
+
+    def work(group: Group) -> list[int]:
+        folders = "apps", "benchmarks/waist"
+        return [collectives(group, folder, 10) - collectives(group, folder, 6) for folder in folders]
+
+    lazy, waist = run_ranks(2, work)[0]
+    assert lazy == waist == 12
