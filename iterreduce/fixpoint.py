@@ -91,7 +91,7 @@ class Until:
         rules: list[Any] = []
         for rule in self.rules:
             if type(rule) is Unchanged and rule.table is None and len(states) > 1:
-                rules += [AllUnchanged(name, last=name == states[-1]) for name in states]
+                rules += [AllUnchanged(name, width=int(name == states[-1])) for name in states]
             else:
                 rules.append(rule)
         return Until(tuple(rules)).on(states[0])
@@ -226,14 +226,14 @@ def partials(
         name = rule.table
         assert name is not None
         if type(rule) is AllUnchanged and moved:
-            out.append(1.0)
+            out += [1.0] * rule.width
             continue
         before, after = old[name], new[name]
         changes = in_place[name](before, after) if name in in_place else None
         if changes is not None:
             out += _partial_of_changes(rule, changes, before, after)
         elif rank and after.layout.kind == "everywhere":
-            out += [0.0] * rule.width
+            out += [0.0] * max(rule.width, 1)
         elif isinstance(rule, Distance):
             found = rule.between(before, after) if type(rule) is Distance else None  # not of exact ones
             if found is not None:
@@ -244,7 +244,10 @@ def partials(
             out += rule.partial(*side_by_side(before, after, rule.columns or after.batch.names))
         else:
             out += rule.partial(before.batch, after.batch)
-        moved = moved or (type(rule) is AllUnchanged and out[-1] != 0)
+        if type(rule) is AllUnchanged:
+            moved = out[-1] != 0
+            if not rule.width:
+                out.pop()
     return out
 
 
@@ -268,13 +271,15 @@ def verdict(
     """(outcome or None, residual) from float64[ranks, words] of all ranks' partials and from the carry; pure,
     the same everywhere.
     """
-    at, residual, outcome, still = 0, None, None, True
+    at, residual, outcome = 0, None, None
     ranks, width = gathered.tolist(), gathered.shape[1]
     for rule, kind in until.kinds:
         if kind is MaxIterations:
             if outcome is None and iteration >= rule.n:
                 outcome = rule.outcome
             continue
+        if kind is AllUnchanged and not rule.width:
+            continue  # the last of them tells what they found
         if kind is CarryRule:
             value = float(carry[rule.carry])
         else:
@@ -283,10 +288,6 @@ def verdict(
                 of_rule, at = [words[at : at + rule.width] for words in ranks], at + rule.width
             value = rule.fold_ranks(of_rule)
         residual = value if residual is None else residual
-        holds = rule.holds(value)
-        if kind is AllUnchanged:
-            still = still and holds
-            holds = still and rule.last
-        if outcome is None and holds:
+        if outcome is None and rule.holds(value):
             outcome = rule.outcome
     return outcome, residual

@@ -206,9 +206,9 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class AllUnchanged(Unchanged):
-    """One of several rules in a row, one per state, that hold together or not at all; ``last``: of them."""
-
-    last: bool = False
+    """One of several rules in a row, one per state, that hold together or not at all: the last of them, alone
+    of width 1, tells of all.
+    """
 
 
 @dataclass(frozen=True)

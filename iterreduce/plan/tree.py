@@ -103,7 +103,7 @@ def plain(text: str) -> str:
 
 def until(loop: Iterate) -> str:
     """The stopping rules of an iteration."""
-    rules = (r for r in loop.until.rules if not isinstance(r, AllUnchanged) or r.last)
+    rules = (r for r in loop.until.rules if not isinstance(r, AllUnchanged) or r.width)
     return " or ".join(map(rule, rules))
 
 
