@@ -14,7 +14,7 @@ operation; large batches come in pieces that stay in cache.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,7 @@ class _Evaluation:
 
     batch: Batch
     parameters: Mapping[str, Any]
-    unknown: frozenset[str] = frozenset()
+    unknown: Collection[str] = ()  # of types: all columns, in order; the batch has those whose type is known
     typing: bool = False
     again: frozenset[Hashable] = frozenset()
     known: dict[Hashable, Value] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class _Evaluation:
             return Value(data, self.batch._valid.get(name))
         if name in self.unknown:
             return NO_FIELD
-        raise SchemaError(missing_column(name, (*self.batch.names, *self.unknown)))
+        raise SchemaError(missing_column(name, self.unknown or self.batch.names))
 
     def _parameter(self, tree: Expr) -> Value:
         assert isinstance(tree, Parameter)
@@ -235,7 +235,7 @@ def _typed(trees: Mapping[str, Expr], fields: Mapping[str, Field | None]) -> dic
     known = {name: f for name, f in fields.items() if f is not None and name in read}
     masks = {name: np.zeros(0, bool) for name, f in known.items() if f.nullable}
     rows = Batch._trusted({name: _empty_column(f) for name, f in known.items()}, masks, 0)
-    work = _Evaluation(rows, NOTHING_GIVEN, frozenset(fields) - set(known), typing=True)
+    work = _Evaluation(rows, NOTHING_GIVEN, fields.keys(), typing=True)
     with np.errstate(all="ignore"):
         found = {name: work.value(tree) for name, tree in trees.items()}
     return {

@@ -27,6 +27,10 @@ def _tables(group: Group) -> tuple[Dataset, Dataset]:
 AT_ONCE: list[tuple[Call, str]] = [
     (lambda a, b: a.select("kk"), 'no column "kk".*did you mean "k"'),
     (lambda a, b: a.with_columns(z=col("xx") + 1), 'no column "xx".*did you mean "x"'),
+    (
+        lambda a, b: a.with_columns(b=1, c=1, d=1, e=1).filter(col("xx") > 1),  # in order, on all ranks
+        r'no column "xx" \(columns: k, .*b, c, d, e\)',
+    ),
     (lambda a, b: a.filter(col("xx") > 1), 'no column "xx".*did you mean "x"'),
     (lambda a, b: a.group_by("kk"), 'no column "kk"'),
     (lambda a, b: a.group_by("k").agg(n=ir.sum("xx")), '"n": no column "xx"'),
