@@ -39,7 +39,8 @@ def als(
 
     def products(seen: ir.Batch) -> ir.Batch:
         f = seen["f"]
-        return ir.Batch(a=(f[:, :, None] * f[:, None, :]).reshape(len(f), -1), b=f * seen["weight"][:, None])
+        outer = (f[:, :, None] * f[:, None, :]).reshape(len(f), rank * rank)
+        return ir.Batch(a=outer, b=f * seen["weight"][:, None])
 
     def solve(sums: ir.Batch) -> ir.Batch:
         n, d = sums["b"].shape

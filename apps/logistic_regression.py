@@ -26,7 +26,7 @@ class Examples:
     labelled: bool = True
 
     def run(self, context: ir.Context, rows: ir.Batch, *facts: ir.Batch) -> ir.Batch:
-        x = rows["x"] if rows["x"].ndim == 2 else rows["x"].reshape(len(rows), -1)
+        x = rows["x"] if rows["x"].ndim == 2 else rows["x"][:, None]
         if facts and x.shape[1] != facts[0]["mean"].shape[1]:
             wanted = facts[0]["mean"].shape[1]
             raise ir.InputError(

@@ -22,7 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK_SECONDS = 0.002  # between looks for the next turn
-_ENVIRONMENT = {
+SERVED = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -51,7 +51,7 @@ class Ranks:
         python = [sys.executable, script, "--serve", str(self.folder), *words]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            (mpirun if ranks > 1 else []) + python, env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}
+            (mpirun if ranks > 1 else []) + python, env={**os.environ, **SERVED, "PYTHONPATH": path}
         )
         self.ready = self._answer()
 

@@ -27,7 +27,7 @@ class Products:
 
     def run(self, context: ir.Context, seen: ir.Batch) -> ir.Batch:
         f = seen["f"]
-        outer = (f[:, :, None] * f[:, None, :]).reshape(len(f), -1)
+        outer = (f[:, :, None] * f[:, None, :]).reshape(len(f), f.shape[1] ** 2)
         return ir.Batch(**{self.key: seen[self.key]}, a=outer, b=f * seen["weight"][:, None])
 
 

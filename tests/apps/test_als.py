@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.apps.kit import solved, verify
 from tests.waist import kit
-from tests.waist.kit import NAMES, named, random_graph
+from tests.waist.kit import NAMES, graph, named, random_graph
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -16,6 +17,15 @@ def test_factors_are_those_of_one_user_after_the_other(kind: str, ranks: int) ->
         ratings = ratings.with_columns(weight=ratings["weight"] / 3)
     _, rows = solved("als", ranks, ratings, rank=3, iterations=4)
     assert verify("als", rows, ratings, rank=3, iterations=4) < 1e-9
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_ranks_may_have_no_ratings(ranks: int) -> None:
+    ratings = graph(np.array([0, 2, 0]), np.array([1, 1, 3]), weight=np.array([3, 1, 4]))
+    _, rows = solved("als", ranks, ratings, rank=2, iterations=2)
+    assert verify("als", rows, ratings, rank=2, iterations=2) < 1e-9
+    _, ours = kit.solved("als", ranks, ratings, rank=2, iterations=2)
+    assert len(ours) == len(rows)
 
 
 def test_items_have_factors_too() -> None:

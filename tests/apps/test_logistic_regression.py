@@ -151,6 +151,13 @@ def test_columns_of_a_table_are_features_in_their_order_wherever_the_label_stand
     np.testing.assert_allclose(result["weight"], descend(x, y, 20, 0.1), rtol=1e-12)
 
 
+@pytest.mark.parametrize("ranks", [1, 5])
+def test_one_feature_may_be_a_vector_and_ranks_may_have_no_rows(ranks: int, tmp_path: Path) -> None:
+    x, y = examples(3, 1)
+    result = learn(save(tmp_path / "one.npz", x=x[:, 0], y=y), ranks, max_iterations=5, tolerance=0.0)
+    np.testing.assert_allclose(result["weight"], descend(x, y, 5, 0.1), rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32, np.float64, np.bool_])
 def test_labels_may_be_of_any_type_of_number(tmp_path: Path, dtype: type) -> None:
     x, y = examples(200, 2)
