@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import iterreduce as ir
+from benchmarks.digests import spread
 from iterreduce.appfile import load_app
 from iterreduce.collectives import SoloGroup
 from iterreduce.columns.batch import Batch
@@ -39,13 +40,6 @@ RANKS = (1, 2, 3, 5, 8)
 N = 3000
 
 Work = Callable[[ir.Group, dict[str, Any]], Result]
-
-
-def spread(n: int, seed: int, low: float = -20, high: float = 20) -> np.ndarray:
-    """Both signs of magnitudes from 10**low to 10**high, most of which cancel."""
-    rng = np.random.default_rng(seed)
-    half = rng.normal(size=n // 2) * 10.0 ** rng.uniform(low, high, n // 2)
-    return rng.permutation(np.concatenate([half, -half * (1 + 1e-9), rng.normal(size=n - 2 * (n // 2))]))
 
 
 def uneven(group: ir.Group, n: int) -> list[int]:
