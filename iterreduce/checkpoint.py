@@ -22,12 +22,10 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from iterreduce.capture import Captured, copied
 from iterreduce.collectives import Group
-from iterreduce.columns.batch import Batch
 from iterreduce.errors import (
     CheckpointError,
     CheckpointWarning,
@@ -93,7 +91,7 @@ class Checkpointer:
         self._why = ""
         self._writing: Writing | None = None
         self._publishing = self._behind = False
-        self.copies: dict[str, Batch] = {}
+        self.copies: dict[str, Table] = {}  # of what this rank writes
         self._began = self._blocked = 0.0
         self._saving: tuple[int, tuple[int, ...], int] = (0, (), 0)  # iteration, path, bytes
         self._longest = self._lasted = 0.0  # iterations, in seconds
@@ -382,15 +380,14 @@ class Checkpointer:
 
     def _copy(self, taken: Captured, copies: dict[str, Table]) -> str:
         """Copy what this rank will write; why it was not copied."""
-        held = sum(batch.nbytes for batch in self.copies.values())
+        held = sum(table.batch.nbytes for table in self.copies.values())
         if not self.room(max(0, taken.nbytes - held)):
             return "the memory budget has no room for a copy"
         try:
             for name, table in taken.tables.items():
-                batch = table.batch
                 if not (table.everywhere and self.group.rank):  # else another rank writes it
-                    batch = self.copies[name] = copied(batch, self.copies.get(name))
-                copies[name] = replace(table, batch=batch)
+                    table = self.copies[name] = copied(table, self.copies.get(name))
+                copies[name] = table
         except MemoryError:
             self.copies = {}
             return "there is no memory for a copy"

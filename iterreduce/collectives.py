@@ -475,7 +475,7 @@ def _longest_pause() -> float:
 
 
 def wait_patiently(request: Any) -> None:
-    """Wait for a request of MPI, asking ever more seldom: at once, then every 20 us to 1 ms."""
+    """Wait for a request of MPI, asking ever more seldom: at once, then after 20 us and more."""
     for _ in range(20):
         if request.Test():
             return

@@ -66,7 +66,7 @@ class Generation:
     epoch: int
     size: int
     facts: dict[str, Any]
-    shared: dict[str, Batch]  # what is everywhere
+    shared: dict[str, Table]  # what is everywhere
     parts: dict[int, Share]
     spread: bool  # is there anything else?
     fits: bool = True
@@ -202,8 +202,8 @@ class Copies:
             spread = {n: t for n, t in taken.tables.items() if not t.everywhere}
             made.spread = self._spread = bool(spread)
             known = {} if old is None else old.shared
-            here = {n: t.batch for n, t in taken.tables.items() if t.everywhere}
-            made.shared = {n: copied(b, known.get(n)) for n, b in here.items()}
+            here = {n: t for n, t in taken.tables.items() if t.everywhere}
+            made.shared = {n: copied(t, known.get(n)) for n, t in here.items()}
             steady = self._stays(spread)
             plan = self._plans.get(self.made & 1)
             names = {n: t.batch.names for n, t in spread.items()}
@@ -370,7 +370,7 @@ class Remembered:
             share = made.parts[part]
             told[str(part)] = {n: [share.rows_of(n), share.schema(n).to_json()] for n in share.new.tables}
         if made is not None and group.rank == self._root:
-            told["shared"] = {n: [len(b), b.schema.to_json()] for n, b in made.shared.items()}
+            told["shared"] = {n: [len(t), t.batch.schema.to_json()] for n, t in made.shared.items()}
         merged: dict[str, Any] = {}
         for text in group.allgather_bytes(json.dumps(told).encode()):
             merged |= json.loads(text)
@@ -410,8 +410,8 @@ class Remembered:
         made, info = self.made, self.tables[table]
         if self._all_hold:
             assert made is not None
-            return made.shared[table].copy()
-        mine = b"" if made is None else Part.of({table: made.shared[table]}).words.tobytes()
+            return made.shared[table].batch.copy()
+        mine = b"" if made is None else Part.of({table: made.shared[table].batch}).words.tobytes()
         words = np.frombuffer(self.group.bcast_bytes(mine, self._root), np.int64)
         return Part.read(words).rows(table, 0, info.rows).copy()
 

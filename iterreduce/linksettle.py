@@ -88,7 +88,8 @@ class SettlingShuffle(ImprovingShuffle):
             return
         self._check_whole(tables)
         self._reaches = False
-        resident, onto = self._begin_with(tables)
+        assert self.stage.onto is not None
+        resident, onto = self._begin(), tables[self.stage.onto]  # looked at by `_is_alike`
         joined, slots = self._joined()
         work, name = self._settling(resident), self.shape.outputs[0].name
         self._values = {name: joined[name]}

@@ -55,6 +55,10 @@ class Rows:
         starts = self.offsets[:-1:SEGMENT]
         return np.append(starts, self.offsets[-1])
 
+    def edges_of(self, sources: Array) -> int:
+        """How many edges leave these sources; there are none of slots behind the last."""
+        return int(_edges_of(self.offsets, sources))
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -112,6 +116,16 @@ def expected_pieces(rows: Rows, counts: Array) -> float:
     edges = np.diff(rows.segments())
     missed = 1 - edges / max(1, edges.sum())
     return float(sum((of_degree[degrees] * (1 - m**degrees)).sum() for m in missed))
+
+
+@kernel
+def _edges_of(offsets: Any, sources: Any) -> int:
+    edges, behind, one = 0, np.uint64(len(offsets) - 1), np.uint64(1)
+    for i in range(len(sources)):
+        s = np.uint64(sources[i])
+        if s < behind:
+            edges += offsets[s + one] - offsets[s]
+    return edges
 
 
 @kernel

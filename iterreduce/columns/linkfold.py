@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from iterreduce.columns.binned import MAGNITUDE
+from iterreduce.columns.binned_alone import largest_bits
 from iterreduce.columns.expressions import Apply, Column, Constant, Expr, key_of
 from iterreduce.columns.jit import kernel
 from iterreduce.columns.link_kernels import COMBINES, EDGE_FUNCTIONS
@@ -291,15 +291,6 @@ def size_function(edge: Any, finite: bool) -> Any:
 
 
 @kernel
-def _largest(values: Any) -> int:
-    """The bits of the largest absolute value; a NaN is the largest of all."""
-    largest: Any = 0
-    for v in values:
-        largest = max(largest, np.float64(v).view(np.int64) & MAGNITUDE)
-    return int(largest)
-
-
-@kernel
 def _largest_finite(values: Any) -> float:
     largest = 0.0
     for v in values:
@@ -315,7 +306,7 @@ def largest_of(values: Array) -> tuple[float, bool]:
     >>> largest_of(np.array([1.0, -3.0, np.nan]))
     (3.0, True)
     """
-    bits = int(_largest(values))
+    bits = int(largest_bits(values))
     if bits < INFINITY:
         return float(np.int64(bits).view(np.float64)), False
     return float(_largest_finite(values)), True

@@ -67,15 +67,6 @@ def _collect(stamps: Any, stamp: Any, lo: Any, hi: Any, touched: Any) -> None:
             found += 1
 
 
-@kernel
-def _edges_of(offsets: Any, frontier: Any) -> int:
-    edges = 0
-    for i in range(len(frontier)):
-        s = np.uint64(frontier[i])
-        edges += offsets[s + np.uint64(1)] - offsets[s]
-    return edges
-
-
 class LinksBuilder(RowsBuilder):
     """Takes edges chunk by chunk, where it is known how many leave each source; see `RowsBuilder`.
 
@@ -170,7 +161,7 @@ class Links:
 
     def edges_of(self, frontier: Array) -> int:
         """How many edges leave these sources: what `sparse` costs."""
-        return int(_edges_of(self._by_source().offsets, frontier))
+        return self._by_source().edges_of(frontier)
 
     def parts(self, n: int) -> list[Range]:
         """At most n ranges of targets with about equal numbers of edges, for `dense` on n threads."""

@@ -179,16 +179,6 @@ def _take(
     return found, edges
 
 
-@kernel
-def _edges_of(frontier: Any, offsets: Any) -> int:
-    edges, sources = 0, np.uint64(len(offsets) - 1)
-    for i in range(len(frontier)):
-        s = np.uint64(frontier[i])
-        if s < sources:
-            edges += offsets[s + ONE] - offsets[s]
-    return edges
-
-
 class Reaching:
     """Who has heard something as good already, and who hears it now; memory for one stage.
 
@@ -227,11 +217,6 @@ class Reaching:
             _first_of_each(self._offsets, sources, self._firsts, self._led)
             self._sources = sources
 
-    @property
-    def turned(self) -> bool:
-        """Are they there?"""
-        return self._sources is not None
-
     def begin(self, value: int, state: Array, kept: bool) -> None:
         """The sources say this value. ``state``: what this rank's keys have. ``kept``: since the last time
         nothing but what was found then has changed it, and other ranks have taken what was found for them.
@@ -250,11 +235,10 @@ class Reaching:
         """Is it better than what any place has that is of interest? Then nobody need be asked."""
         return value > self._best if self.larger else value < self._best
 
-    def follow(self, frontier: Array, pool: Pool, edges: int | None = None) -> int:
-        """Find who hears these sources; how many edges they have (given, if it is known)."""
+    def follow(self, frontier: Array, pool: Pool) -> int:
+        """Find who hears these sources; how many edges they have."""
         frontier = _frozen(frontier)
-        if edges is None:
-            edges = int(_edges_of(frontier, self.rows.offsets))
+        edges = self.rows.edges_of(frontier)
         if self.pulls(edges):
             self._mark(frontier)
             self._pull(pool)

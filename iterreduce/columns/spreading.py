@@ -20,7 +20,7 @@ import numpy as np
 from iterreduce.columns.jit import bit_length, kernel
 from iterreduce.columns.link_layout import Rows
 from iterreduce.columns.ragged import Array
-from iterreduce.columns.reaching import LAST_BIT, ONE, SHIFT, Reaching, _edges_of, _frozen
+from iterreduce.columns.reaching import LAST_BIT, ONE, SHIFT, Reaching, _frozen
 from iterreduce.columns.threads import Pool
 
 MANY = 1 << 12  # edges of a level that is found as one: a pass over all bits costs as much
@@ -188,7 +188,7 @@ class Spreading(Reaching):
         self._said[BEFORE], self._told = len(self._told), np.append(self._told, values)
         said, ends, into, followed = self._said, self.rows.offsets, self._offsets, 0
         own = state, self.own_at, self.larger, self._at, self._done, self._better
-        said[HIGH], said[EDGES] = len(frontier), _edges_of(_frozen(frontier), ends)
+        said[HIGH], said[EDGES] = len(frontier), self.rows.edges_of(_frozen(frontier))
         while said[LOW] < said[HIGH] and said[LEVEL] < len(values):
             edges = int(said[EDGES])
             if edges < MANY:

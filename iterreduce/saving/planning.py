@@ -20,7 +20,7 @@ from iterreduce.columns.batch import Batch
 from iterreduce.columns.checksum import finished
 from iterreduce.columns.ragged import Array
 from iterreduce.columns.schema import Field, Schema, difference, never_null
-from iterreduce.errors import CheckpointError, DisagreementError, IterReduceError, OutputError, UsageError
+from iterreduce.errors import CheckpointError, DisagreementError, IterReduceError, OutputError
 from iterreduce.saving.directory import Attempt, remove
 from iterreduce.saving.layout import Image, Layout, Stream, file_numbers, image, parts_of, streams_of
 from iterreduce.saving.manifest import File, Manifest, Piece, TableInfo
@@ -88,7 +88,6 @@ def planned(
     try:
         if group.rank == 0:
             attempt.guarded(lambda: _fresh_draft(attempt, number))
-        _checked_facts(facts)
     except Exception as error:
         failure = error
     hosts, tables = _agree_structure(group, tables, host, failure)
@@ -121,13 +120,6 @@ def _fresh_draft(attempt: Attempt, number: int) -> None:
     if os.path.lexists(draft):  # an abandoned one that could not be removed then
         remove(draft)
     os.mkdir(draft)
-
-
-def _checked_facts(facts: Mapping[str, Any]) -> None:
-    try:
-        json.dumps(dict(facts), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"facts of a checkpoint: wanted what JSON can say ({error})") from None
 
 
 def _raise_agreed(group: Group, failure: BaseException | None) -> None:

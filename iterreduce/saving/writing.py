@@ -22,7 +22,7 @@ import numpy as np
 from iterreduce.collectives import Group
 from iterreduce.columns.checksum import checksum, partial
 from iterreduce.columns.ragged import Array
-from iterreduce.errors import CheckpointError, OutputError
+from iterreduce.errors import CheckpointError, OutputError, UsageError
 from iterreduce.saving.directory import Attempt, remove, write_whole
 from iterreduce.saving.layout import Image, Stream, index_of
 from iterreduce.saving.manifest import INDEX, MANIFEST, File, to_bytes
@@ -53,10 +53,10 @@ def begin(
     Collective.
 
     Tables, their order and columns are the same on all ranks; `facts` (rank 0's are kept) is what JSON can
-    say. Rows must not change until the writing is over. `at` is called with the names of steps, on whichever
-    thread works. `host` is another name for this rank's node. Raises alike on all ranks: `OutputError` where
-    the disk is full or refuses, `CheckpointError` where another run has taken over, `DisagreementError` for
-    tables that differ.
+    say, else it is not published. Rows must not change until the writing is over. `at` is called with the
+    names of steps, on whichever thread works. `host` is another name for this rank's node. Raises alike on
+    all ranks: `OutputError` where the disk is full or refuses, `CheckpointError` where another run has taken
+    over, `DisagreementError` for tables that differ.
     """
     plan, own = planned(group, attempt, number, tables, facts, per_rank, host)
     return Writing(plan, own, at)
@@ -257,7 +257,11 @@ class Writing:
         raw = _readable(INDEX, index_of(plan.layout))
         write_whole(plan.path(INDEX), raw, durable=True)
         index = File(INDEX, len(raw), checksum(raw))
-        manifest = _readable(MANIFEST, to_bytes(manifest_of(plan, told, index)))
+        try:
+            text = to_bytes(manifest_of(plan, told, index))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"facts of a checkpoint: wanted what JSON can say ({error})") from None
+        manifest = _readable(MANIFEST, text)
         write_whole(plan.path(MANIFEST), manifest, durable=True)
         sync_directory(plan.attempt.draft(self.number))
 

@@ -180,7 +180,8 @@ def test_intervals_scale_with_the_unit_of_time(c: float, M: float, unit: float) 
 def test_intervals_do_not_fall_with_the_cost_or_the_mean_time(c: float, M: float, more: float) -> None:
     for formula in (young, daly, exact):
         least = formula(c * M, M) * (1 - 1e-9)
-        assert formula(c * M, M * more) >= least
+        if formula is not daly or c < 2 or c >= 2 * more:  # M, for C = 2 M, is above what eq. 37 begins with
+            assert formula(c * M, M * more) >= least
         if formula is not daly or c * more < 1.5 or c >= 2:  # eq. 37 falls a little before 2 M: by 5 %
             assert formula(c * M * more, M) >= least
 
