@@ -18,8 +18,8 @@ from tests.launch import in_use, is_open_mpi, mpirun, mpirun_path
 _PYTEST = ("-m", "pytest", "--with-mpi", "-q", "-x", "-p", "pytest_mpi", "-p", "pytest_timeout")
 #: Nothing may be skipped; fewer plugins start faster.
 _ENVIRONMENT = {"ITERREDUCE_NO_SKIPS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-#: Every failure, every lazy app and loops under a low limit take long: 2 and 3 ranks are enough.
-SHORT = ("-k", "not failures", *(f"--ignore=tests/mpi/test_{name}.py" for name in ("counts", "lazy_apps")))
+#: Every failure, every lazy app and loops under a low limit take long: 3 ranks are enough.
+LONG = "failures or test_counts or test_lazy_apps"
 
 
 def test_this_environment_has_mpi4py_and_an_mpirun() -> None:
@@ -32,11 +32,11 @@ def test_this_environment_has_mpi4py_and_an_mpirun() -> None:
 @pytest.mark.timeout(1000)  # a guard against hanging; cold caches on a busy machine take minutes
 @pytest.mark.parametrize(
     ("ranks", "chosen"),
-    [(4, SHORT), (3, ()), (2, ()), (1, SHORT)],
-    ids=["4", "3", "2", "1"],
+    [(3, LONG), *((ranks, f"not ({LONG})") for ranks in (4, 3, 2, 1))],
+    ids=["long", "4", "3", "2", "1"],
 )
-def test_the_mpi_tests_pass_on_real_ranks(ranks: int, chosen: tuple[str, ...]) -> None:
-    tests = "-p", "no:cacheprovider", "--timeout=240", *chosen, "tests/mpi"
+def test_the_mpi_tests_pass_on_real_ranks(ranks: int, chosen: str) -> None:
+    tests = "-p", "no:cacheprovider", "--timeout=240", "-k", chosen, "tests/mpi"
     result = mpirun(ranks, *_PYTEST, *tests, timeout=900, env=_ENVIRONMENT)
     assert result.returncode == 0, f"{result.stdout[-20000:]}\n{result.stderr[-10000:]}"
     assert result.stdout.count(" passed") == ranks, result.stdout  # a status of 0 alone proves nothing

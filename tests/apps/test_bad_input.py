@@ -306,14 +306,12 @@ def test_a_disk_that_is_too_full_is_told(
         ([KMEANS, "gone.npy"], 1, "no file"),
         ([KMEANS, "nan.npy"], 1, "nan.npy row 999 of x holds nan"),
         ([KMEANS, "good.npy", "--k", "51"], 1, "wanted k=51 different rows of good.npy, which has 50"),
-        ([LOGISTIC, "labels.npz"], 1, "labels.npz row 600 has the label y=7; wanted 0 or 1"),
         ([KMEANS, "good.npy", "--kk", "3"], 2, 'unknown option --kk; did you mean "--k"?'),
         ([KMEANS, "good.npy", "--out", "no/such/c.csv"], 1, "there is no directory"),
     ],
 )
 def test_two_ranks_tell_it_once(tmp_path: Path, words: list[str], status: int, message: str) -> None:
     points = np.zeros((1000, 2))
-    np.savez("labels.npz", x=points, y=np.where(np.arange(1000) == 600, 7, 0))
     points[999] = np.nan  # of the second rank
     np.save("nan.npy", points)
     result = mpirun(2, "-m", "iterreduce", *words, "--quiet", cwd=tmp_path)

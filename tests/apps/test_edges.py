@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from iterreduce.cli import run_command_line
 from tests.launch import mpirun
 
 DEGREES = '''
@@ -23,21 +24,16 @@ def degrees(edges: ir.Dataset):
 '''
 
 
-@pytest.mark.parametrize("name", ["g.txt", "g.el.gz", "g"])
-def test_an_app_reads_its_argument_as_a_graph(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "ranks"), [("g.txt", 1), ("g.el.gz", 2), ("g", 1)])
+def test_an_app_reads_its_argument_as_a_graph(tmp_path: Path, name: str, ranks: int) -> None:
     (tmp_path / "degrees.py").write_text(DEGREES)
     raw = b"# a graph\nnews home\nhome news\nnews shop\n"
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
     out = tmp_path / "out.csv"
-    done = mpirun(
-        2,
-        "-m",
-        "iterreduce",
-        str(tmp_path / "degrees.py"),
-        str(tmp_path / name),
-        "--out",
-        str(out),
-        "--quiet",
-    )
-    assert done.returncode == 0, done.stderr
+    words = [str(tmp_path / "degrees.py"), str(tmp_path / name), "--out", str(out), "--quiet"]
+    if ranks == 1:
+        assert run_command_line(words) == 0
+    else:
+        done = mpirun(ranks, "-m", "iterreduce", *words)
+        assert done.returncode == 0, done.stderr
     assert sorted(out.read_text().splitlines()[1:]) == ["home,1", "news,2"]

@@ -17,6 +17,13 @@ from iterreduce.errors import UsageError
 before: set[threading.Thread] = set()  # of runs that other tests drive by hand and never end
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_there_is_not_searched_again() -> None:
+    """By each of many collections below: what other tests have left is much."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _threads_before() -> None:
     gc.collect()

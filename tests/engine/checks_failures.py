@@ -20,9 +20,10 @@ from iterreduce.driver import LoopRun
 from iterreduce.fixpoint import MaxIterations, Until
 from iterreduce.frontends.mapreduce import ReduceGroups
 from iterreduce.loop import Local, Loop, Replace, Shuffle, Splitters, State, Superstep, Total
-from tests.engine.kit import Check, Row, by_rank, int_rows, local, raised, rows_of
+from tests.engine.kit import Check, Row, int_rows, local, raised, rows_here, rows_of
 
 N, MOST = 40, 4
+LONG = 11  # iterations: one for each place, and one before and behind
 BODY = (
     "map of the first shuffle",
     "map of the second shuffle",
@@ -97,7 +98,7 @@ class Fault:
             self.how()
 
 
-def the_loop(group: Group, fault: Fault) -> Loop:
+def the_loop(group: Group, fault: Fault, most: int = MOST) -> Loop:
     """Two supersteps, three shuffles (two are planned from the second iteration on), a total, user rules."""
     rows, pages = int_rows(N, 8).select("k", "x"), Batch(k=np.arange(-20, 21), v=np.arange(41))
     clock = {"i": 1}  # of this rank: user code may know the iteration; set back with the engine's
@@ -167,43 +168,61 @@ def the_loop(group: Group, fault: Fault) -> Loop:
         ),
         (Replace("s", "n2"), Replace("clock", "c2")),
     )
-    until = Until((ir.distance(moved, table="s") <= 0.5, ir.Predicate(enough, "s"), MaxIterations(MOST)))
+    until = Until((ir.distance(moved, table="s") <= 0.5, ir.Predicate(enough, "s"), MaxIterations(most)))
     sources = {"r": local(rows, group), "p": local(pages, group), "z": Batch(i=np.zeros(1, np.int64))}
     return Loop("faulty", sources, {"s": State("p", ("k",)), "clock": State("z")}, (one, two), until, "s")
 
 
-def tables_of(group: Group, run: LoopRun) -> str:
-    return repr([by_rank(group, run.tables[name].batch) for name in ("s", "clock")])
+def tables_here(run: LoopRun) -> str:
+    return repr([rows_here(run.tables[name].batch) for name in ("s", "clock")])
 
 
 @functools.cache
-def undisturbed() -> list[Row]:
-    """The state at the end, on one rank."""
+def undisturbed() -> list[list[Row]]:
+    """The state after each iteration, on one rank."""
     solo = group_for(None)
-    run = LoopRun(the_loop(solo, Fault()), solo)
-    run.run()
-    return sorted(rows_of(solo, run.tables["s"]))
-
-
-def survive(group: Group, fault: Fault, final: list[Row], **options: object) -> BaseException:
-    """Run into the fault; check error, tables, and that the run goes on to the right end. Collective."""
-    run = LoopRun(the_loop(group, fault), group, ir.Options(**options))  # type: ignore[arg-type]
-    for _ in range(fault.iteration - 1):
+    run, found = LoopRun(the_loop(solo, Fault(), LONG), solo), []
+    while run.outcome is None:
         run.advance()
-    before = tables_of(group, run) if fault.iteration > 1 else ""
-    error = raised(group, ir.UserCodeError, run.advance)
-    assert run.iteration == fault.iteration - 1 and run.outcome is None
-    if before:
-        assert tables_of(group, run) == before
-    fault.place = fault.other = None
-    run.run()
-    assert sorted(rows_of(group, run.tables["s"])) == final
-    return error
+        found.append(sorted(rows_of(solo, run.tables["s"])))
+    return found
 
 
-def assert_tells(error: BaseException, fault: Fault, place: str, ranks: set[int], group: Group) -> None:
+class Survivor:
+    """A run that meets faults and goes on after each, as an undisturbed one. Collective."""
+
+    def __init__(self, group: Group, most: int = MOST, **options: object) -> None:
+        self.group, self.fault, self.most = group, Fault(), most
+        loop = the_loop(group, self.fault, most)
+        self.run = LoopRun(loop, group, ir.Options(**options))  # type: ignore[arg-type]
+
+    def meet(self, fault: Fault) -> BaseException:
+        """Go on to the fault's iteration and run into it; the tables are those of the last commit."""
+        run = self.run
+        while run.iteration < fault.iteration - 1:
+            self.advance()
+        before = tables_here(run) if run.iteration else ""
+        vars(self.fault).update(vars(fault))
+        error = raised(self.group, ir.UserCodeError, run.advance)
+        self.fault.place = self.fault.other = None
+        assert run.iteration == fault.iteration - 1 and run.outcome is None
+        if before:
+            assert tables_here(run) == before
+        return error
+
+    def advance(self) -> None:
+        self.run.advance()
+        assert sorted(rows_of(self.group, self.run.tables["s"])) == undisturbed()[self.run.iteration - 1]
+
+    def end(self) -> None:
+        while self.run.outcome is None:
+            self.advance()
+        assert self.run.iteration == self.most
+
+
+def assert_tells(error: BaseException, fault: Fault, group: Group) -> None:
     assert isinstance(error, ir.UserCodeError)
-    failure = error.failure
+    failure, place, ranks = error.failure, fault.place, fault.ranks
     assert (failure.rank, failure.iteration, failure.kind) == (min(ranks), fault.iteration, KINDS[fault.how])
     assert failure.ranks_failed == len(ranks)
     text = str(error)
@@ -222,34 +241,36 @@ def assert_tells(error: BaseException, fault: Fault, place: str, ranks: set[int]
         assert error.__cause__ is None
 
 
-def some_ranks(group: Group) -> Iterator[set[int]]:
-    yield {group.size - 1}
+def some_ranks(group: Group) -> Iterator[frozenset[int]]:
+    yield frozenset({group.size - 1})
     if group.size > 1:
-        yield set(range(group.size))
+        yield frozenset(range(group.size))
     if group.size == 2:
-        yield {0}
+        yield frozenset({0})
 
 
 def check_every_place_with_fresh_and_with_planned_exchanges(group: Group) -> None:
-    final = undisturbed()
     for place in PLACES:
-        for iteration in (1, 3):
-            for ranks in some_ranks(group):
-                fault = Fault(place, frozenset(ranks), iteration)
-                assert_tells(survive(group, fault, final), fault, place, ranks, group)
+        for ranks in some_ranks(group):
+            survivor = Survivor(group)
+            for iteration in (1, 3):
+                fault = Fault(place, ranks, iteration)
+                assert_tells(survivor.meet(fault), fault, group)
+            survivor.end()
 
 
 def check_every_kind_of_failure(group: Group) -> None:
-    final = undisturbed()
+    """In three places: one attempt at an iteration after the other."""
     for how in KINDS:
-        for place in ("map of the first shuffle", "share-local at the end", "predicate"):
-            for iteration in (1, 3):
+        survivor = Survivor(group)
+        for iteration in (1, 3):
+            for place in ("map of the first shuffle", "share-local at the end", "predicate"):
                 fault = Fault(place, frozenset({group.size - 1}), iteration, how)
-                assert_tells(survive(group, fault, final), fault, place, {group.size - 1}, group)
+                assert_tells(survivor.meet(fault), fault, group)
+        survivor.end()
 
 
 def check_two_ranks_may_fail_in_different_stages(group: Group) -> None:
-    final = undisturbed()
     if group.size == 1:
         return
     for early, late in (
@@ -259,23 +280,27 @@ def check_two_ranks_may_fail_in_different_stages(group: Group) -> None:
         ("update", "share-local at the end"),
         ("distance", "predicate"),
     ):
-        for iteration in (1, 3):
-            for early_rank, late_rank in ((0, group.size - 1), (group.size - 1, 0)):
+        for early_rank, late_rank in ((0, group.size - 1), (group.size - 1, 0)):
+            survivor = Survivor(group)
+            for iteration in (1, 3):
                 fault = Fault(early, frozenset({early_rank}), iteration, other=(late, late_rank))
-                error = survive(group, fault, final)
+                error = survivor.meet(fault)
                 assert isinstance(error, ir.UserCodeError)
                 # those of one collective are counted together, a later one is never reached
                 together = early == "distance"
                 wanted = (0, 2) if together else (early_rank, 1)
                 assert (error.failure.rank, error.failure.ranks_failed) == wanted
+            survivor.end()
 
 
 def check_faults_under_naive_and_check(group: Group) -> None:
-    final = undisturbed()
+    """A fault in each iteration but the first, which is done again before the next."""
     for options in ({"naive": True}, {"check": True}, {"memory_bytes": 60}):
-        for place in PLACES:
-            fault = Fault(place, frozenset({group.size - 1}), 2)
-            assert_tells(survive(group, fault, final, **options), fault, place, {group.size - 1}, group)
+        survivor = Survivor(group, LONG, **options)
+        for iteration, place in enumerate(PLACES, 2):
+            fault = Fault(place, frozenset({group.size - 1}), iteration)
+            assert_tells(survivor.meet(fault), fault, group)
+        survivor.end()
 
 
 def check_a_good_loop_runs_after_a_bad_one(group: Group) -> None:
@@ -287,7 +312,7 @@ def check_a_good_loop_runs_after_a_bad_one(group: Group) -> None:
         )  # type: ignore[misc]
         run = LoopRun(the_loop(group, Fault()), group)
         run.run()
-        assert sorted(rows_of(group, run.tables["s"])) == undisturbed()
+        assert sorted(rows_of(group, run.tables["s"])) == undisturbed()[MOST - 1]
 
 
 CHECKS: list[Check] = [check for name, check in list(globals().items()) if name.startswith("check_")]
