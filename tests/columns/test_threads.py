@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ before: set[threading.Thread] = set()  # of runs that other tests drive by hand 
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _what_is_there_is_not_searched_again() -> None:
+def _what_is_there_is_not_searched_again() -> Iterator[None]:
     """By each of many collections below: what other tests have left is much."""
     gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
