@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +27,6 @@ from iterreduce.capture import Captured, copied
 from iterreduce.collectives import Group
 from iterreduce.errors import (
     CheckpointError,
-    CheckpointWarning,
     DisagreementError,
     FinishedError,
     IterReduceError,
@@ -61,8 +59,8 @@ class Checkpointer:
     """The checkpoints of one run on one rank.
 
     ``capture`` gives what to save; ``tell`` emits events, ``tell_place`` those of `iterreduce.events.PLACES`,
-    ``emit`` those of any thread: what a watcher raises there, a write fails by. ``room`` says whether so many
-    bytes fit the budget.
+    ``emit`` those of any thread: what a watcher raises there, a write fails by. ``warn`` says a warning, on
+    rank 0, and does not raise. ``room`` says whether so many bytes fit the budget.
     """
 
     def __init__(
@@ -72,13 +70,14 @@ class Checkpointer:
         tell: Callable[..., None],
         tell_place: Callable[..., None],
         emit: Callable[..., None],
+        warn: Callable[[str], None],
         capture: Callable[[], Captured],
         room: Callable[[int], bool],
         stop: StopRequest | None = None,
     ) -> None:
         assert options.checkpoint_dir is not None
         self.group, self.options = group, options
-        self.tell, self.tell_place, self.emit = tell, tell_place, emit
+        self.tell, self.tell_place, self.emit, self._warn = tell, tell_place, emit, warn
         self.directory = options.checkpoint_dir
         self.capture, self.room = capture, room
         self.stop = stop or StopRequest(options.time_limit)
@@ -211,10 +210,6 @@ class Checkpointer:
                     f"{self.directory}: another {of} was {what}: {other}. Give another --checkpoint-dir, or "
                     "--fresh (fresh=True) to begin anew and drop what was saved"
                 )
-
-    def _warn(self, text: str) -> None:
-        if self.group.rank == 0:
-            warnings.warn(text, CheckpointWarning, stacklevel=2)
 
     # ------------------------------------------------------------------ in every iteration
 

@@ -12,6 +12,7 @@ enters the loops that were open.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,12 +20,12 @@ from functools import cached_property
 from typing import Any
 
 from iterreduce.accounting import room_for
-from iterreduce.agreement import Guard
+from iterreduce.agreement import Guard, caught
 from iterreduce.capture import Captured, Restorer, Saved, captured
 from iterreduce.carrying import tables_of
 from iterreduce.checkpoint import Checkpointer
 from iterreduce.control import Heard
-from iterreduce.errors import CheckpointError, FinishedError
+from iterreduce.errors import CheckpointError, CheckpointWarning, FinishedError
 from iterreduce.fingerprints import described, input_digests, locals_of, opened_first, stopping_rules
 from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.levels import Level, Position, Standing
@@ -59,6 +60,7 @@ class Lasting:
             run.tell,
             self._tell_place,
             run.events.emit,
+            self._warn,
             self._capture,
             self._has_room,
             before.checkpoints.stop if before is not None else stop,
@@ -198,6 +200,15 @@ class Lasting:
         guard = Guard(self.run.group.rank, 0)
         guard.stage = stage
         return guard
+
+    def _warn(self, text: str) -> None:
+        """On rank 0; where warnings are errors, all ranks learn it at the next collective."""
+        run = self.run
+        if run.group.rank == 0:
+            try:
+                warnings.warn(text, CheckpointWarning, stacklevel=2)
+            except CheckpointWarning as error:
+                run._late = run._late or caught(error, "a warning", run.iteration, 0, run.path)
 
     def _tell_place(self, name: str, **fields: Any) -> None:
         if self.run.events.places:
