@@ -149,9 +149,17 @@ class Lasting:
             self.replays = deque(_position(entry) for entry in self._journal[run.returned :])
             seconds = time.perf_counter() - started
             self.checkpoints.restarted(saved, run.iteration, run.path, seconds)
+            self._end_where_enough()
         self._taken_up, self._before = True, None
-        if self.checkpoints.ready():
+        if self.checkpoints.ready() and run.outcome is None:
             run.root.standing.outcome = Outcome.STOPPED_SAVED
+
+    def _end_where_enough(self) -> None:
+        """No more iterations are wanted than were saved. Local."""
+        run, rules = self.run, self.loop.until.rules
+        most = min((rule.n for rule in rules if isinstance(rule, MaxIterations)), default=run.iteration + 1)
+        if run.level is run.root and not run.root.standing.at and run.iteration >= most:
+            run.root.standing.outcome = run.outcome or Outcome.ITERATIONS_USED
 
     def _journal_until(self, commits: int) -> tuple[list[list[Any]], int]:
         """The positions of the first commits; and how many of them were forgotten."""

@@ -141,10 +141,13 @@ def test_another_job_is_refused_and_the_difference_is_named(
         part_of(other, tmp_path, stop=False, **options)
 
 
-def test_more_iterations_are_no_other_job(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("limit", "ends"), [(12, 12), (5, 5), (4, 4), (2, 4)])
+def test_more_or_fewer_iterations_are_no_other_job(limit: int, ends: int, tmp_path: Path) -> None:
+    """What is saved is not gone back from, and nothing is done beyond what is wanted."""
     part_of(counting(), tmp_path)
-    result = part_of(counting(limit=12), tmp_path, stop=False)
-    assert result.iterations == 12 and result["x"].tolist() == [2.0**12] * 2
+    result = part_of(counting(limit=limit), tmp_path, stop=False)
+    assert result.iterations == ends and result["x"].tolist() == [2.0**ends] * 2
+    assert result.outcome is Outcome.ITERATIONS_USED
     assert result.checkpoints["restarted_from_iteration"] == 4
 
 
