@@ -343,9 +343,13 @@ def test_a_run_that_is_taken_over_while_it_reads_does_not_call_that_damage(tmp_p
             return found
 
     attempt = Attempt.open(SoloGroup(), tmp_path)
+    found = newest(SoloGroup(), attempt, print)
+    assert found is not None
     attempt.__class__ = Slow
     with pytest.raises(CheckpointError, match="another run has taken over"):
         newest(SoloGroup(), attempt, print)
+    with pytest.raises(CheckpointError, match="another run has taken over"):
+        found.read(next(iter(found.tables)), 0, 5)
 
 
 def test_what_would_be_too_long_to_be_read_is_not_published(
