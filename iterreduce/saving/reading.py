@@ -362,7 +362,9 @@ def whole(group: Group, attempt: Attempt, number: int) -> Checkpoint:
     """The checkpoint of this number. Collective. Raises `CheckpointError` on all ranks unless it is whole."""
     found, reason = _whole(group, attempt.place(number))
     if found is None:
-        raise CheckpointError(f"{attempt.place(number)} is needed and is damaged: {reason}")
+        raise CheckpointError(
+            f"{attempt.place(number)} is needed and is damaged: {reason}; --fresh (fresh=True) begins anew"
+        )
     found.attempt = attempt
     return found
 
