@@ -255,7 +255,7 @@ class Checkpointer:
         if self.pacing is not None:
             self.pacing.iteration_done(seconds, self._writing is not None)
             if time.perf_counter() - self._noted > NOTE_SECONDS:
-                self._note(at[0], "running")
+                self.note(at[0], "running")
         failed = self.failed
         if self._writing is not None:
             self._go_on(status)
@@ -428,7 +428,7 @@ class Checkpointer:
         self.written += 1
         if self.pacing is not None:
             self.pacing.written(latency, waited)
-            self._note(iteration, "running")
+            self.note(iteration, "running")
         self.tell(
             "checkpoint.published", number=self._number, iteration=iteration, seconds=latency, bytes=nbytes
         )
@@ -463,7 +463,7 @@ class Checkpointer:
         if self._writing is not None:
             self._writing.abandon()
             self._writing = None
-        self._note(iteration, end)
+        self.note(iteration, end)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Mark the job as finished: its results are where they were wanted. Local, rank 0."""
@@ -471,7 +471,7 @@ class Checkpointer:
             job = {part: self.job[part] for part in ("loop", "input", "settings") if part in self.job}
             self.attempt.finish({**facts, "job": job, "python": python()})
 
-    def _note(self, iteration: int, end: str) -> None:
+    def note(self, iteration: int, end: str) -> None:
         """For the history from which interrupts are learnt; a disk that is full now must not end the job."""
         self._noted = time.perf_counter()
         if self.attempt is not None and self.group.rank == 0:

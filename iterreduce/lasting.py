@@ -11,6 +11,7 @@ enters the loops that were open.
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections import deque
@@ -236,6 +237,8 @@ class Lasting:
         ended = run.outcome is not None
         with run.working():  # copies have their place
             stops = self.checkpoints.after(status, seconds, (run.iteration, run.path), ended)
+        if ended and self._journals:  # its driver may never close it
+            self.checkpoints.note(run.iteration, "ended")
         if stops:
             run.root.standing.outcome = Outcome.STOPPED_SAVED
 
@@ -268,7 +271,9 @@ class Lasting:
         """The run is over, or failed. Local."""
         outcome = self.run.outcome
         known = outcome is not None or self._has_finished
-        end = "failed" if not known else "stopped" if outcome is Outcome.STOPPED_SAVED else "finished"
+        end = "stopped" if outcome is Outcome.STOPPED_SAVED else "finished" if known else "failed"
+        if end == "failed" and self._journals and sys.exc_info()[0] is None:  # its driver wants no more of it
+            end = "ended"
         self.checkpoints.ended(end, self.run.iteration)
 
     def finish(self, facts: Mapping[str, Any]) -> None:

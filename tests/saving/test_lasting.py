@@ -16,6 +16,7 @@ from iterreduce.driver import LoopRun
 from iterreduce.errors import CheckpointError, FinishedError
 from iterreduce.options import Options
 from iterreduce.run import Result
+from iterreduce.saving.directory import entries_in
 from iterreduce.testing import run_ranks
 from tests.launch import ROOT
 from tests.saving.programs import PROGRAMS, interrupted, points, run_once
@@ -110,6 +111,21 @@ def test_a_driver_of_its_own_is_followed_by_number(ranks: int, tmp_path: Path) -
         whole = [2 * x + i for x in whole]
     assert again[1] == whole and again[0][:10] == first[0]
     assert again[2][0] == 9, "it began where it was saved, whatever number was asked for"
+
+
+@pytest.mark.parametrize(
+    ("calls", "closes", "end"), [(9, False, "ended"), (4, True, "ended"), (4, False, "running")]
+)
+def test_a_driver_that_has_all_that_it_wants_was_not_interrupted(
+    calls: int, closes: bool, end: str, tmp_path: Path
+) -> None:
+    run = LoopRun(counting(limit=9), None, saving(tmp_path, 0))
+    for _ in range(calls):
+        run.advance()
+    if closes:
+        run.close()
+    (attempt,) = (tmp_path / "saved").glob("attempt-*")
+    assert [entry.end for entry in entries_in(str(attempt))] == [end]
 
 
 def saving(directory: Path, every: int, **options: Any) -> Options:
