@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +27,6 @@ from iterreduce.capture import Captured, copied
 from iterreduce.collectives import Group
 from iterreduce.errors import (
     CheckpointError,
-    CheckpointWarning,
     DisagreementError,
     FinishedError,
     IterReduceError,
@@ -61,8 +59,8 @@ class Checkpointer:
     """The checkpoints of one run on one rank.
 
     ``capture`` gives what to save; ``tell`` emits events, ``tell_place`` those of `iterreduce.events.PLACES`,
-    ``emit`` those of any thread: what a watcher raises there, a write fails by. ``room`` says whether so many
-    bytes fit the budget.
+    ``emit`` those of any thread: what a watcher raises there, a write fails by. ``warn`` says a warning, on
+    rank 0, and does not raise. ``room`` says whether so many bytes fit the budget.
     """
 
     def __init__(
@@ -72,13 +70,14 @@ class Checkpointer:
         tell: Callable[..., None],
         tell_place: Callable[..., None],
         emit: Callable[..., None],
+        warn: Callable[[str], None],
         capture: Callable[[], Captured],
         room: Callable[[int], bool],
         stop: StopRequest | None = None,
     ) -> None:
         assert options.checkpoint_dir is not None
         self.group, self.options = group, options
-        self.tell, self.tell_place, self.emit = tell, tell_place, emit
+        self.tell, self.tell_place, self.emit, self._warn = tell, tell_place, emit, warn
         self.directory = options.checkpoint_dir
         self.capture, self.room = capture, room
         self.stop = stop or StopRequest(options.time_limit)
@@ -212,10 +211,6 @@ class Checkpointer:
                     "--fresh (fresh=True) to begin anew and drop what was saved"
                 )
 
-    def _warn(self, text: str) -> None:
-        if self.group.rank == 0:
-            warnings.warn(text, CheckpointWarning, stacklevel=2)
-
     # ------------------------------------------------------------------ in every iteration
 
     def says(self) -> int:
@@ -260,7 +255,7 @@ class Checkpointer:
         if self.pacing is not None:
             self.pacing.iteration_done(seconds, self._writing is not None)
             if time.perf_counter() - self._noted > NOTE_SECONDS:
-                self._note(at[0], "running")
+                self.note(at[0], "running")
         failed = self.failed
         if self._writing is not None:
             self._go_on(status)
@@ -433,7 +428,7 @@ class Checkpointer:
         self.written += 1
         if self.pacing is not None:
             self.pacing.written(latency, waited)
-            self._note(iteration, "running")
+            self.note(iteration, "running")
         self.tell(
             "checkpoint.published", number=self._number, iteration=iteration, seconds=latency, bytes=nbytes
         )
@@ -468,7 +463,7 @@ class Checkpointer:
         if self._writing is not None:
             self._writing.abandon()
             self._writing = None
-        self._note(iteration, end)
+        self.note(iteration, end)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Mark the job as finished: its results are where they were wanted. Local, rank 0."""
@@ -476,7 +471,7 @@ class Checkpointer:
             job = {part: self.job[part] for part in ("loop", "input", "settings") if part in self.job}
             self.attempt.finish({**facts, "job": job, "python": python()})
 
-    def _note(self, iteration: int, end: str) -> None:
+    def note(self, iteration: int, end: str) -> None:
         """For the history from which interrupts are learnt; a disk that is full now must not end the job."""
         self._noted = time.perf_counter()
         if self.attempt is not None and self.group.rank == 0:

@@ -2,13 +2,14 @@
 
 A checkpoint belongs to one job. `described` makes a flat mapping of a loop, place -> text, so that the first
 place where two jobs differ can be named. A function is its name, its compiled code (without line numbers:
-comments may change) and the plain values that it closes over. Stopping rules are named without their
-thresholds: who asks for more iterations goes on with the same loop.
+comments may change) and the plain values that it closes over; an object is its type, the code by
+which it is called and, if it is a dataclass, its fields. Stopping rules are named without their thresholds:
+who asks for more iterations goes on with the same loop.
 
 `input_digests` tells what the sources hold: of files sizes and checksums of all bytes (of very large ones of
 chunks spread evenly), of arrays an order-free digest of their rows, so neither depends on the number of ranks
-nor on where the files lie. How it can go wrong: functions that a function calls by a global name, and values
-in globals, are not looked at.
+nor on where the files lie. How it can go wrong: functions that a function calls by a global name, values in
+globals, and attributes of objects that are no dataclasses are not looked at.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ CHUNK_BYTES = 1 << 20
 MOST_CHUNKS = 4096  # of one file: up to 4 GiB every byte is looked at
 DEPTH = 12  # of values in values; what lies deeper is named by its type
 CODE = ".code"
+OURS = "iterreduce."  # modules whose code is known by its version
 PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
 
 
@@ -135,6 +137,7 @@ def _lines(place: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
         yield f"{at}kind", type(value).__name__
         for field in (f for f in dataclasses.fields(value) if f.compare):
             yield from _lines(f"{at}{field.name}", getattr(value, field.name), depth + 1)
+        yield from _method_lines(place, value)
     else:
         yield from _function_lines(place, value, depth)
 
@@ -146,9 +149,13 @@ def _function_lines(place: str, value: Any, depth: int) -> Iterator[tuple[str, s
         yield from _lines(f"{at}arguments", (value.args, value.keywords), depth + 1)
         return
     function = getattr(value, "py_func", value)  # compiled by Numba
-    function = getattr(function, "__func__", function)
+    if isinstance(function, types.MethodType):
+        if dataclasses.is_dataclass(function.__self__):
+            yield from _lines(f"{at}self", function.__self__, depth + 4)
+        function = function.__func__
     if not isinstance(function, types.FunctionType):
         yield place, getattr(value, "__qualname__", "") or type(value).__qualname__
+        yield from _method_lines(place, value)
         return
     yield place, function.__qualname__
     yield place + CODE, code_digest(function.__code__)
@@ -161,6 +168,16 @@ def _function_lines(place: str, value: Any, depth: int) -> Iterator[tuple[str, s
             yield from _lines(f"{at}{name}", inside, depth + 4)
     if function.__defaults__:
         yield from _lines(f"{at}defaults", function.__defaults__, depth + 4)
+    if function.__kwdefaults__:
+        yield from _lines(f"{at}defaults", function.__kwdefaults__, depth + 4)
+
+
+def _method_lines(place: str, value: Any) -> Iterator[tuple[str, str]]:
+    """The code of a user's object that is called, or run as a map."""
+    for name in ("__call__", "run"):
+        method = getattr(type(value), name, None)
+        if isinstance(method, types.FunctionType) and not f"{method.__module__}".startswith(OURS):
+            yield f"{place}.{name}{CODE}", code_digest(method.__code__)
 
 
 def code_digest(code: types.CodeType) -> str:
@@ -186,13 +203,24 @@ def array_text(value: Any) -> str:
     columns = [value] if batch is None else [batch[name] for name in batch.names]
     digest = hashlib.blake2b(digest_size=8)
     for column in columns:
-        for array in (column.offsets, column.values) if isinstance(column, Ragged) else (column,):
+        for array in _arrays(column):
             plain = array.astype("U") if array.dtype.hasobject else np.ascontiguousarray(array)
             digest.update(plain.tobytes())
     if batch is not None:
+        for mask in map(batch.valid, batch.names):
+            if mask is not None and not mask.all():
+                digest.update(mask.tobytes())
         return f"{batch.schema.describe()} of {len(batch)} rows {digest.hexdigest()}"
     kind = value.kind if isinstance(value, Ragged) else value.dtype
     return f"{kind}{list(getattr(value, 'shape', [len(value)]))} {digest.hexdigest()}"
+
+
+def _arrays(column: Any) -> tuple[Any, ...]:
+    """What a column holds, wherever its values begin."""
+    if not isinstance(column, Ragged):
+        return (column,)
+    first, last = column.offsets[0], column.offsets[-1]
+    return column.offsets - first, column.values[first:last]
 
 
 # ---------------------------------------------------------------------- the input

@@ -11,7 +11,9 @@ enters the loops that were open.
 
 from __future__ import annotations
 
+import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,12 +21,12 @@ from functools import cached_property
 from typing import Any
 
 from iterreduce.accounting import room_for
-from iterreduce.agreement import Guard
+from iterreduce.agreement import Guard, caught
 from iterreduce.capture import Captured, Restorer, Saved, captured
 from iterreduce.carrying import tables_of
 from iterreduce.checkpoint import Checkpointer
 from iterreduce.control import Heard
-from iterreduce.errors import CheckpointError, FinishedError
+from iterreduce.errors import CheckpointError, CheckpointWarning, FinishedError
 from iterreduce.fingerprints import described, input_digests, locals_of, opened_first, stopping_rules
 from iterreduce.fixpoint import MaxIterations, Outcome
 from iterreduce.levels import Level, Position, Standing
@@ -59,6 +61,7 @@ class Lasting:
             run.tell,
             self._tell_place,
             run.events.emit,
+            self._warn,
             self._capture,
             self._has_room,
             before.checkpoints.stop if before is not None else stop,
@@ -147,9 +150,17 @@ class Lasting:
             self.replays = deque(_position(entry) for entry in self._journal[run.returned :])
             seconds = time.perf_counter() - started
             self.checkpoints.restarted(saved, run.iteration, run.path, seconds)
+            self._end_where_enough()
         self._taken_up, self._before = True, None
-        if self.checkpoints.ready():
+        if self.checkpoints.ready() and run.outcome is None:
             run.root.standing.outcome = Outcome.STOPPED_SAVED
+
+    def _end_where_enough(self) -> None:
+        """No more iterations are wanted than were saved. Local."""
+        run, rules = self.run, self.loop.until.rules
+        most = min((rule.n for rule in rules if isinstance(rule, MaxIterations)), default=run.iteration + 1)
+        if run.level is run.root and not run.root.standing.at and run.iteration >= most:
+            run.root.standing.outcome = run.outcome or Outcome.ITERATIONS_USED
 
     def _journal_until(self, commits: int) -> tuple[list[list[Any]], int]:
         """The positions of the first commits; and how many of them were forgotten."""
@@ -199,6 +210,15 @@ class Lasting:
         guard.stage = stage
         return guard
 
+    def _warn(self, text: str) -> None:
+        """On rank 0; where warnings are errors, all ranks learn it at the next collective."""
+        run = self.run
+        if run.group.rank == 0:
+            try:
+                warnings.warn(text, CheckpointWarning, stacklevel=2)
+            except CheckpointWarning as error:
+                run._late = run._late or caught(error, "a warning", run.iteration, 0, run.path)
+
     def _tell_place(self, name: str, **fields: Any) -> None:
         if self.run.events.places:
             self.run.tell(name, **fields)
@@ -217,6 +237,8 @@ class Lasting:
         ended = run.outcome is not None
         with run.working():  # copies have their place
             stops = self.checkpoints.after(status, seconds, (run.iteration, run.path), ended)
+        if ended and self._journals:  # its driver may never close it
+            self.checkpoints.note(run.iteration, "ended")
         if stops:
             run.root.standing.outcome = Outcome.STOPPED_SAVED
 
@@ -249,7 +271,9 @@ class Lasting:
         """The run is over, or failed. Local."""
         outcome = self.run.outcome
         known = outcome is not None or self._has_finished
-        end = "failed" if not known else "stopped" if outcome is Outcome.STOPPED_SAVED else "finished"
+        end = "stopped" if outcome is Outcome.STOPPED_SAVED else "finished" if known else "failed"
+        if end == "failed" and self._journals and sys.exc_info()[0] is None:  # its driver wants no more of it
+            end = "ended"
         self.checkpoints.ended(end, self.run.iteration)
 
     def finish(self, facts: Mapping[str, Any]) -> None:

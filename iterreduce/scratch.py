@@ -40,15 +40,19 @@ def placement_for(group: Group, options: Options) -> Placement | None:
     around = current()
     if around is not None and (around.directory, around.budget_bytes) == (directory, budget):
         return around  # a run within a run
-    place = agree(group, lambda: Placement(directory, budget, group.rank))
-    if group.rank == 0 and kind_of(directory) in IN_MEMORY:
-        warnings.warn(
-            f"the scratch directory {directory} is memory itself ({kind_of(directory)}): what goes there to "
-            "keep to --memory takes memory all the same; name one on a disk of the node (--scratch)",
-            ScratchWarning,
-            stacklevel=2,
-        )
-    return place
+
+    def made() -> Placement:
+        place = Placement(directory, budget, group.rank)
+        if group.rank == 0 and kind_of(directory) in IN_MEMORY:  # agreed on: it may be taken for an error
+            warnings.warn(
+                f"the scratch directory {directory} is memory itself ({kind_of(directory)}): what goes there "
+                "to keep to --memory takes memory all the same; name one on a disk of the node (--scratch)",
+                ScratchWarning,
+                stacklevel=2,
+            )
+        return place
+
+    return agree(group, made)
 
 
 def kind_of(directory: str, mounts: str = MOUNTS) -> str:

@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from iterreduce.collectives import Group
 from iterreduce.errors import CheckpointWarning, ScratchWarning
@@ -71,11 +71,18 @@ def _first(
             _cut_torn_line(options.events)
         # The name is opened now: whoever follows the file sees it grow.
         stream = open(options.events, "a" if takes_over else "w", encoding="utf-8")  # noqa: SIM115
-        made.append(JsonLines(stack.enter_context(stream)))
+        stack.callback(_close, stream)
+        made.append(JsonLines(stream))
     for watcher in made:
         stack.callback(watcher.close)
         stack.callback(events.subscribe(watcher))
     return made
+
+
+def _close(stream: TextIO) -> None:
+    """What could not be written has been said."""
+    with contextlib.suppress(OSError):
+        stream.close()
 
 
 def _cut_torn_line(path: str) -> None:

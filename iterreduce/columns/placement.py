@@ -146,9 +146,16 @@ class Placement:
         self._prove()
 
     def _prove(self) -> None:
-        """NumPy's private parts are as this module knows them."""
-        with self, self.filed():
-            array = np.zeros(self._get(LEAST), np.uint8)
+        """NumPy's private parts are as this module knows them, and the directory has room for a file."""
+        large = self._get(LARGE)
+        self._put(LARGE, 0)  # what gets no file lies nowhere
+        try:
+            with self, self.filed():
+                array = np.zeros(self._get(LEAST), np.uint8)
+        except MemoryError as error:
+            raise ScratchError(self.failure() or str(error)) from None
+        finally:
+            self._put(LARGE, large)
         if not filed_bytes(array):
             raise ScratchError(f"NumPy {np.__version__} places arrays by itself: give --scratch none")
         del array

@@ -4,13 +4,14 @@
 
 `seconds` counts from the first event. Lines are gathered and written once a second and at the end, because
 formatting and writing each at once would cost more than a small iteration. The file grows while the run goes
-on.
+on. Where it cannot be written (a full disk), that is said once and the run goes on without it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 from typing import Any, TextIO
 
@@ -36,6 +37,7 @@ class JsonLines:
         self._waiting: list[Event] = []
         self._start: float | None = None
         self._flushed = 0.0
+        self._lost = False
         self._lock = threading.Lock()  # events come from the thread that writes checkpoints, too
 
     def __call__(self, event: Event) -> None:
@@ -54,8 +56,19 @@ class JsonLines:
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
-        self._stream.writelines(self._format(event) for event in waiting)
-        self._stream.flush()
+        if self._lost:
+            return
+        try:
+            self._stream.writelines(self._format(event) for event in waiting)
+            self._stream.flush()
+        except OSError as error:
+            self._lost = True
+            name = getattr(self._stream, "name", "")
+            print(
+                f"iterreduce: cannot write the events {name}: {error.strerror}; they end here, and the run "
+                "goes on without them",
+                file=sys.stderr,
+            )
 
     def _format(self, event: Event) -> str:
         seconds = round(event.seconds - (self._start or 0.0), 6)

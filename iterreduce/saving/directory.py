@@ -194,7 +194,7 @@ class Attempt:
             good = [number for number in numbers if number not in self.bad][:keep]
             for number in numbers:
                 if number not in good and number < max(good, default=0):
-                    remove(self.place(number))
+                    remove(_set_aside(self.path, number))
 
     def check(self) -> None:
         """Raise `CheckpointError` if another run has taken over.
@@ -349,12 +349,19 @@ def _cleared(path: str, fresh: bool) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(path, FINISHED))
         for number in published_in(path):
-            os.rename(os.path.join(path, f"{number:012d}"), os.path.join(path, f".removed-{number:012d}"))
+            _set_aside(path, number)
         sync_directory(path)
         os.unlink(going)
     for name in os.listdir(path):
         if name.startswith("."):
             remove(os.path.join(path, name))
+
+
+def _set_aside(path: str, number: int) -> str:
+    """Where a checkpoint now stands that nobody finds any more: a run may be killed while it removes it."""
+    aside = os.path.join(path, f".removed-{number:012d}-{os.urandom(4).hex()}")  # others may stay for ever
+    os.rename(os.path.join(path, f"{number:012d}"), aside)
+    return aside
 
 
 def remove(path: str) -> None:

@@ -38,6 +38,7 @@ class Checkpoint:
 
     def __init__(self, path: str, manifest: Manifest):
         self.path, self.manifest = path, manifest
+        self.attempt: Attempt | None = None  # that looked for it
 
     @property
     def number(self) -> int:
@@ -65,7 +66,8 @@ class Checkpoint:
     def read(self, table: str, lo: int, hi: int) -> Batch:
         """Rows `lo` to `hi` of a table, counted over all ranks that wrote it, in rank order. Local.
 
-        Raises `CheckpointError` if they cannot be read, or are not what they must be.
+        Raises `CheckpointError` if they cannot be read, are not what they must be, or went with a run that
+        has taken over meanwhile.
         """
         info = self.tables[table]
         if not 0 <= lo <= hi <= info.rows:
@@ -76,6 +78,9 @@ class Checkpoint:
                 columns = {n: _column(files, info, n, f, spans) for n, f in info.schema.items()}
                 valid = {n: _mask(files, info, n, spans) for n, f in info.schema.items() if f.nullable}
         except (Damaged, OSError) as damage:
+            with contextlib.suppress(OSError):
+                if self.attempt is not None:
+                    self.attempt.check()
             raise CheckpointError(f"{self.path}: {damage}") from damage
         return Batch._trusted(columns, valid, hi - lo, info.schema)
 
@@ -338,6 +343,7 @@ def newest(group: Group, attempt: Attempt, warn: Callable[[str], None]) -> Check
         path = attempt.place(number)
         found, reason = _whole(group, path)
         if found is not None:
+            found.attempt = attempt
             return found
         root_decides(group, lambda: attempt.guarded(attempt.check))  # or has another run come meanwhile?
         attempt.bad.add(number)
@@ -356,7 +362,10 @@ def whole(group: Group, attempt: Attempt, number: int) -> Checkpoint:
     """The checkpoint of this number. Collective. Raises `CheckpointError` on all ranks unless it is whole."""
     found, reason = _whole(group, attempt.place(number))
     if found is None:
-        raise CheckpointError(f"{attempt.place(number)} is needed and is damaged: {reason}")
+        raise CheckpointError(
+            f"{attempt.place(number)} is needed and is damaged: {reason}; --fresh (fresh=True) begins anew"
+        )
+    found.attempt = attempt
     return found
 
 

@@ -8,6 +8,7 @@ are used up: then 75 if the last attempt got on, so that the same command may go
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -208,11 +209,18 @@ def _root(job: Job) -> Iterator[str]:
     if not os.access(parent, os.W_OK):
         parent = tempfile.gettempdir()
     _remove_old(parent, prefix)
-    root = tempfile.mkdtemp(prefix=prefix, dir=parent)
-    try:
-        yield root
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            root = tempfile.mkdtemp(prefix=prefix, dir=parent)
+            stack.callback(shutil.rmtree, root, ignore_errors=True)
+            yield root
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise LaunchError(
+                f"{parent}: the disk is full; ranks and supervisor speak through small files there: make "
+                "room, and run the same command again"
+            ) from error
 
 
 def _remove_old(parent: str, prefix: str) -> None:

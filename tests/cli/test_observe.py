@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iterreduce.events import Event
+from iterreduce.events import Event, Events
 from iterreduce.observe.jsonlines import JsonLines
 from iterreduce.observe.progress import Progress
 from iterreduce.observe.summary import spread, summarise, write_summary
+from iterreduce.options import Options
+from iterreduce.watchers import _first
 
 
 class Terminal(io.StringIO):
@@ -81,6 +84,19 @@ def test_lines_wait_for_a_second_or_the_end_and_hold_numpy_scalars_and_infinity(
     ]
     watch(Event("run.end", 11.6, {"outcome": None}))
     assert json.loads(out.getvalue().splitlines()[2])["outcome"] is None
+
+
+def test_a_file_of_events_that_cannot_be_written_is_said_once_and_ends_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stop, events = contextlib.ExitStack(), Events()
+    with stop:
+        _first(stop, events, Options(quiet=True, events="/dev/full"))
+        for iteration in range(3):
+            events.emit("run.end", outcome=None, iterations=iteration, residual=None, seconds=0.0)
+    said = capsys.readouterr().err
+    assert said.count("iterreduce: cannot write the events /dev/full: No space left on device; they end") == 1
+    assert len(said.splitlines()) == 1
 
 
 def test_the_summary_is_replaced_in_one_step_and_says_what_was_used(tmp_path: Path) -> None:

@@ -237,12 +237,13 @@ def test_a_directory_that_cannot_be_used_is_one_error_on_all_ranks(kind: str, tm
     run_ranks(2, job)
 
 
-def test_a_full_directory_is_one_error_on_all_ranks_and_the_next_run_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [1 << 10, 1 << 15])  # for nothing at all, for small arrays
+def test_a_full_directory_is_one_error_on_all_ranks_and_the_next_run_works(room: int, tmp_path: Path) -> None:
     def job(group: Group) -> None:
         sums_within(group, str(tmp_path))  # what is compiled is written, too
         group.barrier()
         if group.rank == 0:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, limits[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
         group.barrier()
         try:
             text = str(raised(group, ScratchError, lambda: sums_within(group, str(tmp_path))))

@@ -73,6 +73,15 @@ def test_fresh_removes_checkpoints_and_the_marker_and_keeps_the_history(tmp_path
     assert (fresh.checkpoints(), fresh.finished, len(fresh.history.entries)) == ([], None, 4)
 
 
+def test_what_is_removed_loses_its_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may be killed while it removes files, and some cannot be removed."""
+    monkeypatch.setattr("iterreduce.saving.directory.remove", lambda path: None)
+    for _ in range(2):
+        path = saved(tmp_path, 2, ROWS, range(1, 4))
+        assert [name for name in names_in(path) if name.isdigit()] == ["000000000002", "000000000003"]
+        assert Attempt.open(SOLO, tmp_path, fresh=True).checkpoints() == []
+
+
 @pytest.mark.parametrize("call", range(1, 8))
 def test_a_fresh_start_that_was_interrupted_is_gone_on_with(call: int, tmp_path: Path) -> None:
     """Nothing is removed, or else the next run, which is not told to be fresh, removes the rest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,42 @@ def plus(s: ir.Batch, by: float = 1.0) -> ir.Batch:
     return s.with_columns(x=s["x"] + by)
 
 
+def times(factor: float) -> Any:
+    def by(s: ir.Batch, *, factor: float = factor) -> ir.Batch:
+        return s.with_columns(x=s["x"] * factor)
+
+    return by
+
+
+@dataclass(frozen=True)
+class Model:
+    factor: float
+
+    def step(self, s: ir.Batch) -> ir.Batch:
+        return s.with_columns(x=s["x"] * self.factor)
+
+
+def callable_(sign: int) -> Any:
+    def up(self: Any, s: ir.Batch) -> ir.Batch:
+        return s.with_columns(x=s["x"] + 1)
+
+    def down(self: Any, s: ir.Batch) -> ir.Batch:
+        return s.with_columns(x=s["x"] - 1)
+
+    return type("Step", (), {"__call__": up if sign > 0 else down})()
+
+
+def nulls(*valid: bool) -> ir.Batch:
+    return ir.Batch.from_dict({"x": np.ones(2)}, {"x": np.array(valid)})
+
+
 @pytest.mark.parametrize(
     ("one", "other", "told"),
     [
+        (loop(times(2.0)), loop(times(3.0)), "function.defaults.factor: 2.0 then, 3.0 now"),
+        (loop(Model(2.0).step), loop(Model(3.0).step), "function.self.factor: 2.0 then, 3.0 now"),
+        (loop(callable_(1)), loop(callable_(-1)), "function.__call__ has changed"),
+        (loop(scaled(nulls(True, False))), loop(scaled(nulls(False, True))), "function.factor: "),
         (loop(scaled(2.0)), loop(scaled(3.0)), "function.factor: 2.0 then, 3.0 now"),
         (loop(scaled(np.ones(2))), loop(scaled(np.zeros(2))), "function.factor: float64[2] "),
         (loop(plus), loop(functools.partial(plus, by=2.0)), "arguments"),
@@ -69,6 +103,15 @@ def test_code_that_changed_is_told_unless_python_did() -> None:
     found = difference(first, described(loop(one)))
     assert found is not None and "has changed" in found and "function" in found
     assert difference(first, described(loop(one)), same_python=False) is None
+
+
+def test_a_slice_of_rows_is_as_the_rows_alone() -> None:
+    names = ir.Ragged.from_list(["", "a", "bc"])
+    part, alone = (
+        loop(scaled(rows))
+        for rows in (ir.Batch(x=names).slice(1, 3), ir.Batch(x=ir.Ragged.from_list(["a", "bc"])))
+    )
+    assert difference(described(part), described(alone)) is None
 
 
 @given(st.integers(1, 1000), st.floats(0, 1))

@@ -16,6 +16,7 @@ from iterreduce.driver import LoopRun
 from iterreduce.errors import CheckpointError, FinishedError
 from iterreduce.options import Options
 from iterreduce.run import Result
+from iterreduce.saving.directory import entries_in
 from iterreduce.testing import run_ranks
 from tests.launch import ROOT
 from tests.saving.programs import PROGRAMS, interrupted, points, run_once
@@ -112,6 +113,21 @@ def test_a_driver_of_its_own_is_followed_by_number(ranks: int, tmp_path: Path) -
     assert again[2][0] == 9, "it began where it was saved, whatever number was asked for"
 
 
+@pytest.mark.parametrize(
+    ("calls", "closes", "end"), [(9, False, "ended"), (4, True, "ended"), (4, False, "running")]
+)
+def test_a_driver_that_has_all_that_it_wants_was_not_interrupted(
+    calls: int, closes: bool, end: str, tmp_path: Path
+) -> None:
+    run = LoopRun(counting(limit=9), None, saving(tmp_path, 0))
+    for _ in range(calls):
+        run.advance()
+    if closes:
+        run.close()
+    (attempt,) = (tmp_path / "saved").glob("attempt-*")
+    assert [entry.end for entry in entries_in(str(attempt))] == [end]
+
+
 def saving(directory: Path, every: int, **options: Any) -> Options:
     return Options(checkpoint_dir=str(directory / "saved"), checkpoint_every=every, **options)
 
@@ -141,10 +157,13 @@ def test_another_job_is_refused_and_the_difference_is_named(
         part_of(other, tmp_path, stop=False, **options)
 
 
-def test_more_iterations_are_no_other_job(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("limit", "ends"), [(12, 12), (5, 5), (4, 4), (2, 4)])
+def test_more_or_fewer_iterations_are_no_other_job(limit: int, ends: int, tmp_path: Path) -> None:
+    """What is saved is not gone back from, and nothing is done beyond what is wanted."""
     part_of(counting(), tmp_path)
-    result = part_of(counting(limit=12), tmp_path, stop=False)
-    assert result.iterations == 12 and result["x"].tolist() == [2.0**12] * 2
+    result = part_of(counting(limit=limit), tmp_path, stop=False)
+    assert result.iterations == ends and result["x"].tolist() == [2.0**ends] * 2
+    assert result.outcome is Outcome.ITERATIONS_USED
     assert result.checkpoints["restarted_from_iteration"] == 4
 
 

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from iterreduce import Outcome
 from iterreduce.collectives import Group, SoloGroup
-from iterreduce.errors import CheckpointError, InputError, OutputError
+from iterreduce.errors import CheckpointError, InputError, OutputError, StageError
 from iterreduce.events import Event, Events
 from iterreduce.options import Options
 from iterreduce.run import Result, run_loop
@@ -69,6 +69,7 @@ def go(
     watch: Callable[[Group, Event], None] | None = None,
     stop: StopRequest | None = None,
     every: int = 1,
+    warn: Literal["always", "error"] = "always",
     **options: Any,
 ) -> Result:
     """Run it, saving in each iteration that is free to, struck by these faults. Rank 0's result.
@@ -87,7 +88,7 @@ def go(
             return run_loop(program(group), group, Options(**given), events, stop)
 
     with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
+        warnings.simplefilter(warn)
         try:
             return run_ranks(ranks, job)[0]
         finally:
@@ -314,6 +315,14 @@ def test_a_disk_that_fails_once_costs_one_checkpoint(ranks: int, saved: Path) ->
     assert len(told) == 1 and "Input/output error" in told[0]
     again = go("count", ranks, saved)
     assert came_from(again) > 4 and facts(again) == undisturbed("count", ranks)
+
+
+def test_where_warnings_are_errors_all_ranks_fail_alike(saved: Path) -> None:
+    once = FailCall("fsync", "EIO", path=f"{STORED}*.h5", times=1, at="checkpoint.start", nth=2)
+    with pytest.raises(StageError, match="CheckpointWarning on rank 0"):
+        go("count", 3, saved, once, warn="error")
+    again = go("count", 2, saved)
+    assert came_from(again) > 0 and facts(again) == undisturbed("count", 2)
 
 
 def test_a_job_that_is_told_to_stop_and_cannot_save_says_so(saved: Path) -> None:
