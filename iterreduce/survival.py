@@ -32,6 +32,8 @@ from iterreduce.supervising import vitals
 _HANDED_ON = ("ITERREDUCE_", "PYTHON", "NUMBA_", *THREAD_VARIABLES)
 #: MPI_Finalize gets this long; it takes some 50 ms.
 FINALIZE_SECONDS = 3.0
+#: New ranks may take so many times as long to come as the ranks took that are there, and at least so long.
+LATER_STARTS, LATER_SECONDS = 4.0, 30.0
 
 T = TypeVar("T")
 
@@ -58,8 +60,12 @@ def guard_healing(crew: Crew, seconds: float, status: int) -> None:
         group.around_healing = partial(_in_time, crew, group, seconds, status, why)
 
 
-def replace_lost(crew: Crew, options: Options, status: int, arguments: Sequence[str]) -> None:
-    """From now on new ranks with these arguments take the places of lost ones, `--respawn` times."""
+def replace_lost(
+    crew: Crew, options: Options, status: int, arguments: Sequence[str], started: float = 0.0
+) -> None:
+    """From now on new ranks with these arguments take the places of lost ones, `--respawn` times. This one
+    was ``started`` so many seconds ago; new ones have a few times as long, but never more than any start.
+    """
     group, charter = crew.group, crew.charter
     if not isinstance(group, MpiGroup) or not group.heals or not options.respawn:
         return
@@ -74,7 +80,8 @@ def replace_lost(crew: Crew, options: Options, status: int, arguments: Sequence[
 
     left = options.respawn if charter is None else charter.left
     name = group.size if charter is None else charter.next_name
-    around = partial(_refilling, crew, group, options.start_timeout, status)
+    patience = min(options.start_timeout, max(LATER_SECONDS, LATER_STARTS * started))
+    around = partial(_refilling, crew, group, patience, status)
     group.refill = Refill(words, left, name, crew.job, (), around, failed)
 
 
