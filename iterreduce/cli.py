@@ -141,7 +141,8 @@ def _start(arguments: Sequence[str], watch: Watch) -> int:
     supervised = vitals.current()
     if supervised is not None:
         supervised.beat(watch.ask)
-    status = to_the_end(crew, lambda: _run_together(crew, request, watch))
+    work = partial(_run_together, crew, request, watch)
+    status = to_the_end(crew, work, options.recover_timeout, beyond_help)
     part(crew, status)
     return status
 
