@@ -57,7 +57,7 @@ def _command_line(arguments: list[str], watch: Watch) -> int:
     from iterreduce.supervising import vitals
 
     try:
-        vitals.begin()
+        vitals.begin(watch.leave_to_parent)
     except LaunchError as error:
         print(f"iterreduce: {error}", file=sys.stderr)
         return 1

@@ -133,7 +133,7 @@ def _start(arguments: Sequence[str], watch: Watch) -> int:
         return FAILED
     beyond_help = FAILED if options.checkpoint_dir is None else STOPPED_STATUS
     guard_healing(crew, options.recover_timeout, beyond_help)
-    replace_lost(crew, options, beyond_help, arguments)
+    replace_lost(crew, options, beyond_help, arguments, time.perf_counter() - watch.started)
     origins = request.config.origins if isinstance(request, Request) else {}
     if "command line" in (origins.get("recover"), origins.get("respawn")):
         tell_what_cannot_be(crew, options)
@@ -141,7 +141,8 @@ def _start(arguments: Sequence[str], watch: Watch) -> int:
     supervised = vitals.current()
     if supervised is not None:
         supervised.beat(watch.ask)
-    status = to_the_end(crew, lambda: _run_together(crew, request, watch))
+    work = partial(_run_together, crew, request, watch)
+    status = to_the_end(crew, work, options.recover_timeout, beyond_help)
     part(crew, status)
     return status
 

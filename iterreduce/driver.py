@@ -212,16 +212,16 @@ class LoopRun(Whereabouts):
         the loop ended with it. If anything fails, on any rank, the iteration is rolled back and the same
         error is raised on all; ``tables`` are those of the last commit.
         """
-        root = self.root
-        if root.standing is not None and root.standing.outcome is not None:
-            ended = root.standing.outcome.value
-            raise UsageError(f"the loop has ended ({ended}); make a new LoopRun to run it again")
-        if not self._started:
+        root, begins = self.root, not self._started
+        if begins:
             self.start()
-            if self.outcome is not None:  # told to stop before anything was done
-                return self.outcome
-        if self.lasting is not None and self.lasting.replays:
+        ended = self.outcome
+        if self.lasting is not None and self.lasting.replays and ended is not Outcome.STOPPED_SAVED:
             return self.lasting.replay()
+        if ended is not None:
+            if begins:  # told to stop before anything was done
+                return ended
+            raise UsageError(f"the loop has ended ({ended.value}); make a new LoopRun to run it again")
         if self._plain is not None and not feed:
             return self._plain.advance()
         traffic, started = self.group.traffic, time.perf_counter()

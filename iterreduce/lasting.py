@@ -77,14 +77,17 @@ class Lasting:
         self._journal: list[list[Any]] = []
         self._forgotten = 0  # positions beyond those
 
-    def replay(self) -> Position:
-        """What `advance` returned when it was called this often. Raises `CheckpointError`."""
+    def replay(self) -> Position | Outcome:
+        """What `advance` returned when it was called this often: behind the last position that was saved the
+        loop may have ended. Raises `CheckpointError`.
+        """
         if self._forgotten:
             raise CheckpointError(
                 f"{self.checkpoints.directory}: only the first {len(self._journal)} positions of a driver of "
                 f"its own were kept, and it had made {self._forgotten} more; run() goes on without them"
             )
-        return self.replays.popleft()
+        position, ended = self.replays.popleft(), self.run.outcome
+        return position if ended is None or self.replays else ended
 
     def skip_replays(self) -> None:
         """The engine itself drives the run: nobody asks for the positions before."""

@@ -115,6 +115,7 @@ class SpreadGroup(Group):
     def _led(self) -> Leaders:
         if self._leaders is None:
             self._leaders = Leaders(self)
+            self._barrier()  # from here on all know these groups, and whoever heals interrupts them
         return self._leaders
 
     # -- what the groups of nodes and leaders go through with this one

@@ -196,8 +196,8 @@ class Unchanged:
         return (0.0 if old.schema == new.schema and old.equals(new) else 1.0,)
 
     def fold_ranks(self, partials: Partials) -> float:
-        """On how many ranks something differs."""
-        return float(sum(p[0] for p in partials))
+        """1 if something differs on any rank."""
+        return float(any(p[0] for p in partials))
 
     def holds(self, value: float) -> bool:
         """None differs."""

@@ -2,8 +2,9 @@
 
 All work of a job is done inside `together`: whoever meets a loss outside of a run, which gets over it by
 itself, heals with the others, and all do the work again; nobody is through before all are. Where MPI does not
-get over a loss, a timer ends the job, so that who started it can start it again. A rank that has lost others
-leaves by `part`: MPI_Finalize may hang then, and mpi4py would hold the interpreter's lock meanwhile.
+get over a loss, a timer ends the job, so that who started it can start it again; where MPI says nothing of it
+(a rank left by `exit(3)`), a thread that looks after the next rank of the machine does. A rank that has lost
+others leaves by `part`: MPI_Finalize may hang then, and mpi4py would hold the interpreter's lock meanwhile.
 
 For the command line only: a library must neither watch its host program nor end it.
 """
@@ -12,14 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NoReturn, TypeVar
 
+from iterreduce import aside, collectives, healing
+from iterreduce import group as groups
 from iterreduce.collectives import MpiGroup
 from iterreduce.epochs import Refilled
 from iterreduce.launch import Crew, abort, say, speak_for_all
@@ -27,11 +32,17 @@ from iterreduce.options import Options
 from iterreduce.refilling import Refill
 from iterreduce.start import THREAD_VARIABLES
 from iterreduce.supervising import vitals
+from iterreduce.supervising.processes import is_alive, machine, start_of
 
 #: Of the environment of ranks what new ones are given. Those of launchers name the process.
 _HANDED_ON = ("ITERREDUCE_", "PYTHON", "NUMBA_", *THREAD_VARIABLES)
 #: MPI_Finalize gets this long; it takes some 50 ms.
 FINALIZE_SECONDS = 3.0
+#: New ranks may take so many times as long to come as the ranks took that are there, and at least so long.
+LATER_STARTS, LATER_SECONDS = 4.0, 30.0
+#: How often the next rank is looked at. That it is gone ends the job so much later than what MPI tells of.
+LOOK_SECONDS, NOTICE_SECONDS = 1.0, 10.0
+_CALLING = {module.__file__ for module in (aside, collectives, groups, healing)}
 
 T = TypeVar("T")
 
@@ -58,8 +69,12 @@ def guard_healing(crew: Crew, seconds: float, status: int) -> None:
         group.around_healing = partial(_in_time, crew, group, seconds, status, why)
 
 
-def replace_lost(crew: Crew, options: Options, status: int, arguments: Sequence[str]) -> None:
-    """From now on new ranks with these arguments take the places of lost ones, `--respawn` times."""
+def replace_lost(
+    crew: Crew, options: Options, status: int, arguments: Sequence[str], started: float = 0.0
+) -> None:
+    """From now on new ranks with these arguments take the places of lost ones, `--respawn` times. This one
+    was ``started`` so many seconds ago; new ones have a few times as long, but never more than any start.
+    """
     group, charter = crew.group, crew.charter
     if not isinstance(group, MpiGroup) or not group.heals or not options.respawn:
         return
@@ -74,7 +89,8 @@ def replace_lost(crew: Crew, options: Options, status: int, arguments: Sequence[
 
     left = options.respawn if charter is None else charter.left
     name = group.size if charter is None else charter.next_name
-    around = partial(_refilling, crew, group, options.start_timeout, status)
+    patience = min(options.start_timeout, max(LATER_SECONDS, LATER_STARTS * started))
+    around = partial(_refilling, crew, group, patience, status)
     group.refill = Refill(words, left, name, crew.job, (), around, failed)
 
 
@@ -86,13 +102,67 @@ def _with_variables() -> list[str]:
     return ["/usr/bin/env", *(f"{name}={text}" for name, text in {**ours, **vitals.variables()}.items())]
 
 
-def to_the_end(crew: Crew, work: Callable[[], T]) -> T:
-    """``work()``, which all ranks begin again where new ones have taken lost places. Collective."""
+def to_the_end(crew: Crew, work: Callable[[], T], seconds: float, status: int) -> T:
+    """``work()``, which all ranks begin again where new ones have taken lost places. The job ends, with this
+    status, where a rank is gone and MPI keeps the others waiting so long. Collective.
+    """
     while True:
         if isinstance(crew.group, MpiGroup) and crew.group.rank == 0 and crew.group.refilled is not None:
             _tell_living(crew.group)
-        with contextlib.suppress(Refilled):
+        with contextlib.suppress(Refilled), _looking_out(crew, seconds, status):
             return work()
+
+
+@contextlib.contextmanager
+def _looking_out(crew: Crew, seconds: float, status: int) -> Iterator[None]:
+    """After the next rank of this machine, where no supervisor does. Collective."""
+    group, over = crew.group, threading.Event()
+    if isinstance(group, MpiGroup) and group.heals and vitals.current() is None:
+        mates = together(crew, lambda: _mates(crew, group))
+        seconds += NOTICE_SECONDS
+        looks = (crew, group, mates, seconds, status, over)
+        threading.Thread(target=_look_out, args=looks, name="iterreduce lookout", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _mates(crew: Crew, group: MpiGroup) -> dict[int, tuple[int, str]]:
+    """The processes of the ranks of this machine, by the names of the ranks. Collective."""
+    here, pid = machine(), os.getpid()
+    told = map(json.loads, crew.farewell.allgather_bytes(json.dumps([here, pid, start_of(pid)]).encode()))
+    return {
+        name: (pid, start)
+        for name, (where, pid, start) in zip(group.names, told, strict=True)
+        if where == here
+    }
+
+
+def _look_out(
+    crew: Crew,
+    group: MpiGroup,
+    mates: dict[int, tuple[int, str]],
+    seconds: float,
+    status: int,
+    over: threading.Event,
+) -> None:
+    """On a thread. A rank that computes learns of the loss later: only time in one exchange counts."""
+    since, before = time.monotonic(), -1
+    while not over.wait(min(LOOK_SECONDS, seconds / 4)):
+        calls, here = group.traffic.collectives, [mates[name] for name in group.names if name in mates]
+        at = next((at for at, (pid, _) in enumerate(here) if pid == os.getpid()), 0)
+        if not here or is_alive(*here[(at + 1) % len(here)]) or calls != before or not _waits():
+            since, before = time.monotonic(), calls
+        elif time.monotonic() - since > seconds:
+            _give_up(crew, seconds, status, "MPI has not told the others")
+            return
+
+
+def _waits() -> bool:
+    """Whether the main thread is in a call of MPI, as its innermost frame tells."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return frame is not None and frame.f_code.co_filename in _CALLING
 
 
 def tell_what_cannot_be(crew: Crew, options: Options) -> None:

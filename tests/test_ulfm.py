@@ -101,6 +101,23 @@ except Exception as error:
     print("after it")
 """
 
+#: Rank 1 leaves by an exit status.
+GONE = """
+import os
+from iterreduce import launch, survival
+
+crew = launch.join(120, recovers=True)
+survival.NOTICE_SECONDS = 0.5
+
+def work():
+    if crew.group.rank == 1:
+        os._exit(3)
+    while True:
+        crew.group.barrier()
+
+survival.to_the_end(crew, work, 1.5, 75)
+"""
+
 if is_open_mpi():
 
     @GUARD
@@ -176,6 +193,13 @@ if is_open_mpi():
         assert told.stderr.count("2 s later the others have not agreed on who is left") == 1
 
     @GUARD
+    def test_a_rank_that_leaves_mpi_without_a_word_ends_the_job(tmp_path: Path) -> None:
+        """Open MPI takes a status above 0 for no failure, and the others wait."""
+        (tmp_path / "gone.py").write_text(GONE)
+        told = mpirun(3, str(tmp_path / "gone.py"), timeout=300, options=TOLERANT)
+        assert told.returncode in (3, 75), told.stderr[-5000:]  # the launcher may keep the first
+        assert told.stderr.count("2 s later MPI has not told the others") == 1, told.stderr[-5000:]
+
     def test_with_recover_off_the_job_ends(inputs: Path, tmp_path: Path) -> None:
         fault = Kill(at="commit.start", rank=1, iteration=5)
         told = run(KMEANS, 3, inputs, tmp_path, fault, options=("--recover", "off"))

@@ -7,6 +7,7 @@
     processes    processes and shared memory of this machine
     places       the files through which ranks and supervisor speak
     vitals       the ranks' side
+    witnesses    beside ranks of other hosts
 
 Only standard modules are imported: the supervisor needs neither MPI nor NumPy, and starts fast.
 """

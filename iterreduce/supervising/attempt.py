@@ -2,7 +2,7 @@
 
 What counts is what the ranks wrote when they left, not the launcher's exit status: Open MPI's mpirun may
 return 0 after a death. Deaths on this machine are seen at once and in their order, by handles of the
-processes; those on other hosts through the launcher, which ends then.
+processes; those on other hosts through the launcher, which ends then, or else by their witnesses.
 """
 
 from __future__ import annotations
@@ -196,6 +196,7 @@ class Attempt:
         facts = places.read(self.directory, places.LIVING) if self.launcher.tolerant else {}
         told, self._settled = facts.get("ranks"), max(self._settled, facts.get("settled", 0))
         self._coming = facts.get("coming", [])
+        self.beats.await_(self._coming)
         if told is None or set(told) == self._living:
             return
         lost, new = sorted(self._living - set(told)), sorted(set(told) - self._living)
@@ -214,9 +215,11 @@ class Attempt:
 
     def _is_stuck(self) -> bool:
         """Nothing happens, or the launcher has not noticed that it is over."""
-        ends, dead = places.ranks_with(self.directory)["end"], set(self._dead) & self._living
+        ends = places.ranks_with(self.directory)["end"]
+        gone = self.beats.witnessed - ends - set(self._dead)
+        dead = {*self._dead, *gone} & self._living
         limit = LEAVE_SECONDS if ends >= self._living else self.notice if dead - ends else None
-        missed = [rank for rank in self._dead if rank >= self._settled] or self._never_came()
+        missed = [rank for rank in (*self._dead, *gone) if rank >= self._settled] or self._never_came()
         self._missed_since = (self._missed_since or time.monotonic()) if missed else None
         if self._missed_since is not None and time.monotonic() - self._missed_since > NOTICE_SECONDS:
             self._why = f"{self._name(missed[0])}, which was to take a lost place, died before it came"
@@ -230,7 +233,10 @@ class Attempt:
         self._left_since = self._left_since or time.monotonic()
         if dead - ends and still and self._kill_silent():  # the others wait for it before they can go on
             self._left_since = None
-        return self._left_since is not None and time.monotonic() - self._left_since > limit
+        if self._left_since is None or time.monotonic() - self._left_since <= limit:
+            return False
+        self._dead += sorted(gone)  # nobody else has seen it
+        return True
 
     def _never_came(self) -> list[int]:
         """New ranks that have not said that they are there, where no such process is here (any more): MPI
@@ -242,8 +248,9 @@ class Attempt:
 
     def _kill_silent(self) -> bool:
         """Let the others go on without ranks that give no sign of life, if that can be."""
-        silent = [rank for rank in self.beats.silent if rank in self._living and rank not in self._dead]
-        if not self.launcher.tolerant or not silent or {*silent, *self._dead} >= self._living:
+        dead = {*self._dead, *self.beats.witnessed}
+        silent = [rank for rank in self.beats.silent if rank in self._living - dead]
+        if not self.launcher.tolerant or not silent or {*silent, *dead} >= self._living:
             return False
         if not all(self._signal(rank, signal.SIGKILL) for rank in silent):
             return False

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from iterreduce.supervising import places
+from iterreduce.supervising.witnesses import GONE
 
 #: A process whose beat stands still for so many of its pauses is stopped, dead, or on a host that is.
 SILENT_PAUSES = 5
@@ -33,17 +34,31 @@ class Beats:
         now = time.monotonic()
         self._pulses = {rank: _Pulse({}, now, now) for rank in range(ranks)}
         self._gone: dict[int, _Pulse] = {}
+        self._coming: list[int] = []
+        self.witnessed: set[int] = set()  # that are gone, on other hosts
 
     def look(self) -> None:
         """Read what ranks say now."""
         now = time.monotonic()
+        for rank in self._coming:
+            self._read(rank)
         for rank, pulse in self._pulses.items():
-            said = places.read(self.directory, f"beat-{rank}")
+            said = self._read(rank)
             if said and said.get("beat") != pulse.said.get("beat"):
                 pulse.beat_since = now
                 if said.get("events") != pulse.said.get("events"):
                     pulse.event_since = now
                 pulse.said = said
+
+    def _read(self, rank: int) -> dict[str, Any]:
+        said = places.read(self.directory, f"beat-{rank}")
+        if said.get(GONE):
+            self.witnessed.add(rank)
+        return said
+
+    def await_(self, ranks: Iterable[int]) -> None:
+        """These are being started: they do not beat, but may be gone."""
+        self._coming = [rank for rank in ranks if rank not in self._pulses]
 
     def forget(self, ranks: Iterable[int]) -> None:
         """These are gone; the others begin anew to get on."""

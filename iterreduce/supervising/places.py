@@ -6,7 +6,7 @@
     iterated      by the ranks, when the first iteration begins
     living        by the ranks, when some have died and the others go on: which these are
     rank-3.json   by each rank when it begins: its host and process
-    beat-3        by each rank, about once a second: what it did last
+    beat-3        by each rank, about once a second: what it did last; by its witness: that it is gone
     end-3         by each rank that leaves in order: its exit status
     .life-3       by each rank on the supervisor's machine: a pipe that it holds as long as it lives
 

@@ -25,11 +25,12 @@ from iterreduce.errors import LaunchError
 from iterreduce.events import Event
 from iterreduce.options import Options
 from iterreduce.start import launched_rank
-from iterreduce.supervising import places
+from iterreduce.supervising import places, witnesses
 from iterreduce.supervising.processes import die_with_parent, is_alive, machine, start_of
 
-#: A beat is padded to this, so that writing it again replaces it.
-BEAT_BYTES, END_BYTES = 512, 64
+END_BYTES = 64
+#: Of a stage's name what a beat has room for.
+STAGE_BYTES = 100
 #: Events that say nothing about the main thread.
 _NO_SIGN = ("checkpoint.step",)
 
@@ -53,9 +54,12 @@ class Vitals:
         self._events = self._beats = 0
         self._over, self._news = threading.Event(), threading.Event()
         self._end = os.path.join(directory, f".end-{self.rank}")
+        self._witness: int | None = None
 
-    def begin(self) -> None:
-        """Tell that this rank is there; it will not outlive its launcher."""
+    def begin(self, forked: Callable[[], None]) -> None:
+        """Tell that this rank is there; it will not outlive its launcher. `forked` is called in a child
+        process that stands by on another host than the supervisor's.
+        """
         die_with_parent()
         if self._is_orphan():
             self._orphaned()
@@ -66,6 +70,8 @@ class Vitals:
         try:
             with open(self._end, "wb") as file:  # a disk that is full later has room for it
                 file.write(b" " * END_BYTES)
+            if self._here != self.job["machine"]:
+                self._witness = witnesses.stand_by(self._beat_file, forked)
             places.write(self.directory, f"rank-{self.rank}.json", who)
         except OSError as error:
             raise LaunchError(f"rank {self.rank} on {host} cannot write: {error}") from error
@@ -86,17 +92,21 @@ class Vitals:
             places.write(self.directory, places.ITERATED, {})
         self._news.set()
 
+    @property
+    def _beat_file(self) -> str:
+        return os.path.join(self.directory, f"beat-{self.rank}")
+
     def beat(self, ask: Callable[[str], None]) -> None:
         """Beat from now on, on a thread; `ask` is called once with the reason when the ranks should stop."""
         threading.Thread(target=self._beat, args=(ask,), name="iterreduce beat", daemon=True).start()
 
     def _beat(self, ask: Callable[[str], None]) -> None:
         pause, asked = float(self.job["beat_seconds"]), False
-        file = os.open(os.path.join(self.directory, f"beat-{self.rank}"), os.O_WRONLY | os.O_CREAT, 0o600)
+        file = os.open(self._beat_file, os.O_WRONLY | os.O_CREAT, 0o600)
         while True:
             self._beats += 1
             with contextlib.suppress(OSError):
-                os.pwrite(file, json.dumps(self._said()).ljust(BEAT_BYTES)[:BEAT_BYTES].encode(), 0)
+                os.pwrite(file, witnesses.padded(self._said()), 0)
             self._news.wait(pause)
             self._news.clear()
             if self._over.is_set():
@@ -110,7 +120,8 @@ class Vitals:
 
     def _said(self) -> dict[str, Any]:
         last, at = self._last, self._iteration
-        stage = str(last.fields.get("stage", ""))[:100] if last else ""
+        stage = str(last.fields.get("stage", "")) if last else ""
+        stage = stage.encode("ascii", "replace").decode()[:STAGE_BYTES]
         return {
             "beat": self._beats,
             "events": self._events,
@@ -152,6 +163,8 @@ class Vitals:
         """Tell how this rank leaves: `agreed` with all others, `alone`, or `asked` to end at once."""
         self._over.set()
         self._news.set()
+        if self._witness is not None:
+            witnesses.dismiss(self._witness)
         try:
             with open(self._end, "r+b") as file:
                 file.write(json.dumps({"status": status, "how": how}).encode())
@@ -163,13 +176,13 @@ class Vitals:
 _mine: Vitals | None = None
 
 
-def begin() -> Vitals | None:
+def begin(forked: Callable[[], None] = lambda: None) -> Vitals | None:
     """Tell the supervisor, if there is one, that this rank is there. Raises LaunchError."""
     global _mine
     directory = os.environ.pop(places.VARIABLE, "")  # programs that this one starts are none of the ranks
     if directory:
         _mine = Vitals(directory)
-        _mine.begin()
+        _mine.begin(forked)
     return _mine
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import re
@@ -16,7 +17,7 @@ from iterreduce.arguments import CommandLineError
 from iterreduce.errors import LaunchError, UsageError
 from iterreduce.events import Event
 from iterreduce.signals import Watch
-from iterreduce.supervising import attempt, launchers, places
+from iterreduce.supervising import attempt, launchers, places, witnesses
 from iterreduce.supervising.beats import Beats
 from iterreduce.supervising.command import newest_checkpoint, parse
 from iterreduce.supervising.launchers import MPICH, NONE, OPEN_MPI, OTHER, SRUN, Host, Launcher, find
@@ -233,9 +234,9 @@ def test_files_that_are_not_there_yet_or_torn_say_nothing(tmp_path: Path) -> Non
     assert places.ranks_with(str(tmp_path)) == {"rank": {12}, "beat": {0}, "end": set()}
 
 
-@pytest.mark.parametrize("said_so", [False, True])
+@pytest.mark.parametrize("said_so", ["no", "here", "elsewhere"])
 def test_a_new_rank_that_died_before_it_came_ends_the_attempt_after_a_while(
-    said_so: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    said_so: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MPI does not see it. It died before or after it could say that it is there."""
     monkeypatch.setattr(attempt, "NOTICE_SECONDS", 0.3)
@@ -246,12 +247,47 @@ def test_a_new_rank_that_died_before_it_came_ends_the_attempt_after_a_while(
     watch, facts = Watch(time.perf_counter()), {"iterated": True, "started": time.time()}
     one = attempt.Attempt(str(tmp_path), launcher, 2, ["app"], facts, None, watch, lambda: None)
     places.write(str(tmp_path), places.LIVING, {"ranks": [0], "settled": 2, "coming": [2]})
-    if said_so:
-        who = {"host": "h", "machine": machine(), "pid": gone.pid, "start": "1"}
+    if said_so != "no":
+        where = machine() if said_so == "here" else "another"
+        who = {"host": "h", "machine": where, "pid": gone.pid, "start": "1"}
         places.write(str(tmp_path), "rank-2.json", who)
+    if said_so == "elsewhere":
+        (tmp_path / "beat-2").write_bytes(witnesses.padded({witnesses.GONE: True}))
     ended = one.run()
     assert ended.status is None and ended.came
     assert "rank 2" in ended.text and "which was to take a lost place, died before it came" in ended.text
+
+
+@pytest.mark.parametrize(
+    ("leaves", "gone"),
+    [("os.kill(os.getpid(), 9)", True), ("os._exit(0)", True), ("mine.end(0, 'agreed')", False)],
+)
+def test_a_witness_tells_that_a_rank_on_another_host_left_without_a_word(
+    leaves: str, gone: bool, tmp_path: Path
+) -> None:
+    places.write(str(tmp_path), places.JOB, {"started": 0.0, "machine": "another", "iterated": False})
+    beat(tmp_path, 0, 7, 3)
+    begin = f"mine = Vitals({str(tmp_path)!r})\nmine.begin(lambda: None)\n"
+    code = f"import os\nfrom iterreduce.supervising.vitals import Vitals\n{begin}{leaves}\n"
+    words = [sys.executable, "-c", code]
+    subprocess.run(words, cwd=ROOT, capture_output=True, timeout=60)  # nobody holds on to what it wrote
+    deadline = time.monotonic() + (60 if gone else 0.3)
+    beats = Beats(str(tmp_path), 1, pause=1.0)
+    while not beats.witnessed and time.monotonic() < deadline:
+        time.sleep(0.01)
+        beats.look()
+    assert beats.witnessed == ({0} if gone else set())
+    assert places.read(str(tmp_path), "beat-0")["events"] == 3, "and what it did last is not forgotten"
+
+
+def test_a_long_name_in_any_script_fits_into_a_beat(tmp_path: Path) -> None:
+    places.write(str(tmp_path), places.JOB, {"started": 0.0, "machine": "?", "iterated": True})
+    vitals = Vitals(str(tmp_path))
+    path = (123456789,) * 8
+    vitals(Event("iteration.start", 0.0, {"iteration": 2, "path": path}))
+    vitals(Event("stage.start", 0.0, {"stage": "\u03c0" * 200, "iteration": 2}))
+    said = json.loads(witnesses.padded(vitals._said()))
+    assert tuple(said["path"]) == path
 
 
 def test_a_beat_tells_the_last_iteration_and_what_came_last(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from iterreduce.loop import Local, Loop, Replace, State, Superstep
 from iterreduce.options import Options
 from iterreduce.recovery import LoopRun, enduring
 from iterreduce.run import run_loop
+from iterreduce.sources import open_source
 from iterreduce.testing import Death, Faults, Kill, RankDied, ThreadGroup, run_ranks, striking
-from tests.engine.dying import given, job, sums_of
+from tests.engine.dying import counted, given, job, sums_of
 
 
 def test_on_a_callers_communicator_all_learn_who_died_and_what_was_committed() -> None:
@@ -100,6 +102,27 @@ def test_rows_that_were_fed_are_fed_again() -> None:
             return int(run.tables["s"].batch["x"][0])
 
     assert set(run_ranks(3, fed, True, heals=True)) == set(run_ranks(1, fed, False))
+
+
+def test_a_driver_learns_once_that_its_loop_has_ended_though_a_rank_dies_with_the_last_commit(
+    tmp_path: Path,
+) -> None:
+    """Others take up the end itself, as it was saved."""
+
+    def driven(group: ThreadGroup, folder: Path) -> tuple[list[str], int]:
+        options = Options(copy_every=0, checkpoint_dir=str(folder), checkpoint_every=1)
+        run, seen = LoopRun(counted(open_source(rows), most=3), group, options), [""]
+        while not seen[-1].startswith("<Outcome"):
+            seen.append(repr(run.advance()))
+        return seen, group.calls
+
+    rows = str(tmp_path / "rows.npz")
+    np.savez(rows, k=np.arange(61), x=np.arange(61))
+    want, calls = run_ranks(3, driven, tmp_path / "undisturbed", heals=True)[2]
+    for number in range(3):
+        deaths = [Death(2, calls - number, None if number else (0,))]
+        found = run_ranks(3, driven, tmp_path / f"{number}", heals=True, deaths=deaths)
+        assert [seen for seen, _ in found] == [want] * 2
 
 
 def test_watchers_are_told_what_was_lost_and_from_where_it_goes_on() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from iterreduce.supervising.processes import is_newcomer
+from iterreduce.supervising.witnesses import NAME as WITNESS
 from tests.cli.waiting import lines_of, until
 from tests.hosts.network import HEAD, Network, is_open_mpi, mpirun_on
 from tests.hosts.ways import ROUNDS
@@ -230,3 +234,37 @@ def test_the_supervisor_goes_on_with_the_hosts_that_are_left(hosts: Hosts, tmp_p
         tmp_path, HEAT, str(tmp_path / "alone"), *app[:2]
     )
     assert not list(network.processes(HEAD)), "processes were left behind"
+
+
+if is_open_mpi():
+
+    def test_a_new_rank_that_dies_early_on_another_host_is_missed(hosts: Hosts, tmp_path: Path) -> None:
+        """MPI does not see it, nor does its launcher say so: its witness does."""
+        network, app = hosts(2), ("--iterations", "60", "--pause", "0.05")
+        own = "-n", "3", "--host", "h1:1,h2:3", "--respawn", "1"
+        job = Job(network, tmp_path, [sys.executable, *RUN, "run", *own], *app)
+        job.saves()
+        os.kill(ranks_on(network, "h2")[0], signal.SIGKILL)
+        until(lambda: any(map(is_newcomer, ranks_on(network, "h2", WITNESS))), job.process)
+        for pid in filter(is_newcomer, ranks_on(network, "h2")):
+            os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        status, said = job.end()
+        assert status == 0 and time.monotonic() - began < 100, said
+        assert "rank 3 on h2" in said and "which was to take a lost place, died before it came" in said, said
+        assert "starts again on 3 ranks from the last checkpoint" in said, said
+        assert summary(tmp_path)["result_sha256"] == digest_alone(
+            tmp_path, HEAT, str(tmp_path / "alone"), *app[:2]
+        )
+
+
+def ranks_on(network: Network, host: str, name: str = "python") -> list[int]:
+    """The processes of that name there that are ranks, or beside ranks."""
+    found = []
+    for pid in network.processes(host):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            told = Path(f"/proc/{pid}/comm").read_text().strip()
+            if told.startswith(name) and b"iterreduce" in words and words[0].endswith(b"python"):
+                found.append(pid)
+    return found

@@ -13,7 +13,7 @@ import iterreduce as ir
 from iterreduce import Outcome, checkpoint
 from iterreduce.appfile import load_app
 from iterreduce.driver import LoopRun
-from iterreduce.errors import CheckpointError, FinishedError
+from iterreduce.errors import CheckpointError, FinishedError, UsageError
 from iterreduce.options import Options
 from iterreduce.run import Result
 from iterreduce.saving.directory import entries_in
@@ -126,6 +126,23 @@ def test_a_driver_that_has_all_that_it_wants_was_not_interrupted(
         run.close()
     (attempt,) = (tmp_path / "saved").glob("attempt-*")
     assert [entry.end for entry in entries_in(str(attempt))] == [end]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_driver_whose_last_iteration_was_saved_is_told_the_same_again(ranks: int, tmp_path: Path) -> None:
+    """All its positions, and then that the loop has ended, as it had when the driver began again."""
+
+    def drive(group: ir.Group) -> list[Any]:
+        run, told = LoopRun(counting(limit=5), group, saving(tmp_path, 0)), list[Any]()
+        while not isinstance(told[-1] if told else None, Outcome):
+            told.append(run.advance())
+        run.save()
+        with pytest.raises(UsageError, match="the loop has ended"):
+            run.advance()
+        return told
+
+    first, again = run_ranks(ranks, drive)[0], run_ranks(ranks, drive)[0]
+    assert len(first) == 5 and again == first
 
 
 def saving(directory: Path, every: int, **options: Any) -> Options:
