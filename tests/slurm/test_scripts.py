@@ -138,6 +138,14 @@ def test_only_what_the_ranks_say_means_that_the_job_is_done(tmp_path: Path) -> N
     (tmp_path / "saved" / "attempt-000001").mkdir(parents=True)
     (tmp_path / "saved" / "attempt-000001" / "finished.json").touch()
     assert until_done(tmp_path).returncode == 0 and not asked(tmp_path)
+    for status in (
+        1,
+        137,
+    ):  # of an mpirun that has spawned ranks; when it was done before it is the ranks' own
+        (tmp_path / "ranks").write_text(f"exit {status}")
+        assert until_done(tmp_path).returncode == status
+        (tmp_path / "ranks").write_text(f"echo >> saved/attempt-000001/finished.json; exit {status}")
+        assert until_done(tmp_path).returncode == 0 and not asked(tmp_path)
 
 
 def test_attempts_that_get_nowhere_end_the_job(tmp_path: Path) -> None:
