@@ -163,7 +163,7 @@ class Campaign:
             where.clear()
         files = read_json(folder / "summary"), resumed_at(folder / "events")
         end = End(status, text, *files, where.done())
-        if status != 0 and not case.respawns:  # where ranks were spawned, mpirun's status says nothing
+        if status != 0 and (case.slurm or not case.respawns):  # mpirun's says nothing where ranks were spawned
             end.summary = None
         return end
 

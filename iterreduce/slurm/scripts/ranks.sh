@@ -100,7 +100,10 @@ run_until_done() {
     case $status in
         0) why="the launcher says that all is well, and no rank said that the job has finished" ;;
         75) why="stopped and saved" ;;
-        1 | 2) return "$status" ;; # the ranks said why, and it would be the same again
+        1 | 2) # the ranks said why, and it would be the same again
+            [[ $status = 1 && " $* " = *" --respawn"* ]] || return "$status"
+            why="mpirun ends with 1, which may mean no more than that new ranks came"
+            ;;
         *) why="ranks were lost (status $status)" ;;
     esac
     # cancelled by scancel, it also was stopped and saved: a requeue would bring it back
