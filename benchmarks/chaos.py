@@ -163,7 +163,7 @@ class Campaign:
             where.clear()
         files = read_json(folder / "summary"), resumed_at(folder / "events")
         end = End(status, text, *files, where.done())
-        if status != 0 and (case.slurm or not case.respawns):  # mpirun's says nothing where ranks were spawned
+        if status != 0 and (case.slurm or not case.respawns):  # mpirun's says nothing after a spawn
             end.summary = None
         return end
 

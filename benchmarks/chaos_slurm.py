@@ -205,7 +205,7 @@ class Handle:
             return
         deed, self._struck_at = self.deeds.pop(0), start
         what = getattr(self, f"_{deed.kind}")
-        with contextlib.suppress(ProcessLookupError, psutil.Error):
+        with contextlib.suppress(LookupError, ProcessLookupError, psutil.Error):
             what(deed)
             self.done.append(deed.kind)
             self._damage = deed
@@ -239,12 +239,18 @@ class Handle:
 
     def _shell(self) -> psutil.Process:
         """That runs the script. Raises ProcessLookupError."""
-        title = f"slurmstepd: [{self.job.number}.batch]"
+        for watcher in self._watchers("batch]"):
+            return watcher.children()[0]
+        raise ProcessLookupError(self.job.number)
+
+    def _watchers(self, step: str = "") -> list[psutil.Process]:
+        """What watches a step on a node: the script, ranks, or daemons of mpirun."""
+        found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.cmdline()[:1] == [title]:
-                    return process.children()[0]
-        raise ProcessLookupError(title)
+                if " ".join(process.cmdline()).startswith(f"slurmstepd: [{self.job.number}.{step}"):
+                    found.append(process)
+        return sorted(found, key=lambda process: process.pid)
 
     def _wish(self, deed: Deed) -> None:
         """What comes before the limit, now."""
@@ -270,15 +276,8 @@ class Handle:
         self.cluster.ask("scontrol", "update", f"JobId={self.job.number}", "TimeLimit=1")
 
     def _step(self, deed: Deed) -> None:
-        """What watches a step on a node: the script's, or one of ranks or of the daemons of mpirun."""
-        title = f"slurmstepd: [{self.job.number}."
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.cmdline()[:1] and process.cmdline()[0].startswith(title):
-                    found.append(process)
-        if found:
-            sorted(found, key=lambda process: process.pid)[deed.draw % len(found)].kill()
+        found = self._watchers()
+        found[deed.draw % len(found)].kill()
 
     def _named(self, deed: Deed) -> str:
         nodes = self.job.nodes
