@@ -20,8 +20,9 @@ place there, more ranks may die later or while others recover, and some of these
 attempt that leaves a rank alive and does not finish is no error, since the next one goes on, but is shown.
 
 ``--supervised``: `python -m iterreduce run` makes the attempts, and each fault strikes once; what it gives up
-is shown, and another attempt follows. Campaigns may run side by side, with other seeds. At SIGTERM, or after
-``--minutes``, a campaign finishes the runs that it has begun, and says what came of all.
+is shown, and another attempt follows. ``--slurm``: a run is a job that queues itself again, on a virtual
+cluster of the campaign (as root), and the same holds. Campaigns may run side by side, with other seeds. At
+SIGTERM, or after ``--minutes``, a campaign finishes the runs that it has begun, and says what came of all.
 
 Iterations are made slower on purpose, by sleeping, so that small inputs leave time for several checkpoints.
 """
@@ -426,6 +427,8 @@ def main() -> int:
     parser.add_argument("--no-checkpoints", action="store_true", help="every attempt begins anew")
     parser.add_argument("--keep", action="store_true", help="leave all files")
     given = parser.parse_args()
+    if given.slurm and (given.supervised or given.hosts):
+        parser.error("--slurm has its own nodes, and its jobs queue themselves again")
     prepare_environment()  # the hosts compile nothing anew
     programs = tuple(given.programs.split(","))
     work = Path(tempfile.mkdtemp(prefix="chaos-"))
