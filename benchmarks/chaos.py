@@ -5,6 +5,7 @@
     python benchmarks/chaos.py --recover auto                where the MPI can: survivors go on in place
     python benchmarks/chaos.py --respawn 2 --supervised      new ranks come for the lost, and die as well
     python benchmarks/chaos.py --hosts 3                     on network namespaces, some of which are lost
+    python benchmarks/chaos.py --slurm                       as jobs that queue themselves again
     python benchmarks/chaos.py --mix --minutes 40            all of these in turn, as far as the time goes
 
 Every run is a pure function of the seed and its number: a program, and attempts at it, each with a number of
@@ -19,8 +20,9 @@ place there, more ranks may die later or while others recover, and some of these
 attempt that leaves a rank alive and does not finish is no error, since the next one goes on, but is shown.
 
 ``--supervised``: `python -m iterreduce run` makes the attempts, and each fault strikes once; what it gives up
-is shown, and another attempt follows. Campaigns may run side by side, with other seeds. At SIGTERM, or after
-``--minutes``, a campaign finishes the runs that it has begun, and says what came of all.
+is shown, and another attempt follows. ``--slurm``: a run is a job that queues itself again, on a virtual
+cluster of the campaign (as root), and the same holds. Campaigns may run side by side, with other seeds. At
+SIGTERM, or after ``--minutes``, a campaign finishes the runs that it has begun, and says what came of all.
 
 Iterations are made slower on purpose, by sleeping, so that small inputs leave time for several checkpoints.
 """
@@ -48,10 +50,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.chaos_places import FAULTS, Here, place  # noqa: E402
+from benchmarks.chaos_places import FAULTS, Here, newcomers_of, place, ranks_of  # noqa: E402
 from benchmarks.chaos_plan import (  # noqa: E402
+    DEEDS,
     HOST,
     INSIDE,
+    JOB,
     MOST_RANKS,
     NEWCOMER,
     PHASES,
@@ -61,21 +65,17 @@ from benchmarks.chaos_plan import (  # noqa: E402
     Way,
     goes,
     mixed,
+    phases_in,
     plan,
 )
+from benchmarks.chaos_slurm import Jobs, Slurm  # noqa: E402
 from iterreduce.start import prepare_environment  # noqa: E402
 from iterreduce.testing import Faults, Kill, Slow, damage  # noqa: E402
 from tests.hosts.network import why_not  # noqa: E402
-from tests.launch import (  # noqa: E402
-    RUN_VARIABLE,
-    is_open_mpi,
-    kill_run,
-    segments,
-    sweep,
-)
+from tests.launch import is_open_mpi, kill_run, segments, sweep  # noqa: E402
+from tests.slurm.cluster import missing  # noqa: E402
 
-PAUSE = 0.01  # per iteration, seconds
-PROGRAM = [b"-m", b"iterreduce"]
+PAUSE, PAUSE_OF_JOBS = 0.01, 0.03  # per iteration, seconds
 #: Seconds that ranks have to meet: so many times what a whole undisturbed run takes, within bounds.
 MEETING, MEETING_BOUNDS = 6, (15.0, 60.0)
 MOST_TIMES = 10  # the time-out, for an attempt that gets on and does not end
@@ -107,6 +107,7 @@ class End:
     text: str
     summary: dict | None
     resumed: int | None
+    done: list[str]
 
     @property
     def recoveries(self) -> list[dict]:
@@ -121,6 +122,7 @@ class Campaign:
         self.work, self.saving, self.timeout = work, saving, timeout
         self.expected: dict[str, str] = {}
         self.orphans: list[str] = []
+        self.slurm = Slurm()
         self.meeting = MEETING_BOUNDS[1]
 
     def prepare(self, programs: tuple[str, ...]) -> None:
@@ -149,7 +151,7 @@ class Campaign:
         command = self._command(case, attempt, saved, where, folder, fresh)
         run = f"chaos-{os.getpid()}-{folder.parent.name}-{folder.name}"
         with (folder / "said").open("w+b") as said:
-            process = where.start(command, self._environment(case, attempt, folder), run, said)
+            process = where.start(command, self._environment(case, attempt, folder), run, said, attempt)
             status = self._wait(process, attempt, run, (folder / "events", folder / "said"), where)
             said.seek(0)
             text = said.read().decode(errors="replace")
@@ -160,8 +162,9 @@ class Campaign:
         else:
             kill_run(run)
             where.clear()
-        end = End(status, text, read_json(folder / "summary"), resumed_at(folder / "events"))
-        if status != 0 and not case.respawns:  # where ranks were spawned, mpirun's status says nothing
+        files = read_json(folder / "summary"), resumed_at(folder / "events")
+        end = End(status, text, *files, where.done())
+        if status != 0 and (case.slurm or not case.respawns):  # mpirun's says nothing after a spawn
             end.summary = None
         return end
 
@@ -178,16 +181,17 @@ class Campaign:
         words = "-m", "iterreduce", *options, program.app, str(self.work / program.input), *program.arguments
         if case.supervised:
             return where.supervised(attempt.ranks, words)
-        if attempt.ranks == 1 and attempt.phase != "launcher" and not case.hosts:
+        if attempt.ranks == 1 and not case.slurm and attempt.phase != "launcher" and not case.hosts:
             return [sys.executable, *words]  # without MPI
         return where.command(attempt.ranks, words, case.recovers)
 
     def _environment(self, case: Case, attempt: Attempt, folder: Path) -> dict[str, str]:
         marks = None
-        if case.supervised or case.respawns:  # who comes for the dead lives
+        if case.supervised or case.respawns or case.slurm:  # who comes for the dead lives
             marks = str(folder / "marks")
             os.mkdir(marks)
-        faults = Faults((*attempt.faults, Slow(PAUSE, at="iteration.start")), marks=marks).to_json()
+        pause = PAUSE_OF_JOBS if case.slurm else PAUSE
+        faults = Faults((*attempt.faults, Slow(pause, at="iteration.start")), marks=marks).to_json()
         return {
             FAULTS: faults,
             "PYTHONFAULTHANDLER": "1",
@@ -199,6 +203,7 @@ class Campaign:
         """Leave no process behind."""
         for run in self.orphans:
             kill_run(run)
+        self.slurm.close()
 
     def _wait(
         self, process: subprocess.Popen, attempt: Attempt, run: str, signs: tuple[Path, ...], where: Here
@@ -220,7 +225,7 @@ class Campaign:
                 os.kill(pid, signal.SIGABRT)
         time.sleep(2)
         kill_run(run)
-        process.wait()
+        where.end(process)
         return None
 
     def _strike_newcomer(self, process: subprocess.Popen, attempt: Attempt, run: str, until: float) -> None:
@@ -259,7 +264,7 @@ class Campaign:
 
     def run(self, case: Case) -> Report:
         """Attempt after attempt, until one finishes."""
-        where = place(case.hosts)
+        where = Jobs(self.slurm.cluster(), case.number) if case.slurm else place(case.hosts)
         try:
             return self._run(case, where)
         finally:
@@ -278,7 +283,7 @@ class Campaign:
                 report.struck += [f"damage: {done}"] if done else []
             end = self.attempt(case, attempt, saved, where, fresh)
             report.resumed += end.resumed is not None
-            report.struck += struck_in(attempt, end)
+            report.struck += [*struck_in(attempt, end), *end.done]
             report.verdict = self._judge(case, end)
             report.recoveries += Counter(each["origin"] for each in end.recoveries)
             if end.status is None:
@@ -286,7 +291,7 @@ class Campaign:
             elif (
                 end.summary is None
                 and attempt.phase != "launcher"
-                and (case.supervised or (case.recovers and attempt.leaves_some))
+                and (case.supervised or case.slurm or (case.recovers and attempt.leaves_some))
             ):
                 report.fell.append(f"status {end.status}: {end.text[-1500:]}")
             if "--fresh" in end.text and end.status == 1:  # nothing whole is left, and it says so
@@ -317,35 +322,9 @@ def struck_in(attempt: Attempt, end: End) -> list[str]:
     kinds = [type(fault).__name__ for fault in attempt.faults if not isinstance(fault, Kill)]
     disks = [kind for kind in kinds if f"{kind}(" in end.text]
     came = [NEWCOMER] if attempt.newcomer is not None and "new rank" in end.text else []
+    if attempt.phase == JOB:
+        return phases_in(end.text) + disks
     return ([attempt.phase] if "iterreduce.testing: Kill(" in end.text else []) + came + disks
-
-
-def processes_of(run: str) -> Iterator[tuple[int, list[bytes], dict[bytes, bytes]]]:
-    """The Pythons of a run that are or may be ranks: pid, words, environment. On all hosts."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                environment = dict(
-                    word.partition(b"=")[::2] for word in (entry / "environ").read_bytes().split(b"\0")
-                )
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if environment.get(RUN_VARIABLE.encode()) == run.encode() and words[1:3] == PROGRAM:
-                    yield int(entry.name), words, environment
-
-
-def ranks_of(run: str) -> dict[int, int]:
-    """rank -> pid; those that came for others are not among them."""
-    found: dict[int, int] = {}
-    for pid, words, environment in processes_of(run):
-        if words[3] not in (b"run", b"join"):
-            rank = environment.get(b"PMI_RANK", environment.get(b"OMPI_COMM_WORLD_RANK", b"0"))
-            found.setdefault(int(rank), pid)
-    return found
-
-
-def newcomers_of(run: str) -> list[int]:
-    """The processes that came for lost ranks."""
-    return [pid for pid, words, _ in processes_of(run) if words[3] == b"join"]
 
 
 def read_json(path: Path) -> dict | None:
@@ -392,10 +371,12 @@ def table(reports: list[Report]) -> Iterator[str]:
             numbers.append(sum(r.seconds for r in mine) / len(mine))
             yield f"{name:30}{len(mine):6}" + "{:7}{:7}{:7}{:7}{:15}{:10}{:7.1f}".format(*numbers)
     struck = Counter(what.split(":")[0] for r in reports for what in r.struck)
-    phases = *PHASES, HOST, NEWCOMER
+    phases = *PHASES, HOST, NEWCOMER, *DEEDS
     kills = sum(struck[phase] for phase in phases) or 1
     yield ""
-    yield "kills that struck, by phase: " + ", ".join(f"{phase} {struck[phase]}" for phase in phases)
+    yield "kills that struck, by phase: " + ", ".join(
+        f"{phase} {struck[phase]}" for phase in phases if struck[phase]
+    )
     inside = sum(struck[phase] for phase in INSIDE)
     yield f"inside {', '.join(INSIDE)}: {inside} of {kills} ({100 * inside / kills:.0f} %)"
     other = {what: n for what, n in struck.items() if what not in phases}
@@ -417,12 +398,12 @@ def has_hosts() -> bool:
 def chosen(given: argparse.Namespace, number: int, programs: int) -> tuple[Way, int]:
     """How this run goes, and its number in the plan."""
     if given.mix:
-        return mixed(number, is_open_mpi(), has_hosts())
+        return mixed(number, is_open_mpi(), has_hosts(), not missing())
     recover = given.recover or ("auto" if given.respawn else "both" if is_open_mpi() else "off")
     # programs and phases go round, too: each of them meets both
     in_place = (number + number // programs + number // (programs * len(PHASES))) % 2 == 1
     recovers = recover == "auto" or (recover == "both" and in_place)
-    return Way(recovers, given.supervised, given.respawn if recovers else 0, given.hosts), number
+    return Way(recovers, given.supervised, given.respawn if recovers else 0, given.hosts, given.slurm), number
 
 
 def main() -> int:
@@ -440,11 +421,14 @@ def main() -> int:
     parser.add_argument("--respawn", type=int, default=0, help="so often new ranks come for lost ones")
     parser.add_argument("--supervised", action="store_true", help="`run` makes the attempts")
     parser.add_argument("--hosts", type=int, default=0, help="on so many network namespaces")
+    parser.add_argument("--slurm", action="store_true", help="as jobs of a Slurm, started for it (as root)")
     parser.add_argument("--mix", action="store_true", help="all these ways in turn, as far as they can be")
     parser.add_argument("--minutes", type=float, help="begin no run after so long")
     parser.add_argument("--no-checkpoints", action="store_true", help="every attempt begins anew")
     parser.add_argument("--keep", action="store_true", help="leave all files")
     given = parser.parse_args()
+    if given.slurm and (given.supervised or given.hosts):
+        parser.error("--slurm has its own nodes, and its jobs queue themselves again")
     prepare_environment()  # the hosts compile nothing anew
     programs = tuple(given.programs.split(","))
     work = Path(tempfile.mkdtemp(prefix="chaos-"))

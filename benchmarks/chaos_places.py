@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.chaos_plan import Attempt  # noqa: E402
 from tests.hosts.network import HEAD, Network, mpirun_on, why_not  # noqa: E402
 from tests.launch import RUN_VARIABLE, is_open_mpi, mpirun_command, mpirun_environment, mpirun_path  # noqa: E402
 
+PROGRAM = [b"-m", b"iterreduce"]
 TOLERANT = ("--with-ft", "ulfm")
 #: What ranks on other hosts need of the environment; MPICH hands on all of it.
 FAULTS = "ITERREDUCE_TEST_FAULTS"
@@ -43,12 +45,20 @@ class Here:
         return [sys.executable, *words[:2], "run", "-n", str(ranks), "--retries", "9", *words[2:]]
 
     def start(
-        self, command: Sequence[str], env: Mapping[str, str], run: str, said: IO[bytes]
+        self, command: Sequence[str], env: Mapping[str, str], run: str, said: IO[bytes], attempt: Attempt
     ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=ROOT,
             env=mpirun_environment(env, run), start_new_session=True,
         )  # fmt: skip
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """Of one that hangs the ranks are gone."""
+        process.wait()
+
+    def done(self) -> list[str]:
+        """What this place itself did to the last attempt."""
+        return []
 
     def lose(self, number: int) -> None:
         raise AssertionError("this machine is not to be lost")
@@ -90,7 +100,7 @@ class Hosts(Here):
         return [*command[:4], "--host", hosts, *launcher, *command[4:]]
 
     def start(
-        self, command: Sequence[str], env: Mapping[str, str], run: str, said: IO[bytes]
+        self, command: Sequence[str], env: Mapping[str, str], run: str, said: IO[bytes], attempt: Attempt
     ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self.network.on_head(command), stdin=subprocess.DEVNULL, stdout=said, stderr=said,
@@ -112,6 +122,39 @@ class Hosts(Here):
     def close(self) -> None:
         self.network.__exit__()
         self._folder.cleanup()
+
+
+def processes_of(run: str) -> Iterator[tuple[int, list[bytes], dict[bytes, bytes]]]:
+    """The Pythons of a run that are or may be ranks: pid, words, environment. On all hosts."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                environment = dict(
+                    word.partition(b"=")[::2] for word in (entry / "environ").read_bytes().split(b"\0")
+                )
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if environment.get(RUN_VARIABLE.encode()) == run.encode() and words[1:3] == PROGRAM:
+                    yield int(entry.name), words, environment
+
+
+def ranks_of(run: str) -> dict[int, int]:
+    """rank -> pid; those that came for others are not among them."""
+    return ranks_among(processes_of(run))
+
+
+def ranks_among(processes: Iterable[tuple[int, list[bytes], dict[bytes, bytes]]]) -> dict[int, int]:
+    """rank -> pid"""
+    found: dict[int, int] = {}
+    for pid, words, environment in processes:
+        if words[3] not in (b"run", b"join", b"doctor", b"submit"):
+            ranks = filter(None, map(environment.get, (b"PMI_RANK", b"OMPI_COMM_WORLD_RANK", b"PMIX_RANK")))
+            found.setdefault(int(next(ranks, b"0")), pid)
+    return found
+
+
+def newcomers_of(run: str) -> list[int]:
+    """The processes that came for lost ranks."""
+    return [pid for pid, words, _ in processes_of(run) if words[3] == b"join"]
 
 
 def place(hosts: int) -> Here:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,6 +26,15 @@ PHASES = (
 )  # fmt: skip
 #: Others, of runs that have them: a whole host is lost; a new rank, or one that waits for it, is killed.
 HOST, NEWCOMER = "host", "newcomer"
+#: All that happens to a job.
+JOB = "job"
+#: Of jobs of Slurm, and how often: a rank, the launcher or the script is killed; the signal before the limit,
+#: a signal to the ranks, an operator's requeue, a job of higher priority, the user's scancel; the limit
+#: itself; what watches a step on a node is killed, a node's daemon, or all of a node.
+DEEDS = {
+    "rank": 3, "srun": 2, "script": 1, "wish": 3, "signal": 2, "requeue": 3, "preempt": 2, "cancel": 1,
+    "limit": 1, "step": 3, "daemon": 2, "node": 3,
+}  # fmt: skip
 INSIDE = ("exchange", "commit", "copy", "write", "publish", "restart")
 _PLACES = {
     "load": ("load", "run.start"),
@@ -100,6 +110,21 @@ PROGRAMS = {
 
 
 @dataclass(frozen=True)
+class Deed:
+    """What is done to a job of Slurm: ``after`` so many seconds from when ranks of a start of it are there.
+    ``draw`` chooses among ranks and nodes; ``damage``: to checkpoints, before the job starts again.
+    """
+
+    kind: str
+    after: float
+    draw: int
+    damage: Fault | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}{f' {type(self.damage).__name__}' if self.damage else ''}"
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One start of the program. ``outside``: seconds after the ranks are there until they are killed."""
 
@@ -113,6 +138,7 @@ class Attempt:
     host: int = 0
     newcomer: float | None = None  # seconds after new ranks are there until one rank is killed: a new one,
     newest: bool = True  # or one of the others
+    deeds: tuple[Deed, ...] = ()  # to one start of the job after another
 
     @property
     def leaves_some(self) -> bool:
@@ -126,6 +152,7 @@ class Attempt:
         whom += (", later others" if self.leaves_some else ", later all") if self.later else ""
         whom += "" if self.newcomer is None else ", then a new one" if self.newest else ", then an old one"
         disk = next((f" {type(f).__name__}" for f in self.faults if isinstance(f, FailCall | FillDisk)), "")
+        disk += f" [{', '.join(map(str, self.deeds))}]" if self.deeds else ""
         return f"{hurt}{self.ranks}:{self.phase or 'undisturbed'}{f'({whom})' if self.phase else ''}{disk}"
 
 
@@ -137,21 +164,23 @@ class Way:
     supervised: bool = False
     respawns: int = 0
     hosts: int = 0
+    slurm: bool = False
 
 
 #: What a mixed campaign goes round: each way gets its share, those that take longer a smaller one.
 _FAST = Way(), Way(supervised=True), Way(hosts=3)
-_MIXED = (*_FAST, Way(), *_FAST[:2], Way(supervised=True, hosts=3), *_FAST)
+_MIXED = (*_FAST, Way(), *_FAST[:2], Way(supervised=True, hosts=3), *_FAST, Way(slurm=True))
 _ULFM = Way(True), Way(True, supervised=True), Way(True, True, 2), Way(True, hosts=3)
 _MIXED_ULFM = (
     *_ULFM, Way(), *_ULFM[:3], Way(True, True, hosts=3), Way(True), *_FAST, *_ULFM[:2],
-    Way(True, True, 2, hosts=3), Way(True, respawns=2),
+    Way(True, True, 2, hosts=3), Way(True, respawns=2), Way(slurm=True), Way(True, slurm=True),
 )  # fmt: skip
 
 
-def mixed(number: int, ulfm: bool, hosts: bool) -> tuple[Way, int]:
+def mixed(number: int, ulfm: bool, hosts: bool, slurm: bool) -> tuple[Way, int]:
     """The way of this run, and its number among those of that way, which all begin elsewhere."""
-    ways = [way for way in (_MIXED_ULFM if ulfm else _MIXED) if hosts or not way.hosts]
+    ways = _MIXED_ULFM if ulfm else _MIXED
+    ways = [way for way in ways if (hosts or not way.hosts) and (slurm or not way.slurm)]
     round_, at = divmod(number, len(ways))
     before = sum(way == ways[at] for way in ways[:at])
     return ways[at], round_ * ways.count(ways[at]) + before + 7 * ways.index(ways[at])
@@ -171,18 +200,26 @@ class Case:
     respawns: int = 0
     supervised: bool = False
     hosts: int = 0
+    slurm: bool = False
 
     @property
     def mode(self) -> str:
         """How it goes on where ranks die, and where they are."""
         how = "respawn" if self.respawns else "in place" if self.recovers else "again"
         how += ", supervised" if self.supervised else ""
+        how += ", Slurm" if self.slurm else ""
         return how + (f", {self.hosts} hosts" if self.hosts else "")
 
     def __str__(self) -> str:
         saves = f"every {self.every:2}" if self.saves else "unsaved "
         attempts = "  ".join(map(str, self.attempts))
         return f"{self.number:4} {self.program:10} {self.mode}: {saves}  {attempts}"
+
+
+def phases_in(text: str) -> list[str]:
+    """Of the kills inside the program that a text tells of."""
+    places = re.findall(r"iterreduce\.testing: Kill\(at='([^']*)'", text)
+    return [next((phase for phase, of in _PLACES.items() if place in of), "any time") for place in places]
 
 
 def whom_of(victims: int, ranks: int) -> str:
@@ -211,6 +248,7 @@ def goes(case: Case, seed: int, way: Way) -> Case:
     case = recovering(case, seed) if way.recovers else case
     case = respawning(case, seed, way.respawns) if way.respawns else case
     case = replace(case, supervised=way.supervised)
+    case = as_job(case, seed) if way.slurm else case
     return on_hosts(case, seed, way.hosts) if way.hosts else case
 
 
@@ -243,6 +281,32 @@ def on_hosts(case: Case, seed: int, hosts: int) -> Case:
     attempts = [lost(rng, each) if rng.random() < 0.25 else each for each in case.attempts]
     attempts = [replace(each, ranks=max(2, each.ranks)) for each in attempts]
     return replace(case, attempts=tuple(attempts), hosts=hosts)
+
+
+def as_job(case: Case, seed: int) -> Case:
+    """The same run as a job of Slurm that queues itself again: what was to happen to all attempts happens to
+    its starts, each fault once. Where it is given up, another job of the same script follows.
+    """
+    rng = random.Random(f"{seed}/{case.number}/job")
+    kinds = [kind for kind, times in DEEDS.items() for _ in range(times)]
+    deeds = [drawn_deed(rng, kinds[(case.number * 7 + seed) % len(kinds)])]
+    while len(deeds) < 4 and rng.random() < 0.45:
+        deeds.append(drawn_deed(rng, rng.choice(kinds)))
+    first, last = case.attempts[0], case.attempts[-1]
+    faults = tuple(fault for each in case.attempts for fault in each.faults)
+    job = replace(
+        first, phase=JOB, faults=faults, outside=None, deeds=tuple(deeds), ranks=max(2, first.ranks)
+    )
+    return replace(case, attempts=(job, replace(last, damage=None)), saves=True, slurm=True)
+
+
+def drawn_deed(rng: random.Random, kind: str) -> Deed:
+    return Deed(
+        kind,
+        rng.choice((0.0, *(rng.uniform(0, 2.5) for _ in range(4)))),
+        rng.randrange(64),
+        drawn_damage(rng),
+    )
 
 
 def lost(rng: random.Random, attempt: Attempt) -> Attempt:

@@ -26,6 +26,11 @@ import numpy as np
 from iterreduce.healing import all_agree, keep
 from iterreduce.words import Words, packed
 
+#: The slots of the dead stay taken: where Slurm, or a file of hosts, says how many there are, none is left.
+_MAP_BY = "node:OVERSUBSCRIBE"
+#: What the launcher of Open MPI calls this rank's host, and the most bytes of a name.
+_HOST, _NAME_BYTES = "PMIX_HOSTNAME", 256
+
 
 @dataclass
 class Refill:
@@ -83,7 +88,7 @@ def refilled(MPI: Any, comm: Any, words: Sequence[str], charter: Charter, here: 
     made: list[Any] = []
     found = None
     try:
-        info = MPI.Info.Create({"wdir": os.getcwd()})
+        info = MPI.Info.Create({"wdir": os.getcwd(), "map_by": _MAP_BY, **_where(comm)})
         made.append(comm.Spawn(words[0], list(words[1:]), len(charter.lost), info, 0))
         info.Free()
         made.append(_tolerant(MPI, made[-1]).Merge(False))
@@ -100,6 +105,17 @@ def refilled(MPI: Any, comm: Any, words: Sequence[str], charter: Charter, here: 
         _all_have(MPI, comm, False)
     _revoke(MPI, made)
     return None
+
+
+def _where(comm: Any) -> dict[str, str]:
+    """On hosts of survivors: on one that has lost all its ranks a new one cannot join those on others, who
+    would wait for it. Collective.
+    """
+    own = os.environ.get(_HOST, "").encode()
+    names = np.zeros((comm.Get_size(), _NAME_BYTES), np.uint8)
+    comm.Allgather(np.frombuffer(own[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0"), np.uint8), names)
+    found = dict.fromkeys(name.tobytes().rstrip(b"\0").decode() for name in names)
+    return {} if "" in found else {"host": ",".join(found)}
 
 
 def joined(MPI: Any, here: Words) -> Filled | None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from iterreduce.testing import Faults, Kill
 from tests.launch import mpirun_path
 from tests.slurm.cluster import ENDED, Cluster, Job, mpi, submit
 
@@ -95,6 +96,7 @@ class Cases:
         if library in OTHER_LAUNCHER:
             other = {"LAUNCHER": OTHER_LAUNCHER[library]}
             hand_in("mpirun", "requeue.sbatch", *TWO_NODES, words=SAVES, disturb=self._wish, **PAUSE, **other)
+            self._respawned("respawned")
         for which, at in (("first", 0), ("last", -1)):
             lose = self._lose(at)
             hand_in(f"lost-{which}", "requeue.sbatch", *TWO_NODES, *ALONE, words=SAVES, disturb=lose, **PAUSE)
@@ -119,6 +121,15 @@ class Cases:
         program = (sys.executable, "-m", "iterreduce", "submit")
         told = self.cluster.ask(*program, *options, *words, *saved, ITERREDUCE_TEST_FOLDER=str(place))
         return Job(self.cluster, place, told.split()[2].rstrip(":"))
+
+    def _respawned(self, name: str) -> None:
+        """A rank dies, and a new one takes its place, though Slurm gave no more than was needed before."""
+        marks = self.folder / f"{name}-marks"
+        marks.mkdir()
+        faults = Faults((Kill(at="control.ready", rank=1, nth=9),), marks=str(marks))
+        full = {"PRTE_MCA_rmaps_default_mapping_policy": "slot"}
+        own = {"LAUNCHER": f"{mpirun_path()} --with-ft ulfm", "ITERREDUCE_TEST_FAULTS": faults.to_json()}
+        self.hand_in(name, "run.sbatch", *TWO_NODES, words=("--respawn=1",), **own, **full)
 
     def _examined(self, name: str, *options: str, **env: str) -> None:
         """`python -m iterreduce doctor` where an app's ranks would be."""

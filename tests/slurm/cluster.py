@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.launch import ROOT, RUN_VARIABLE, kill_run, mpirun_environment, segments, sweep
+from tests.launch import ROOT, mpirun_environment, segments, sweep
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 PACKAGES = "slurmctld slurmd slurm-client munge libpmi2-0 libpmix2"
@@ -104,10 +104,10 @@ def _path() -> str:
 
 
 class Cluster:
-    """Nodes n1 to nN; `environment` is what clients and daemons need."""
+    """Nodes n1 to nN; `environment` is what clients and daemons need; `settings` replace Slurm's above."""
 
-    def __init__(self, place: Path, nodes: int) -> None:
-        self.place, self.token = place, secrets.token_hex(16)
+    def __init__(self, place: Path, nodes: int, **settings: object) -> None:
+        self.place, self.token, self._settings = place, secrets.token_hex(16), settings
         self.names = [f"n{number}" for number in range(1, nodes + 1)]
         self._waiting: dict[str, float] = {}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -129,12 +129,15 @@ class Cluster:
         for name in self.names:
             (self.place / "spool" / name).mkdir()
             (self.place / "tmp" / name).mkdir()  # of PMIx: two nodes of a job must not meet there
-            self._start(name, "slurmd", "-D", "-N", name)
+            self.revive(name)
         self.until(lambda: self.idle() == len(self.names), seconds=60)
 
     def _configure(self) -> None:
         port, host = _free_ports(len(self.names) + 220), socket.gethostname().partition(".")[0]
-        text = _CONF.format(
+        conf = _CONF
+        for setting, value in self._settings.items():
+            conf = re.sub(rf"(?m)^{setting}=.*$", f"{setting}={value}", conf)
+        text = conf.format(
             place=self.place,
             host=host,
             port=port,
@@ -170,12 +173,11 @@ class Cluster:
 
     def down(self) -> None:
         """Nothing of it is left: no daemon, no job, no shared memory of a job."""
-        for name, daemon in self._daemons.items():
+        for daemon in self._daemons.values():
             daemon.kill()
-            for process in self._on(name):
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-        kill_run(self.token)
+        while left := [process for process, _ in self._processes()]:
+            _send(left, signal.SIGKILL)
+            time.sleep(0.02)
         for daemon in self._daemons.values():
             daemon.wait()
         sweep(segments() - self._segments)
@@ -185,24 +187,39 @@ class Cluster:
         is killed, so that none can report the death of another.
         """
         for number in (signal.SIGSTOP, signal.SIGKILL):
-            for process in self._on(name):
-                with contextlib.suppress(psutil.Error):
-                    process.send_signal(number)
+            _send([process for process, node in self._processes() if node == name], number)
         self._daemons[name].wait()
 
-    def _on(self, name: str) -> Iterator[psutil.Process]:
-        """The processes of a node. A slurmstepd has a title for an environment, but its log open."""
-        log = str(self.place / "log" / name)
+    def cut(self, name: str) -> None:
+        """A node's daemon dies, and what it started lives on: Slurm takes the node for lost."""
+        self._daemons[name].kill()
+        self._daemons[name].wait()
+
+    def revive(self, name: str) -> None:
+        """Start the daemon of a node, unless it is there."""
+        if name not in self._daemons or self._daemons[name].poll() is not None:
+            self._start(name, "slurmd", "-D", "-N", name)
+
+    def _processes(self) -> Iterator[tuple[psutil.Process, str]]:
+        """Those of the cluster and of its jobs, which carry its configuration, and the node of each."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                variables = process.environ()
-                if variables.get(RUN_VARIABLE) == self.token:
-                    belongs = name in (variables.get(NODE_VARIABLE), variables.get("SLURMD_NODENAME"))
-                else:
-                    step = process.name() == "slurmstepd"
-                    belongs = step and log in {file.path for file in process.open_files()}
-                if belongs:
-                    yield process
+                node = self._node_of_step(process)
+                if node or process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                    yield process, node or self._node(process)
+
+    def _node(self, process: psutil.Process) -> str:
+        """A launcher may hand its own variables to ranks on other nodes: who started it counts first."""
+        variables = process.environ()
+        above = filter(None, map(self._node_of_step, process.parents()))
+        return next(above, "") or variables.get(NODE_VARIABLE) or variables.get("SLURMD_NODENAME", "")
+
+    def _node_of_step(self, process: psutil.Process) -> str:
+        """A slurmstepd has a title for an environment, but its log open."""
+        if process.name() != "slurmstepd":
+            return ""
+        logs = {file.path for file in process.open_files()}
+        return next((name for name in self.names if str(self.place / "log" / name) in logs), "")
 
     def idle(self) -> int:
         return len(self.ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N", check=False).split())
@@ -319,6 +336,12 @@ def submit(
         "sbatch", "--parsable", f"--output={folder}/out", *options, f"slurm/{script}", *words, **settings
     )
     return Job(cluster, folder, number.strip())
+
+
+def _send(processes: Sequence[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
 
 
 def mpi() -> str:

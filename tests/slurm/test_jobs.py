@@ -76,6 +76,16 @@ def test_a_job_that_submit_has_written_runs_to_its_end(jobs: Jobs, digest: str) 
     is_done(jobs["submitted"], digest)
 
 
+if mpi() in OTHER_LAUNCHER:
+
+    def test_a_new_rank_comes_for_a_lost_one_in_an_allocation_that_is_full(jobs: Jobs, digest: str) -> None:
+        job = jobs["respawned"]
+        job.end()  # the status of mpirun says nothing
+        (told,) = summary(job)["recoveries"]
+        assert (told["lost"], told["joined"], summary(job)["ranks"]) == ([1], 1, 2), job.out
+        assert summary(job)["result_sha256"] == digest
+
+
 @pytest.mark.parametrize("kind", WRONG[mpi()])
 def test_an_srun_that_speaks_another_language_is_told_and_makes_no_worlds_of_one(
     jobs: Jobs, kind: str

@@ -101,7 +101,9 @@ echo "$@" >> asked
 """
 
 
-def until_done(tmp_path: Path, state: str = "RUNNING", restarts: int = 0) -> subprocess.CompletedProcess[str]:
+def until_done(
+    tmp_path: Path, state: str = "RUNNING", restarts: int = 0, words: str = ""
+) -> subprocess.CompletedProcess[str]:
     """run_until_done with a Slurm that answers so."""
     (tmp_path / "state").write_text(state)
     (tmp_path / "asked").unlink(missing_ok=True)
@@ -109,7 +111,7 @@ def until_done(tmp_path: Path, state: str = "RUNNING", restarts: int = 0) -> sub
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     slurm = f"PATH={tmp_path}:$PATH SLURM_JOB_ID=7 SLURM_NNODES=1 SLURM_RESTART_COUNT={restarts}"
-    return ran(f"{slurm}; run_until_done app.py --fresh --checkpoint-dir saved", cwd=tmp_path)
+    return ran(f"{slurm}; run_until_done app.py --fresh {words} --checkpoint-dir saved", cwd=tmp_path)
 
 
 def asked(tmp_path: Path) -> bool:
@@ -129,6 +131,11 @@ def test_ranks_that_failed_are_not_started_again(tmp_path: Path, status: int) ->
     assert until_done(tmp_path).returncode == status and not asked(tmp_path)
 
 
+def test_a_status_of_1_says_nothing_where_new_ranks_may_have_come(tmp_path: Path) -> None:
+    (tmp_path / "ranks").write_text("mkdir -p saved/attempt-000001/000000000001; exit 1")
+    assert until_done(tmp_path, words="--respawn 2").returncode == 1 and asked(tmp_path)
+
+
 def test_only_what_the_ranks_say_means_that_the_job_is_done(tmp_path: Path) -> None:
     (tmp_path / "ranks").write_text("exit 0")
     done = until_done(tmp_path)
@@ -138,6 +145,14 @@ def test_only_what_the_ranks_say_means_that_the_job_is_done(tmp_path: Path) -> N
     (tmp_path / "saved" / "attempt-000001").mkdir(parents=True)
     (tmp_path / "saved" / "attempt-000001" / "finished.json").touch()
     assert until_done(tmp_path).returncode == 0 and not asked(tmp_path)
+    for status in (
+        1,
+        137,
+    ):  # of an mpirun that has spawned ranks; when it was done before it is the ranks' own
+        (tmp_path / "ranks").write_text(f"exit {status}")
+        assert until_done(tmp_path).returncode == status
+        (tmp_path / "ranks").write_text(f"echo >> saved/attempt-000001/finished.json; exit {status}")
+        assert until_done(tmp_path).returncode == 0 and not asked(tmp_path)
 
 
 def test_attempts_that_get_nowhere_end_the_job(tmp_path: Path) -> None:

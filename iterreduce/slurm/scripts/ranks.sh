@@ -62,10 +62,10 @@ newest_checkpoint() {
     printf '%d\n' "$newest"
 }
 
-# has_finished DIR: whether the ranks said so. A launcher's status of 0 does not say it: mpirun ends with 0 when a
-# node dies, too.
-has_finished() {
-    compgen -G "$1/attempt-*/finished.json" >/dev/null
+# finished_in DIR: what the ranks wrote when they were done, after all else. A launcher's status does not say it:
+# mpirun ends with 0 when a node dies, too, and with 1 or 137 when all is well but new ranks came for lost ones.
+finished_in() {
+    stat --format='%n %i %.Y' "$1"/attempt-*/finished.json 2>/dev/null || true
 }
 
 # sweep_nodes: remove shared memory that ranks of this user left when they were killed. Under srun MPICH names it by
@@ -79,7 +79,7 @@ sweep_nodes() {
 # until it is done. The ranks' exit statuses: 0 done, 75 stopped and saved, 1 and 2 failed; others mean that
 # they were killed, and go on from the last checkpoint.
 run_until_done() {
-    local saved before after status=0 fruitless=0 why state
+    local saved before after status=0 fruitless=0 why state finished_before finished
     saved=$(checkpoint_dir "$@")
     if [ -z "$saved" ]; then
         echo "requeue: nothing could go on without --checkpoint-dir DIR" >&2
@@ -90,19 +90,22 @@ run_until_done() {
         set -- "${words[@]}"
         sweep_nodes
     fi
-    before=$(newest_checkpoint "$saved")
+    before=$(newest_checkpoint "$saved") finished_before=$(finished_in "$saved")
     run_once "$@" || status=$?
-    after=$(newest_checkpoint "$saved")
-    case $status in
-        0) why="the launcher says that all is well, and no rank said that the job has finished" ;;
-        75) why="stopped and saved" ;;
-        1 | 2) return "$status" ;; # the ranks said why, and it would be the same again
-        *) why="ranks were lost (status $status)" ;;
-    esac
-    if [ "$status" = 0 ] && has_finished "$saved"; then
+    after=$(newest_checkpoint "$saved") finished=$(finished_in "$saved")
+    if [ -n "$finished" ] && { [ "$status" = 0 ] || [ "$finished" != "$finished_before" ]; }; then
         rm -f "$saved.fruitless"
         return 0
     fi
+    case $status in
+        0) why="the launcher says that all is well, and no rank said that the job has finished" ;;
+        75) why="stopped and saved" ;;
+        1 | 2) # the ranks said why, and it would be the same again
+            [[ $status = 1 && " $* " = *" --respawn"* ]] || return "$status"
+            why="mpirun ends with 1, which may mean no more than that new ranks came"
+            ;;
+        *) why="ranks were lost (status $status)" ;;
+    esac
     # cancelled by scancel, it also was stopped and saved: a requeue would bring it back
     state=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null | grep -o 'JobState=[A-Z_]*' || true)
     if [ "$state" != JobState=RUNNING ]; then
