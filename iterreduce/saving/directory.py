@@ -17,6 +17,7 @@ import re
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -51,7 +52,8 @@ class Entry:
 
     ``end``: "running", "stopped", "failed", "ended" (the iterations, the results are still to be written),
     "finished", "interrupted", which its successor writes when it finds "running", or "taken over", once the
-    run that was taken for dead has said that it is not.
+    run that was taken for dead has said that it is not. ``published``: the newest checkpoint that was ever
+    published here, 0 for none; so a run knows that those it does not find were removed.
     """
 
     number: int
@@ -61,6 +63,7 @@ class Entry:
     seconds: float = 0.0
     iteration: int = 0
     end: str = "running"
+    published: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,11 @@ class History:
     def total_seconds(self) -> float:
         """Run time of all attempts, as far as they noted it."""
         return sum(entry.seconds for entry in self.entries)
+
+    @property
+    def published(self) -> int:
+        """Number of the newest checkpoint that was published, 0 for none since a fresh start."""
+        return self.entries[-1].published if self.entries else 0
 
 
 class Attempt:
@@ -111,6 +119,7 @@ class Attempt:
         self.finished: dict[str, Any] | None = finished
         self.kept: int | None = None  # holds input that cannot be read again: it stays
         self.bad: set[int] = set()  # checkpoints found not to be whole: they do not count as kept
+        self._entering = threading.Lock()  # what is published is entered by the thread that did so
 
     @classmethod
     def open(cls, group: Group, directory: str | os.PathLike[str], fresh: bool = False) -> Attempt:
@@ -152,17 +161,19 @@ class Attempt:
         another run has taken over, `OutputError` where the system refuses.
         """
         assert end in ENDS, end
-        if not self.history.entries:  # rank 0 has died, and this is another one
-            self.history = read_history(self.path)
-        if not self.history.entries:
-            return
-        own = replace(self.history.entries[-1], iteration=iteration, seconds=seconds, end=end)
-        self.history = History((*self.history.entries[:-1], own))
         try:
-            self.guarded(lambda: _write_history(self.path, self.history))
+            self._enter(iteration=iteration, seconds=seconds, end=end)
         except CheckpointError:
             self._say_taken_over()
             raise
+
+    def _enter(self, **changes: Any) -> None:
+        with self._entering:
+            if not self.history.entries:  # rank 0 has died, and this is another one
+                self.history = read_history(self.path)
+            for last in self.history.entries[-1:]:
+                self.history = History((*self.history.entries[:-1], replace(last, **changes)))
+                self.guarded(lambda: _write_history(self.path, self.history))
 
     def _say_taken_over(self) -> None:
         """For the history, which is the successor's by now: this run was not cut off."""
@@ -186,6 +197,8 @@ class Attempt:
         self.check()
         os.rename(self.draft(number), self.place(number))
         sync_directory(self.path)
+        with contextlib.suppress(CheckpointError, OutputError):  # `note` enters it with its own
+            self._enter(published=number)
 
     def drop_old(self, keep: int = 2) -> None:
         """Remove all but the newest good ones. Rank 0. What cannot be removed stays."""
@@ -247,8 +260,10 @@ def _opened(directory: str, fresh: bool, ranks: int) -> Attempt:
 def _settled(attempt: Attempt, fresh: bool, ranks: int) -> None:
     """Clear up behind the attempt before, and enter this one into the history."""
     _cleared(attempt.path, fresh)
-    own = Entry(attempt.number, socket.gethostname(), ranks, time.time())
-    attempt.history = History((*read_history(attempt.path).entries[1 - MOST_ENTRIES :], own))
+    before = read_history(attempt.path)
+    last = max([before.published, *published_in(attempt.path)])  # its run may not have lived to enter it
+    own = Entry(attempt.number, socket.gethostname(), ranks, time.time(), published=last)
+    attempt.history = History((*before.entries[1 - MOST_ENTRIES :], own))
     _write_history(attempt.path, attempt.history)
     for entry in attempt.history.entries:
         if entry.end == "taken over":
@@ -351,6 +366,7 @@ def _cleared(path: str, fresh: bool) -> None:
         for number in published_in(path):
             _set_aside(path, number)
         sync_directory(path)
+        _write_history(path, History(tuple(replace(e, published=0) for e in read_history(path).entries)))
         os.unlink(going)
     for name in os.listdir(path):
         if name.startswith("."):
@@ -453,7 +469,7 @@ def entries_in(path: str) -> list[Entry]:
 def _entry(facts: Any) -> Entry:
     """An entry out of JSON. Raises TypeError or ValueError."""
     entry = Entry(**facts)
-    numbers = (entry.number, entry.ranks, entry.iteration)
+    numbers = (entry.number, entry.ranks, entry.iteration, entry.published)
     times = (entry.started, entry.seconds)
     if any(type(n) is not int or not 0 <= n < 2**62 for n in numbers):
         raise ValueError("a count")

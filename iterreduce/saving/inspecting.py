@@ -22,6 +22,7 @@ from iterreduce.saving.directory import (
     WRITING,
     Attempt,
     Entry,
+    History,
     attempts_in,
     entries_in,
     finished_in,
@@ -108,6 +109,7 @@ class _Found:
         self.given: list[str] = []
         self.good = True
         self._newest: Checkpoint | None = None
+        self._last = 0  # the newest that the history says was published
 
     def look(self) -> None:
         self._attempts()
@@ -133,6 +135,7 @@ class _Found:
             if os.path.isdir(self.attempt.path):
                 self._bad(f"the history of attempts is lost: {HISTORY}: {shown(damage)}")
             return
+        self._last = History(tuple(entries)).published
         if len(entries) > MOST_SHOWN:
             self._say(f"{len(entries) - MOST_SHOWN} earlier attempts are not shown")
         for entry in entries[-MOST_SHOWN:]:
@@ -196,6 +199,10 @@ class _Found:
             self._say(f"the job has not finished: the next run goes on from checkpoint {self._newest.number}")
         elif published:
             self._bad("no checkpoint is good: only a run with --fresh can begin anew")
+        elif self._last:
+            self._bad(
+                f"checkpoint {self._last} was published and is gone: only a run with --fresh begins anew"
+            )
         else:
             self._say("the job has not finished: the next run begins anew")
 

@@ -335,9 +335,9 @@ def newest(group: Group, attempt: Attempt, warn: Callable[[str], None]) -> Check
     Collective.
 
     A bad one is warned about on rank 0, and the one before is tried. Raises `CheckpointError` on all ranks if
-    there are some and all are bad.
+    there are some and all are bad, or if there were some and all are gone.
     """
-    numbers: list[int] = root_decides(group, attempt.checkpoints)
+    numbers: list[int] = root_decides(group, lambda: _listed(attempt, warn))
     bad: list[str] = []
     for number in numbers:
         path = attempt.place(number)
@@ -356,6 +356,19 @@ def newest(group: Group, attempt: Attempt, warn: Callable[[str], None]) -> Check
         f"no checkpoint in {attempt.directory} is whole ({'; '.join(bad)}); "
         "--fresh begins anew and removes them"
     )
+
+
+def _listed(attempt: Attempt, warn: Callable[[str], None]) -> list[int]:
+    """What is published, newest first, as far as nobody has removed it. Rank 0."""
+    numbers, last = attempt.checkpoints(), attempt.history.published
+    if last and not numbers:
+        raise CheckpointError(
+            f"{attempt.directory}: checkpoint {last} was published there, and none is there any more: they "
+            f"were removed from {attempt.path}. Put them back, or --fresh (fresh=True) begins anew"
+        )
+    if numbers and numbers[0] < last:
+        warn(f"checkpoint {attempt.place(last)} was removed, the one before it is tried")
+    return numbers
 
 
 def whole(group: Group, attempt: Attempt, number: int) -> Checkpoint:

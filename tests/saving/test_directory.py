@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 
 from iterreduce.collectives import Group, SoloGroup
 from iterreduce.errors import CheckpointError, IterReduceError, OutputError
-from iterreduce.saving.directory import Attempt
+from iterreduce.saving.directory import Attempt, read_history
+from iterreduce.saving.inspecting import describe
+from iterreduce.saving.reading import newest
+from iterreduce.saving.sealing import read_sealed, sealed
 from iterreduce.testing import run_ranks
 
-from .kit import names_in, rows_of_every_kind, saved
+from .kit import names_in, newest_here, rows_of_every_kind, saved
 
 SOLO = SoloGroup()
 ROWS = rows_of_every_kind(5)
@@ -82,6 +86,35 @@ def test_what_is_removed_loses_its_name_first(tmp_path: Path, monkeypatch: pytes
         assert Attempt.open(SOLO, tmp_path, fresh=True).checkpoints() == []
 
 
+@pytest.mark.parametrize("entered", [True, False])
+def test_checkpoints_that_somebody_removed_are_missed(entered: bool, tmp_path: Path) -> None:
+    """Nothing begins anew by itself, also if the run was killed before it entered what it had published."""
+    path = saved(tmp_path, 2, ROWS, range(1, 4))
+    if not entered:  # nor did an earlier version
+        facts = read_sealed(str(path / "attempts.json"))
+        for entry in facts["attempts"]:
+            assert entry.pop("published") == 3
+        (path / "attempts.json").write_bytes(sealed({k: facts[k] for k in ("format", "version", "attempts")}))
+    warnings: list[str] = []
+    shutil.rmtree(Attempt.open(SOLO, tmp_path).place(3))
+    found = newest_here(tmp_path, warnings.append)
+    assert found is not None and found.number == 2 and "000000000003 was removed" in warnings[0]
+    shutil.rmtree(found.path)
+
+    def work(group: Group) -> str:
+        with pytest.raises(CheckpointError) as info:
+            newest(group, Attempt.open(group, tmp_path), print)
+        return str(info.value)
+
+    for _ in range(2):
+        (text,) = set(run_ranks(3, work))
+        assert "checkpoint 3 was published there, and none is there any more" in text and "--fresh" in text
+    assert "checkpoint 3 was published and is gone" in describe(tmp_path)[0]
+    fresh = Attempt.open(SOLO, tmp_path, fresh=True)
+    assert read_history(fresh.path).published == 0 and newest_here(tmp_path) is None
+    assert describe(tmp_path)[1]
+
+
 @pytest.mark.parametrize("call", range(1, 8))
 def test_a_fresh_start_that_was_interrupted_is_gone_on_with(call: int, tmp_path: Path) -> None:
     """Nothing is removed, or else the next run, which is not told to be fresh, removes the rest."""
@@ -102,6 +135,7 @@ def test_a_fresh_start_that_was_interrupted_is_gone_on_with(call: int, tmp_path:
     after = Attempt.open(SOLO, tmp_path)
     assert after.finished is None or call == 1
     assert after.checkpoints() == ([3, 2] if call == 1 else [])
+    assert call == 1 or newest_here(tmp_path) is None, "what a fresh start removed is not missed"
 
 
 def _behind(function: Any, then: Any) -> Any:
