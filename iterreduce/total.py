@@ -8,6 +8,7 @@ domain grows. Partials are folded in rank order, so the sums have the same bits 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -351,7 +352,10 @@ def key_order(keys: Batch) -> Array:
                 if len(column)
                 else np.zeros(0, np.int64)
             )
-        columns.append(column)
+        parts = (
+            column.reshape(len(column), math.prod(column.shape[1:])) if column.ndim > 1 else column[:, None]
+        )
+        columns += [parts[:, i] for i in reversed(range(parts.shape[1]))]
         if mask is not None:
             columns.append(~mask)
     return np.lexsort(columns) if columns else np.arange(len(keys))

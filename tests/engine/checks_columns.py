@@ -99,6 +99,22 @@ def check_vectors_are_summed_element_by_element(group: Group) -> None:
         assert {r[0]: r[1:] for r in rows_of(group, once(group, {"r": local(rows, group)}, stage))} == wanted
 
 
+def check_vectors_are_keys(group: Group) -> None:
+    """Also those of one element; a total stands in their order, element by element."""
+    numbers = np.random.default_rng(4).integers(-2, 3, (N, 2))
+    for width in (1, 2):
+        rows = Batch(v=numbers[:, :width], x=np.arange(N), y=np.ones((N, 1)))
+        sums: dict[tuple[int, ...], tuple[int, float]] = {}
+        for i, key in enumerate(map(tuple, numbers[:, :width].tolist())):
+            x, y = sums.get(key, (0, 0.0))
+            sums[key] = x + i, y + 1
+        wanted = [as_tuple([list(key), x, [y]]) for key, (x, y) in sorted(sums.items())]
+        given = {"r": local(rows, group)}
+        assert sorted(rows_of(group, once(group, given, Shuffle("r", ("v",), "t", ir.SUM)))) == wanted
+        mapped = Local(lambda r: r, ("r",), "m")
+        assert rows_of(group, once(group, given, mapped, Total("m", ("v",), ir.SUM, "t"))) == wanted
+
+
 def check_argmin_takes_the_first_of_equal_rows(group: Group) -> None:
     rows = int_rows(N, 4).with_columns(at=np.arange(N), w=int_rows(N, 4)["x"] // 20)
     reduce = {"low": ir.argmin("at", by="w"), "high": ir.argmax("at", by="w")}
