@@ -352,9 +352,7 @@ def key_order(keys: Batch) -> Array:
                 if len(column)
                 else np.zeros(0, np.int64)
             )
-        parts = (
-            column.reshape(len(column), math.prod(column.shape[1:])) if column.ndim > 1 else column[:, None]
-        )
+        parts = column.reshape(len(column), math.prod(column.shape[1:]))  # vectors: element by element
         columns += [parts[:, i] for i in reversed(range(parts.shape[1]))]
         if mask is not None:
             columns.append(~mask)
