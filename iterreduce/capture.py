@@ -75,8 +75,8 @@ def captured(level: Level, outputs: Mapping[str, list[Table]]) -> Captured:
         if full:
             whole = Table(Batch.concat(full), parts[0].layout)
             rows = Table(Batch(rows=np.array([len(t) for t in parts], np.int64)), BY_BLOCK)
-            stored = _stored(f"output {name}: rows of each part", rows, tables)["stored"]
-            sunk[name] = {**_stored(f"output {name}", whole, tables), "parts": stored}
+            counts = stored(f"output {name}: rows of each part", rows, tables)["stored"]
+            sunk[name] = {**stored(f"output {name}", whole, tables), "parts": counts}
     return Captured(tables, {"levels": levels, "outputs": sunk})
 
 
@@ -99,16 +99,17 @@ def _standing_facts(level: Level, tables: dict[str, Table]) -> dict[str, Any]:
         "outcome": standing.outcome.name if standing.outcome else None,
         "carry": {name: _number(n) for name, n in standing.carry.items()},
         "gained": {name: [_number(g.value), g.rows] for name, g in standing.gained.items()},
-        "tables": {n: _stored(front + n, bound[n], tables) for n in names if n in bound},
+        "tables": {n: stored(front + n, bound[n], tables) for n in names if n in bound},
         "before": {
-            n: _stored(f"{front}{n} before", standing.before[n], tables)
+            n: stored(f"{front}{n} before", standing.before[n], tables)
             for n in sorted(before)
             if n in standing.before
         },
     }
 
 
-def _stored(name: str, table: Table, tables: dict[str, Table]) -> dict[str, Any]:
+def stored(name: str, table: Table, tables: dict[str, Table]) -> dict[str, Any]:
+    """Put a table under a name of its own; returns what the facts say of it."""
     while name in tables:  # a state may be called "output log"
         name += "'"
     tables[name] = table
@@ -215,12 +216,15 @@ class Restorer:
         layout = Layout(entry["layout"], tuple(entry["keys"]))
         return [Table(part, layout) for part in cut or ()]
 
+    def rows(self, stored: str) -> Batch:
+        """All rows of a saved table, on all ranks. Collective."""
+        return self._read(stored, 0, self.saved.tables[stored].rows)
+
     def table(self, entry: Mapping[str, Any], fresh: Table | None, name: str) -> Table:
         """A saved table on these ranks; ``fresh``: the one that stands in its place now. Collective."""
         stored, layout = entry["stored"], Layout(entry["layout"], tuple(entry["keys"]))
         if layout.kind == "everywhere":
-            batch = self._read(stored, 0, self.saved.tables[stored].rows)
-            table = everywhere(batch)
+            table = everywhere(self.rows(stored))
         else:
             table = self._share(stored, layout, entry["rows"], fresh, name)
         return self._continued(table, fresh)

@@ -22,24 +22,25 @@ from typing import Any
 
 from iterreduce.accounting import room_for
 from iterreduce.agreement import Guard, caught
-from iterreduce.capture import Captured, Restorer, Saved, captured
+from iterreduce.capture import Captured, Restorer, Saved, captured, stored
 from iterreduce.carrying import tables_of
 from iterreduce.checkpoint import Checkpointer
 from iterreduce.control import Heard
 from iterreduce.errors import CheckpointError, CheckpointWarning, FinishedError
 from iterreduce.fingerprints import described, input_digests, locals_of, opened_first, stopping_rules
 from iterreduce.fixpoint import MaxIterations, Outcome
+from iterreduce.journal import Journal
 from iterreduce.levels import Level, Position, Standing
 from iterreduce.loop import Loop
 from iterreduce.saving.reading import Checkpoint
 from iterreduce.sources.agreement import root_decides
 from iterreduce.sources.local import LocalSource
 from iterreduce.stopping import StopRequest
-from iterreduce.table import BY_BLOCK, Table
+from iterreduce.table import BY_BLOCK, Table, everywhere
 from iterreduce.transaction import Transaction
 
 #: Positions that are kept for replays: beyond that a driver of its own cannot be followed.
-#: Written with each checkpoint, where files of more than `sealing.MOST_BYTES` are not read.
+#: They are in memory, and copied for each checkpoint.
 MOST_REPLAYED = 500_000
 
 
@@ -74,7 +75,7 @@ class Lasting:
             before._before = None
             self.checkpoints.counts_on(before.checkpoints)
         self._has_finished = False  # in an attempt before
-        self._journal: list[list[Any]] = []
+        self._journal = Journal()
         self._forgotten = 0  # positions beyond those
 
     def replay(self) -> Position | Outcome:
@@ -92,7 +93,7 @@ class Lasting:
     def skip_replays(self) -> None:
         """The engine itself drives the run: nobody asks for the positions before."""
         self.replays.clear()
-        self._journals, self._journal, self._forgotten = False, [], 0
+        self._journals, self._journal, self._forgotten = False, Journal(), 0
 
     # ------------------------------------------------------------------ start
 
@@ -145,12 +146,13 @@ class Lasting:
         )
         if saved is not None and "levels" in saved.facts:
             if "journal" in saved.facts:
-                self._journal, self._forgotten = list(saved.facts["journal"]), saved.facts["forgotten"]
+                self._journal = self._journal_in(saved, guard)
+                self._forgotten = saved.facts["forgotten"]
             else:  # it is in memory, and so is that
                 self._journal, self._forgotten = self._journal_until(saved.facts["commits"])
             self._tell_place("restart.start", number=saved.number)
             restore(run, saved, guard)
-            self.replays = deque(_position(entry) for entry in self._journal[run.returned :])
+            self.replays = deque(self._journal.positions(run.returned))
             seconds = time.perf_counter() - started
             self.checkpoints.restarted(saved, run.iteration, run.path, seconds)
             self._end_where_enough()
@@ -165,11 +167,23 @@ class Lasting:
         if run.level is run.root and not run.root.standing.at and run.iteration >= most:
             run.root.standing.outcome = run.outcome or Outcome.ITERATIONS_USED
 
-    def _journal_until(self, commits: int) -> tuple[list[list[Any]], int]:
+    def _journal_in(self, saved: Saved, guard: Guard) -> Journal:
+        """The positions that were saved. Collective."""
+        told, made = saved.facts["journal"], Journal()
+        if isinstance(told, list):  # none; or as they were written before they were a table
+            for entry in told:
+                made.append(_position(entry))
+            return made
+        rows = _restorer(self.run, saved, guard).rows(told["stored"])
+        found = guard.run(Journal.of, rows, told["loops"])
+        self.run.loader.leave_if_failed(guard)
+        return found or made
+
+    def _journal_until(self, commits: int) -> tuple[Journal, int]:
         """The positions of the first commits; and how many of them were forgotten."""
         if self._before is None or not self._journals:
-            return [], 0
-        known = self._before._journal[:commits]
+            return Journal(), 0
+        known = self._before._journal.until(commits)
         return known, commits - len(known)
 
     def _sources(self) -> Iterator[tuple[str, Any]]:
@@ -247,7 +261,7 @@ class Lasting:
 
     def _keep(self, at: Position) -> None:
         if len(self._journal) < MOST_REPLAYED:
-            self._journal.append([at.iteration, _told(at.residual), list(at.path), list(at.loops)])
+            self._journal.append(at)
         else:
             self._forgotten += 1
 
@@ -262,8 +276,12 @@ class Lasting:
 
     def _capture(self) -> Captured:
         taken = captured_run(self.run)
-        more = {"journal": list(self._journal), "forgotten": self._forgotten}
-        return replace(taken, facts={**taken.facts, **more})
+        journal, tables = self._journal, dict(taken.tables)
+        facts = {**taken.facts, "journal": [], "forgotten": self._forgotten}
+        if len(journal):
+            entry = stored("journal", everywhere(journal.rows()), tables)
+            facts["journal"] = {"stored": entry["stored"], "loops": journal.names}
+        return Captured(tables, facts)
 
     def _has_room(self, nbytes: int) -> bool:
         return self.run.options.memory_bytes is None or room_for(self.run.memory(), nbytes)
@@ -294,16 +312,17 @@ def captured_run(run: Any) -> Captured:
     return replace(taken, facts={**taken.facts, **more})
 
 
-def restore(run: Any, saved: Saved, guard: Guard) -> None:
-    """Put what was captured into a `LoopRun` that has just started. Collective."""
-
+def _restorer(run: Any, saved: Saved, guard: Guard) -> Restorer:
     def to_owners(name: str, keys: tuple[str, ...], share: Table) -> Table:
         moved: Table = run.loader.to_owners(name, keys, replace(share, layout=BY_BLOCK))
         return moved
 
-    levels = saved.facts["levels"]
-    restorer = Restorer(run.group, saved, run.shop.partitions.partitions, to_owners, guard)
-    level = run.root
+    return Restorer(run.group, saved, run.shop.partitions.partitions, to_owners, guard)
+
+
+def restore(run: Any, saved: Saved, guard: Guard) -> None:
+    """Put what was captured into a `LoopRun` that has just started. Collective."""
+    levels, restorer, level = saved.facts["levels"], _restorer(run, saved, guard), run.root
     level.standing = _with_carry(level, restorer.standing(level, level.standing, 0))
     for number, facts in enumerate(levels[1:], 1):
         level = _entered(run, level, facts["loop"], guard)
@@ -335,10 +354,6 @@ def _entered(run: Any, around: Level, label: str, guard: Guard) -> Level:
 def _with_carry(level: Level, standing: Standing) -> Standing:
     standing.bindings.update(tables_of(level.loop.carry, standing.carry))
     return standing
-
-
-def _told(residual: float | None) -> str | None:
-    return None if residual is None else float(residual).hex()
 
 
 def _position(entry: list[Any]) -> Position:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from iterreduce.errors import CheckpointError
 from iterreduce.fixpoint import Outcome
+from iterreduce.journal import COLUMNS
 from iterreduce.table import LayoutKind
 
 MOST = 1 << 62
@@ -39,12 +40,13 @@ def check_facts(facts: Mapping[str, Any], tables: Mapping[str, Any], where: str)
         if facts.get("kept") is not None:
             _count("kept", facts["kept"])
         if "levels" in facts:
-            _check_run(facts, _entry_of(tables), _output_of(tables))
+            _check_run(facts, tables)
     except _WrongError as wrong:
         raise CheckpointError(f"{where}: its facts are not those of a run: {wrong}") from None
 
 
-def _check_run(facts: Mapping[str, Any], entry: Check, output: Check) -> None:
+def _check_run(facts: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
+    entry, output = _entry_of(tables), _output_of(tables)
     level = {
         "loop": _text,
         "iteration": _count,
@@ -63,7 +65,8 @@ def _check_run(facts: Mapping[str, Any], entry: Check, output: Check) -> None:
         {
             "levels": _list(lambda what, value: _fields(what, value, level)),
             "outputs": _each(output),
-            "journal": _list(_row(_count, _residual, _list(_count), _list(_text))),
+            "journal": _journal_of(tables),
+            "forgotten": _count,
             "partitions": _count,
         },
     )
@@ -105,6 +108,22 @@ def _output_of(tables: Mapping[str, Any]) -> Check:
             raise _WrongError(f"{what} has {field.describe()} rows in each part")
 
     return output
+
+
+def _journal_of(tables: Mapping[str, Any]) -> Check:
+    """The positions that a driver of its own was given: a table, or a list of them, as it was once."""
+    entries = _list(_row(_count, _residual, _list(_count), _list(_text)))
+
+    def journal(what: str, value: Any) -> None:
+        if isinstance(value, list):
+            entries(what, value)
+            return
+        _fields(what, value, {"stored": _text, "loops": _list(_list(_text))})
+        info = tables.get(value["stored"])
+        if info is None or not info.everywhere or info.schema.describe() != COLUMNS:
+            raise _WrongError(f"{what} is no table of positions")
+
+    return journal
 
 
 def _bad(what: str, value: Any) -> _WrongError:

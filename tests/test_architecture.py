@@ -82,6 +82,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "plain",
         "loading",
         "fingerprints",
+        "journal",
         "savedfacts",
         "capture",
         "parts",

@@ -56,6 +56,7 @@ def forge(stopped: Path, place: Path, change: Any) -> None:
         ("levels/0/tables/state/rows", 2**60, "as it lay on the ranks"),
         ("outputs/log", None, "outputs.log is None"),
         ("journal", [[1, None, [1]]], "journal.0 is list"),
+        ("journal", {"stored": "state", "loops": []}, "journal is no table of positions"),
         ("partitions", "many", "partitions is 'many'"),
         ("kept", "x", "kept is 'x'"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from iterreduce.collectives import Group
 from iterreduce.driver import LoopRun
 from iterreduce.errors import CheckpointError
 from iterreduce.options import Options
+from iterreduce.saving.sealing import sealed
+from iterreduce.testing import run_ranks
+from tests.engine.checks_nested import choosing_k, kmeans
 from tests.saving.programs import Program, dealt, interrupted, run_once
 from tests.saving.test_lasting import counting, facts
 
@@ -121,6 +125,42 @@ def test_a_driver_of_its_own_that_went_too_far_to_be_followed_is_told_so(
     with pytest.raises(CheckpointError, match=r"only the first 3 positions .* had made 2 more; run"):
         again.advance()
     assert again.run() is Outcome.ITERATIONS_USED and again.iteration == 9
+
+
+def as_once(facts: dict[str, Any], told: list[Any]) -> None:
+    """The positions as they were saved before they were a table."""
+    hexed = lambda x: None if x is None else float(x).hex()  # noqa: E731
+    facts["journal"] = [[at.iteration, hexed(at.residual), list(at.path), list(at.loops)] for at in told]
+
+
+def unnamed(facts: dict[str, Any], told: list[Any]) -> None:
+    facts["journal"]["loops"] = facts["journal"]["loops"][:1]
+
+
+@pytest.mark.parametrize("change", [None, as_once, unnamed])
+def test_positions_of_inner_loops_are_given_again(change: Any, tmp_path: Path) -> None:
+    saving = Options(checkpoint_dir=str(tmp_path / "saved"), checkpoint_every=0)
+
+    def drive(group: Group, commits: int) -> list[Any]:
+        run = LoopRun(choosing_k(group, kmeans()), group, saving)
+        told = [run.advance() for _ in range(commits)]
+        run.save()
+        return told
+
+    first = run_ranks(3, drive, 9)[0]
+    assert len({at.loops for at in first}) == 2 and {at.residual is None for at in first} == {True, False}
+    if change is not None:
+        (path,) = tmp_path.glob("saved/attempt-*/0*/manifest.json")
+        manifest = json.loads(path.read_bytes())
+        del manifest["checksum"]
+        change(manifest["facts"], first)
+        path.write_bytes(sealed(manifest))
+    if change is unnamed:
+        with pytest.raises(CheckpointError, match="of loops that are not named"):
+            run_ranks(2, drive, 11)
+    else:
+        again = run_ranks(2, drive, 11)[0]
+        assert again[:9] == first and again == run_ranks(1, drive, 11)[0]
 
 
 def test_a_source_that_is_a_loop_saves_nothing_of_its_own(tmp_path: Path) -> None:
