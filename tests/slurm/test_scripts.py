@@ -101,13 +101,16 @@ echo "$@" >> asked
 """
 
 
+SLEEP = "#!/bin/bash\nexec /bin/sleep 0.05\n"
+
+
 def until_done(
     tmp_path: Path, state: str = "RUNNING", restarts: int = 0, words: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """run_until_done with a Slurm that answers so."""
     (tmp_path / "state").write_text(state)
     (tmp_path / "asked").unlink(missing_ok=True)
-    for name, text in (("scontrol", SCONTROL), ("sleep", "#!/bin/bash\n"), ("srun", "#!/bin/bash\n")):
+    for name, text in (("scontrol", SCONTROL), ("sleep", SLEEP), ("srun", "#!/bin/bash\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     slurm = f"PATH={tmp_path}:$PATH SLURM_JOB_ID=7 SLURM_NNODES=1 SLURM_RESTART_COUNT={restarts}"
@@ -142,17 +145,33 @@ def test_only_what_the_ranks_say_means_that_the_job_is_done(tmp_path: Path) -> N
     assert (
         done.returncode == 1 and asked(tmp_path) and "no rank said that the job has finished" in done.stderr
     )
-    (tmp_path / "saved" / "attempt-000001").mkdir(parents=True)
-    (tmp_path / "saved" / "attempt-000001" / "finished.json").touch()
+    attempt = tmp_path / "saved" / "attempt-000001"
+    attempt.mkdir(parents=True)
+    (attempt / "finished.json").touch()
+    (attempt / "attempts.json").write_text('[{"end": "finished"}, {"end": "running"}]')
+    assert until_done(tmp_path).returncode == 1 and asked(tmp_path)  # it goes on with other stopping rules
+    (attempt / "attempts.json").write_text('[{"end": "interrupted"}, {"end": "finished"}]')
     assert until_done(tmp_path).returncode == 0 and not asked(tmp_path)
-    for status in (
-        1,
-        137,
-    ):  # of an mpirun that has spawned ranks; when it was done before it is the ranks' own
+    (tmp_path / "ranks").write_text("mv saved/attempt-000001 saved/attempt-000002; exit 137")
+    assert until_done(tmp_path).returncode == 137
+    (tmp_path / "saved" / "attempt-000002").rename(attempt)
+    (tmp_path / "saved.fruitless").unlink()
+    for status in (1, 137):  # of an mpirun that has spawned ranks; done before, it is the ranks' own
         (tmp_path / "ranks").write_text(f"exit {status}")
         assert until_done(tmp_path).returncode == status
         (tmp_path / "ranks").write_text(f"echo >> saved/attempt-000001/finished.json; exit {status}")
         assert until_done(tmp_path).returncode == 0 and not asked(tmp_path)
+
+
+@pytest.mark.parametrize("trap", ["exit 143", ":"])
+def test_a_launcher_that_stays_when_the_ranks_are_done_is_ended(tmp_path: Path, trap: str) -> None:
+    (tmp_path / "saved" / "attempt-000001").mkdir(parents=True)
+    done = "echo >> saved/attempt-000001/finished.json"
+    stays = f"trap '{trap}' TERM; for _ in {{1..900}}; do /bin/sleep 0.1; done"
+    (tmp_path / "ranks").write_text(f"/bin/sleep 0.5; {done}; {stays} >/dev/null 2>&1; echo left")
+    ended = until_done(tmp_path)
+    assert ended.returncode == 0 and not asked(tmp_path) and not ended.stdout, ended
+    assert ended.stderr.count("the ranks are done") == 1
 
 
 def test_attempts_that_get_nowhere_end_the_job(tmp_path: Path) -> None:

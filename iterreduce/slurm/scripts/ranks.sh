@@ -4,7 +4,7 @@
 
 # Before the limit (`--signal=B:USR1@120` above) Slurm sends SIGUSR1 to this shell, and to nobody else. The ranks
 # take it as the wish to save and stop. A trap interrupts `wait`, so run_once waits again after it.
-wished='' launched=''
+wished='' launched='' watched=''
 forward() {
     wished=1
     [ -z "$launched" ] || kill -USR1 "$launched" 2>/dev/null || true
@@ -15,17 +15,22 @@ trap ':' TERM
 
 # run_once APP ARGUMENTS...: the exit status is that of the ranks.
 run_once() {
-    local status=0 nagging=''
+    local status=0 nagging='' watching='' finished
     [ -z "$wished" ] || return 75 # there is no time left to begin
+    finished=$(finished_in "$watched")
     # A signal that comes before Python is there to hold it would kill the rank: ignored until then.
     # shellcheck disable=SC2016
     "${LAUNCHER[@]}" sh -c 'trap "" USR1; exec "$0" "$@"' "$PYTHON" -m iterreduce "$@" &
     launched=$!
+    if [ -n "$watched" ]; then
+        let_go "$launched" "$watched" "$finished" &
+        watching=$!
+    fi
     while :; do
         if [ -n "$wished" ] && [ -z "$nagging" ]; then
             # Asked again: the first wish may have come before any rank could hear it. Not often: a launcher that
             # gets a signal while its ranks leave may take that for a failure.
-            (while sleep 30 && kill -USR1 "$launched" 2>/dev/null; do :; done) &
+            (while pause 30 && kill -USR1 "$launched" 2>/dev/null; do :; done) &
             nagging=$!
         fi
         status=0
@@ -36,8 +41,28 @@ run_once() {
     status=0
     wait "$launched" || status=$?
     launched=''
-    [ -z "$nagging" ] || kill "$nagging" 2>/dev/null || true
+    # shellcheck disable=SC2086
+    kill $nagging $watching 2>/dev/null || true
     return "$status"
+}
+
+# let_go LAUNCHER DIR FINISHED: end a launcher that does not leave though the ranks are done. When the watcher of a
+# rank (slurmstepd) is killed, srun waits for it for ever, and so does an mpirun that started its daemons by srun.
+let_go() {
+    local finished
+    while pause "${LOOK_SECONDS:-10}"; do
+        finished=$(finished_in "$2")
+        [ -n "$finished" ] && [ "$finished" != "$3" ] || continue
+        pause "${LEAVE_SECONDS:-30}"
+        echo "requeue: the ranks are done, and what started them does not leave: ended" >&2
+        kill -TERM "$1" && pause 5 && kill -KILL "$1"
+        return
+    done
+}
+
+# pause SECONDS: whoever is killed meanwhile leaves a sleep behind, which holds no output open
+pause() {
+    sleep "$1" >/dev/null 2>&1
 }
 
 # checkpoint_dir ARGUMENTS...: what they say behind --checkpoint-dir
@@ -64,8 +89,14 @@ newest_checkpoint() {
 
 # finished_in DIR: what the ranks wrote when they were done, after all else. A launcher's status does not say it:
 # mpirun ends with 0 when a node dies, too, and with 1 or 137 when all is well but new ranks came for lost ones.
+# One that was there before may be of a job that now goes on with other stopping rules. It moves with its directory.
 finished_in() {
-    stat --format='%n %i %.Y' "$1"/attempt-*/finished.json 2>/dev/null || true
+    stat --format='%i %.Y' "$1"/attempt-*/finished.json 2>/dev/null || true
+}
+
+# last_end DIR: how the last start ended, as far as it came to tell
+last_end() {
+    cat "$1"/attempt-*/attempts.json 2>/dev/null | grep -o '"end": "[a-z ]*"' | tail -n 1 || true
 }
 
 # sweep_nodes: remove shared memory that ranks of this user left when they were killed. Under srun MPICH names it by
@@ -91,9 +122,11 @@ run_until_done() {
         sweep_nodes
     fi
     before=$(newest_checkpoint "$saved") finished_before=$(finished_in "$saved")
+    watched=$saved
     run_once "$@" || status=$?
     after=$(newest_checkpoint "$saved") finished=$(finished_in "$saved")
-    if [ -n "$finished" ] && { [ "$status" = 0 ] || [ "$finished" != "$finished_before" ]; }; then
+    [ "$status" != 0 ] || [ "$(last_end "$saved")" != '"end": "finished"' ] || finished_before='' # and nothing was to do
+    if [ -n "$finished" ] && [ "$finished" != "$finished_before" ]; then
         rm -f "$saved.fruitless"
         return 0
     fi
