@@ -164,7 +164,8 @@ class Campaign:
             where.clear()
         files = read_json(folder / "summary"), resumed_at(folder / "events")
         end = End(status, text, *files, where.done())
-        if status != 0 and (case.slurm or not case.respawns):  # mpirun's says nothing after a spawn
+        stopped = (end.summary or {}).get("outcome") == "STOPPED_SAVED"  # another start was to follow
+        if stopped or (status != 0 and (case.slurm or not case.respawns)):  # mpirun's: nothing after a spawn
             end.summary = None
         return end
 

@@ -39,6 +39,8 @@ from tests.slurm.cluster import ENDED, Cluster, Job, missing  # noqa: E402
 NODES, NODES_OF_A_JOB = 7, 2
 #: Slurm's own patience, shorter than a site's.
 SETTINGS = {"KillWait": 5, "SlurmdTimeout": 6}
+#: The scripts' too.
+SCRIPTS = {"MOST_FRUITLESS": "6", "LOOK_SECONDS": "2", "LEAVE_SECONDS": "10"}
 LOOK = 0.3  # seconds
 #: A job that was queued again: in the second in which it was, its nodes still refuse it.
 AGAIN = 1.5
@@ -93,7 +95,7 @@ class Jobs(Here):
         self, command: Sequence[str], env: Mapping[str, str], run: str, said: IO[bytes], attempt: Attempt
     ) -> Handle:
         out, launcher = Path(said.name), launcher_of(attempt.ranks, "auto" in command)  # behind --recover
-        more = {**env, RUN_VARIABLE: run, "PYTHON": sys.executable, "MOST_FRUITLESS": "6"}
+        more = {**env, RUN_VARIABLE: run, "PYTHON": sys.executable, **SCRIPTS}
         if command[0] == "sbatch":
             more |= {"LAUNCHER": launcher} if launcher else {}
             words = [*command[:1], f"--output={out}", *command[1:]]
