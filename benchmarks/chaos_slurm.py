@@ -295,3 +295,5 @@ class Handle:
         node = self._named(deed)
         self.place.hurt.append(node)
         how(node)
+        if deed.draw < 32:  # an operator sees it before Slurm does, which takes 20 s
+            self.cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
