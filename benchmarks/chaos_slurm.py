@@ -40,7 +40,7 @@ NODES, NODES_OF_A_JOB = 7, 2
 #: Slurm's own patience, shorter than a site's.
 SETTINGS = {"KillWait": 5, "SlurmdTimeout": 6}
 #: The scripts' too.
-SCRIPTS = {"MOST_FRUITLESS": "6", "LOOK_SECONDS": "2", "LEAVE_SECONDS": "10"}
+SCRIPTS = {"MOST_FRUITLESS": "6", "LOOK_SECONDS": "2", "LEAVE_SECONDS": "10", "SLURM_WAIT": "5"}
 LOOK = 0.3  # seconds
 #: A job that was queued again: in the second in which it was, its nodes still refuse it.
 AGAIN = 1.5

@@ -76,6 +76,8 @@ choose_launcher() {
                 # With the wheel `srun --mpi=pmi2` was seen to fail at times ("value not properly terminated in
                 # client request"). Its own mpirun knows Slurm.
                 LAUNCHER=("$mpirun" -n "${SLURM_NTASKS:-1}" ${bound:+-bind-to "core:$cpus"})
+                # by srun, too, which would wait for ever for a daemon whose node or watcher was lost
+                export SLURM_WAIT=${SLURM_WAIT:-60}
             else
                 LAUNCHER+=(--mpi=pmi2)
             fi
