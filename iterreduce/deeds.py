@@ -20,13 +20,15 @@ from iterreduce.epochs import Refilled
 @dataclass
 class Legacy:
     """What a run leaves. ``name``: which run of the program it was, and what it does; ``commits``: how far it
-    came; ``held``: its copies, as far as they are this rank's.
+    came; ``held``: its copies, as far as they are this rank's; ``versions``: of the sources that it had read,
+    by loop and name.
     """
 
     name: list[Any]
     commits: int
     held: list[Generation]
     recoveries: list[dict[str, Any]]
+    versions: dict[tuple[str, str], str]
 
 
 @dataclass
@@ -85,4 +87,5 @@ def inherited(group: Group, name: list[Any]) -> dict[str, Any] | None:
         "commits": max((each["commits"] for each in heirs), default=0),
         "recoveries": [*max((each["recoveries"] for each in heirs), key=len, default=[])],
         "mine": [] if mine is None else mine.held,
+        "versions": {} if mine is None else mine.versions,
     }

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -288,6 +288,9 @@ class LoopRun(driver.LoopRun):
         told = self._inherited() if self._ran and held is None else None
         if told is not None and told["held"]:
             held = self.copies.newest() if self.copies is not None else None
+        if told is not None and held is not None:  # a state made of rows that were read before
+            versions = told["versions"]
+            self.loader.kept = {id(s): Kept(versions[at]) for at, s in self._sources() if at in versions}
         self.inherits = told is not None and held is not None
         self._keep_inputs()
         super().start(held)
@@ -300,13 +303,21 @@ class LoopRun(driver.LoopRun):
     def leave(self) -> None:
         """What is needed to go on, should the program begin again; or it does so now. Local."""
         held = self.copies.held if self.copies is not None else []
-        deeds, left = deeds_of(self.group), Legacy(self._name, self.commits, held, self.recoveries)
+        had = self.loader.resident(self.root) if self._resident is None else self._resident
+        versions = {at: had[id(source)].token for at, source in self._sources() if id(source) in had}
+        left = Legacy(self._name, self.commits, held, self.recoveries, versions)
+        deeds = deeds_of(self.group)
         if deeds.program is self._program:
             deeds.leaves = left
             return
         deeds.legacy = left
         if self.lasting is not None:
             self.lasting.checkpoints.forsake()
+
+    def _sources(self) -> Iterator[tuple[tuple[str, str], Any]]:
+        """All sources of all levels, by loop and name."""
+        for level in self.root.all():
+            yield from (((level.label, name), source) for name, source in level.loop.sources.items())
 
     @property
     def _name(self) -> list[Any]:

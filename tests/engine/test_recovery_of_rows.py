@@ -114,8 +114,10 @@ def test_rows_that_nobody_reads_any_more_are_read_again(tmp_path: Path) -> None:
     assert found[0].recoveries[0]["read"] == {"rows_kept": 0, "rows": ROWS, "bytes": 16 * ROWS}
 
 
-def test_a_file_that_has_changed_since_is_refused_by_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("respawns", [0, 1])
+def test_a_file_that_has_changed_since_is_refused_by_all(respawns: int, tmp_path: Path) -> None:
     path = file_of(tmp_path, "npy")
+    (tmp_path / "marks").mkdir()
 
     def work(group: Group) -> str:
         events = Events()
@@ -125,13 +127,14 @@ def test_a_file_that_has_changed_since_is_refused_by_all(tmp_path: Path) -> None
                 np.save(path, np.rec.fromarrays([np.arange(9), np.arange(9)], names="k,x"))
 
         events.subscribe(write)
-        faults = Faults((Kill(at="control.ready", rank=1, iteration=4),))
+        faults = Faults((Kill(at="control.ready", rank=1, iteration=4),), marks=str(tmp_path / "marks"))
         changed = pytest.raises(InputError, match=r"rows.npy has changed since this run has read it")
         with striking(faults, events, group), changed as found:
-            run_loop(counted(source_of(path)), group, Options(copy_every=1), events)
+            run_loop(counted(source_of(path)), group, Options(copy_every=1, respawn=respawns), events)
         return str(found.value)
 
-    assert len(set(run_ranks(3, work, heals=True))) == 1
+    said = run_ranks(3, work, heals=True, respawns=respawns)
+    assert len(said) == 2 + respawns and len(set(said)) == 1
 
 
 def test_there_may_be_no_memory_for_both_the_old_rows_and_the_new(tmp_path: Path) -> None:
