@@ -20,6 +20,7 @@ from iterreduce.run import run_loop
 from iterreduce.sources import open_source
 from iterreduce.testing import Death, Faults, Kill, RankDied, ThreadGroup, run_ranks, striking
 from tests.engine.dying import counted, given, job, sums_of
+from tests.saving.programs import patience
 
 
 def test_on_a_callers_communicator_all_learn_who_died_and_what_was_committed() -> None:
@@ -111,7 +112,9 @@ def test_a_driver_learns_once_that_its_loop_has_ended_though_a_rank_dies_with_th
 
     def driven(group: ThreadGroup, folder: Path) -> tuple[list[str], int]:
         options = Options(copy_every=0, checkpoint_dir=str(folder), checkpoint_every=1)
-        run, seen = LoopRun(counted(open_source(rows), most=3), group, options), [""]
+        events = Events()
+        events.subscribe(patience, places=True)  # so that there are as many collectives each time
+        run, seen = LoopRun(counted(open_source(rows), most=3), group, options, events), [""]
         while not seen[-1].startswith("<Outcome"):
             seen.append(repr(run.advance()))
         return seen, group.calls
