@@ -16,19 +16,22 @@ from iterreduce.collectives import Group
 from iterreduce.copies import Generation
 from iterreduce.epochs import Refilled
 
+#: A source: its loop, its name, and which of those it is that a loop of that name reads.
+Place = tuple[str, str, int]
+
 
 @dataclass
 class Legacy:
     """What a run leaves. ``name``: which run of the program it was, and what it does; ``commits``: how far it
     came; ``held``: its copies, as far as they are this rank's; ``versions``: of the sources that it had read,
-    by loop and name.
+    by place.
     """
 
     name: list[Any]
     commits: int
     held: list[Generation]
     recoveries: list[dict[str, Any]]
-    versions: dict[tuple[str, str], str]
+    versions: dict[Place, str]
 
 
 @dataclass

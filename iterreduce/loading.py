@@ -227,7 +227,7 @@ class Loader:
 
     def resident(self, root: Level) -> dict[int, Kept]:
         """What was read of sources that can be read again, by id; with rows that are still here. Local."""
-        found = dict(self.kept)  # it had not come to read these
+        found = {**self.kept, **self._had}  # it had not come to read the first
         for level in root.all():
             for name, source in level.loop.sources.items():
                 had, table = self._had.get(id(source)), level.constants.get(name)

@@ -31,10 +31,10 @@ from iterreduce.accounting import room_for
 from iterreduce.collectives import Group, group_for
 from iterreduce.columns.threads import current
 from iterreduce.copies import Copies, Remembered, whole
-from iterreduce.deeds import Deeds, Legacy, deeds_of, inherited, numbered
+from iterreduce.deeds import Deeds, Legacy, Place, deeds_of, inherited, numbered
 from iterreduce.errors import IterReduceError, RanksLost
 from iterreduce.events import Events
-from iterreduce.fingerprints import described, locals_of
+from iterreduce.fingerprints import described, locals_of, opened_first
 from iterreduce.fixpoint import Outcome
 from iterreduce.lasting import captured_run
 from iterreduce.levels import Position, sinks_of
@@ -314,10 +314,12 @@ class LoopRun(driver.LoopRun):
         if self.lasting is not None:
             self.lasting.checkpoints.forsake()
 
-    def _sources(self) -> Iterator[tuple[tuple[str, str], Any]]:
-        """All sources of all levels, by loop and name."""
+    def _sources(self) -> Iterator[tuple[Place, Any]]:
+        """All sources of all levels, and those of loops that are sources."""
         for level in self.root.all():
-            yield from (((level.label, name), source) for name, source in level.loop.sources.items())
+            for name, source in level.loop.sources.items():
+                for number, opened in enumerate(opened_first([source])):
+                    yield (level.label, name, number), opened
 
     @property
     def _name(self) -> list[Any]:

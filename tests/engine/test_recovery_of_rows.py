@@ -114,8 +114,9 @@ def test_rows_that_nobody_reads_any_more_are_read_again(tmp_path: Path) -> None:
     assert found[0].recoveries[0]["read"] == {"rows_kept": 0, "rows": ROWS, "bytes": 16 * ROWS}
 
 
+@pytest.mark.parametrize("within", [False, True], ids=["source", "source of a loop that is one"])
 @pytest.mark.parametrize("respawns", [0, 1])
-def test_a_file_that_has_changed_since_is_refused_by_all(respawns: int, tmp_path: Path) -> None:
+def test_a_file_that_has_changed_since_is_refused_by_all(respawns: int, within: bool, tmp_path: Path) -> None:
     path = file_of(tmp_path, "npy")
     (tmp_path / "marks").mkdir()
 
@@ -130,7 +131,8 @@ def test_a_file_that_has_changed_since_is_refused_by_all(respawns: int, tmp_path
         faults = Faults((Kill(at="control.ready", rank=1, iteration=4),), marks=str(tmp_path / "marks"))
         changed = pytest.raises(InputError, match=r"rows.npy has changed since this run has read it")
         with striking(faults, events, group), changed as found:
-            run_loop(counted(source_of(path)), group, Options(copy_every=1, respawn=respawns), events)
+            source = sums_of(source_of(path), most=2) if within else source_of(path)
+            run_loop(counted(source, most=9), group, Options(copy_every=1, respawn=respawns), events)
         return str(found.value)
 
     said = run_ranks(3, work, heals=True, respawns=respawns)
